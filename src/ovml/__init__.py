@@ -1,0 +1,51 @@
+"""ovml: open-vocabulary multi-label image classification with PyTorch Lightning.
+
+Names are loaded when first used, so that `import ovml` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ovml.classifier import OVMultiLabelClassifier as OVMultiLabelClassifier
+    from ovml.errors import UserError as UserError
+    from ovml.tagging import LabelScore as LabelScore
+    from ovml.training import PromptStage as PromptStage
+    from ovml.training import Stage as Stage
+    from ovml.training import VisionStage as VisionStage
+    from ovml.vocabulary import LabelVocabulary as LabelVocabulary
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LabelScore": "ovml.tagging",
+    "LabelVocabulary": "ovml.vocabulary",
+    "OVMultiLabelClassifier": "ovml.classifier",
+    "PromptStage": "ovml.training",
+    "Stage": "ovml.training",
+    "UserError": "ovml.errors",
+    "VisionStage": "ovml.training",
+}
+
+__all__ = [
+    "LabelScore",
+    "LabelVocabulary",
+    "OVMultiLabelClassifier",
+    "PromptStage",
+    "Stage",
+    "UserError",
+    "VisionStage",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'ovml' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,218 @@
+"""Thin views on a Hugging Face `CLIPModel`: patch embeddings and label embeddings.
+
+The towers' modules are the model's own, under the model's own names (`vision_model`, `visual_projection`,
+`text_model`, `text_projection`); only the order in which they run is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ovml.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerBase
+
+
+class ImageFeatures(NamedTuple):
+    """What the vision tower gives for a batch of images. Neither embedding is L2-normalised.
+
+    Attributes:
+        global_embeds: Class-token embeddings `[B, D]`.
+        patch_embeds: Patch embeddings `[B, P, D]`, row by row over the picture.
+    """
+
+    global_embeds: Tensor
+    patch_embeds: Tensor
+
+
+class ImageTail(nn.Module):
+    """The end of a vision tower: its last blocks, the layer norm and the projection.
+
+    Args:
+        layers: Transformer blocks.
+        post_layernorm: Applied to ALL tokens; `CLIPVisionModel` itself applies it to the class token only.
+        visual_projection: Linear map `[W] -> [D]`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], post_layernorm: nn.Module, visual_projection: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.post_layernorm = post_layernorm
+        self.visual_projection = visual_projection
+
+    def forward(self, hidden_states: Tensor) -> ImageFeatures:
+        """Run hidden states `[B, 1+P, W]` through the blocks to embeddings."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, None)
+        embeds = self.visual_projection(self.post_layernorm(hidden_states))
+        return ImageFeatures(embeds[:, 0], embeds[:, 1:])
+
+
+class ImageEncoder(nn.Module):
+    """Vision tower of CLIP with the projection applied to every token (He et al., AAAI 2023, sec. 3.2).
+
+    Args:
+        clip: The model whose vision tower is used (its modules are shared, not copied).
+
+    Example:
+        >>> from ovml.checkpoints import load_clip
+        >>> encoder = ImageEncoder(load_clip("ovml-demo"))
+        >>> features = encoder(torch.zeros(2, 3, encoder.image_size, encoder.image_size))
+        >>> features.global_embeds.shape[0], features.patch_embeds.shape[1] == encoder.num_patches
+        (2, True)
+    """
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.vision_model = clip.vision_model
+        self.visual_projection = clip.visual_projection
+        self.image_size: int = clip.config.vision_config.image_size
+        self.num_patches: int = clip.vision_model.embeddings.num_patches
+
+    @property
+    def num_layers(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.vision_model.encoder.layers)
+
+    def tail(self, num_layers: int) -> ImageTail:
+        """A view on the last `num_layers` blocks, the layer norm and the projection (shared, not copied).
+
+        Raises:
+            ValueError: The tower has fewer blocks.
+        """
+        if not 0 <= num_layers <= self.num_layers:
+            raise ValueError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
+        layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
+        return ImageTail(layers, self.vision_model.post_layernorm, self.visual_projection)
+
+    def trunk(self, pixel_values: Tensor, num_tail_layers: int) -> Tensor:
+        """Hidden states `[B, 1+P, W]` that enter the last `num_tail_layers` blocks.
+
+        Args:
+            pixel_values: Normalised images `[B, 3, H, W]`.
+            num_tail_layers: Blocks left to run, by `tail(num_tail_layers)`.
+        """
+        vision = self.vision_model
+        hidden_states: Tensor = vision.pre_layrnorm(vision.embeddings(pixel_values))
+        for layer in vision.encoder.layers[: self.num_layers - num_tail_layers]:
+            hidden_states = layer(hidden_states, None)
+        return hidden_states
+
+    def forward(self, pixel_values: Tensor) -> ImageFeatures:
+        """Encode normalised images `[B, 3, H, W]`."""
+        features: ImageFeatures = self.tail(0)(self.trunk(pixel_values, 0))
+        return features
+
+
+class TextEncoder(nn.Module):
+    """Text tower of CLIP from strings or token embeddings to text embeddings `[L, D]`, not L2-normalised.
+
+    The tower is causal and read at the end token, so tokens after it never matter: texts run in batches of
+    similar length, padded to the longest of the batch and never to the context length. The result is the same.
+
+    Args:
+        clip: The model whose text tower is used (its modules are shared, not copied).
+        tokenizer: The checkpoint's tokenizer (a fast one, which gives character offsets).
+        batch_size: Texts run at once.
+
+    Example:
+        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> encoder = TextEncoder(load_clip("ovml-demo"), load_tokenizer("ovml-demo"))
+        >>> encoder(["a red circle", "a star"]).shape == (2, encoder.embed_dim)
+        True
+    """
+
+    def __init__(self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256) -> None:
+        super().__init__()
+        self.text_model = clip.text_model
+        self.text_projection = clip.text_projection
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.embed_dim: int = clip.config.projection_dim
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The token table `[V, W]`."""
+        table: nn.Embedding = self.text_model.embeddings.token_embedding
+        return table
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that a text may have, start and end token included."""
+        return int(self.text_model.embeddings.position_embedding.num_embeddings)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Token ids of each text with start and end token, unpadded, and each token's character span.
+
+        Raises:
+            UserError: A text has more tokens than the tower has positions.
+        """
+        encoded = self.tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+        for text, ids in zip(texts, encoded["input_ids"], strict=True):
+            if len(ids) > self.context_length:
+                raise UserError(
+                    f"label too long: {text!r} is {len(ids)} tokens, the text tower takes {self.context_length}; shorten it"
+                )
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts; returns `[L, D]`."""
+        ids, _ = self.tokenize(texts)
+        embeds = []
+        batches = length_batches([len(row) for row in ids], self.batch_size)
+        for batch in batches:
+            tokens = pad_rows([ids[i] for i in batch]).to(self.token_embedding.weight.device)
+            lengths = torch.tensor([len(ids[i]) for i in batch], device=tokens.device)
+            embeds.append(self.encode(self.token_embedding(tokens), lengths))
+        return restore_order(embeds, batches)
+
+    def encode(self, token_embeds: Tensor, lengths: Tensor) -> Tensor:
+        """Run token embeddings through the tower and read it at the end token.
+
+        Args:
+            token_embeds: `[N, T, W]`, without positions; what stands after the end token is ignored.
+            lengths: `[N]` number of tokens up to and with the end token.
+
+        Returns:
+            Text embeddings `[N, D]`.
+        """
+        from transformers.masking_utils import create_causal_mask
+
+        text = self.text_model
+        hidden_states = text.embeddings(inputs_embeds=token_embeds)
+        mask = create_causal_mask(
+            config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+        )
+        hidden_states = text.encoder(
+            inputs_embeds=hidden_states, attention_mask=mask, is_causal=True
+        ).last_hidden_state
+        end_token = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        embeds: Tensor = self.text_projection(text.final_layer_norm(end_token))
+        return embeds
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Group positions into batches of similar length, shortest first.
+
+    >>> length_batches([3, 9, 4], 2)
+    [[0, 2], [1]]
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """Stack rows of unequal length into `[N, T]`, filled with `value` at the end."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def restore_order(embeds: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> Tensor:
+    """Undo `length_batches`: rows of `embeds` (one tensor a batch) back in their first order."""
+    order = torch.tensor([i for batch in batches for i in batch], device=embeds[0].device)
+    return torch.cat(list(embeds))[torch.argsort(order)]

@@ -1,0 +1,28 @@
+"""The global stream alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ovml.encoders import ImageFeatures
+from ovml.heads.base import Head, normalize_over_labels
+
+
+def global_scores(features: ImageFeatures, label_embeds: Tensor) -> Tensor:
+    """Dot products `[B, L]` of global embeddings and label embeddings."""
+    return features.global_embeds @ label_embeds.T
+
+
+class GlobalHead(Head):
+    """Class-token embedding against label embeddings, normalised over the labels (MKT's ablation).
+
+    Example:
+        >>> import torch
+        >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
+        >>> GlobalHead()(features, torch.randn(5, 8)).norm(dim=1)
+        tensor([1.0000, 1.0000])
+    """
+
+    def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
+        """Return `global / ||global||` over labels, `[B, L]`."""
+        return normalize_over_labels(global_scores(features, label_embeds))

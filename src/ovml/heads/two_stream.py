@@ -1,0 +1,40 @@
+"""MKT's head: the whole picture and its best patches."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ovml.encoders import ImageFeatures
+from ovml.heads.base import Head, normalize_over_labels
+from ovml.heads.global_ import global_scores
+from ovml.heads.local import local_scores
+
+
+class TwoStreamHead(Head):
+    """Mean of the local and the global stream, each normalised over the labels (He et al., AAAI 2023, sec. 3.2).
+
+    `s = (local / ||local|| + global / ||global||) / 2`, the norms taken over the labels of a row. A score so
+    depends on the label set that it is scored with.
+
+    Args:
+        top_k: Number of patches averaged per label in the local stream.
+        normalize: Off: the plain mean of both streams, which does not depend on the label set.
+
+    Example:
+        >>> import torch
+        >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
+        >>> TwoStreamHead(top_k=2)(features, torch.randn(5, 8)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, top_k: int = 16, normalize: bool = True) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.normalize = normalize
+
+    def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
+        """Return scores `[B, L]`."""
+        streams = [local_scores(features, label_embeds, self.top_k), global_scores(features, label_embeds)]
+        if self.normalize:
+            streams = [normalize_over_labels(stream) for stream in streams]
+        return (streams[0] + streams[1]) / 2

@@ -1,0 +1,7 @@
+"""Prompt learners: label names in, label embeddings out. To add one, subclass `PromptLearner` in a file here."""
+
+from ovml.prompts.base import PromptLearner
+from ovml.prompts.context import ContextPrompt
+from ovml.prompts.template import TemplatePrompt
+
+__all__ = ["ContextPrompt", "PromptLearner", "TemplatePrompt"]

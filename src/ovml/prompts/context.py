@@ -1,0 +1,96 @@
+"""MKT's prompt tuning: the words around the label learn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ovml.encoders import TextEncoder, length_batches, pad_rows, restore_order
+from ovml.prompts.base import MKT_TEMPLATE, PromptLearner, check_template
+
+
+class _Tokens(NamedTuple):
+    ids: Tensor  # [N, T] token ids
+    rows: Tensor  # [N, T] row of `context`, or -1 where the original embedding stands
+    lengths: Tensor  # [N]
+
+
+class ContextPrompt(PromptLearner):
+    """Learned context shared by all labels (He et al., AAAI 2023, sec. 3.4).
+
+    The published code trains the whole token table and puts the original embeddings back where the label's own
+    name stands. What reaches the text tower is then the table's rows for the template's words and the start and
+    end token; every other row learns nothing that is ever read. So only those rows are parameters here
+    (`context [T, W]`, one row for each different token of the template): the same numbers at a fraction of the
+    memory and optimizer state.
+
+    Args:
+        template: Where the context starts, with `{}` where the name goes.
+
+    Raises:
+        UserError: The template does not hold `{}` exactly once.
+
+    Example:
+        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> prompt = ContextPrompt().bind(TextEncoder(load_clip("ovml-demo"), load_tokenizer("ovml-demo")))
+        >>> len(prompt.context)  # start, there, is, a, in, the, scene, end
+        8
+    """
+
+    context: nn.Parameter
+    context_ids: Tensor
+
+    def __init__(self, template: str = MKT_TEMPLATE) -> None:
+        super().__init__()
+        self.template = check_template(template)
+        self._tokens: dict[tuple[str, ...], tuple[list[_Tokens], list[list[int]]]] = {}
+
+    def bind(self, text_encoder: TextEncoder) -> ContextPrompt:
+        """Attach the tower and start the context from its token table."""
+        super().bind(text_encoder)
+        ids, spans = text_encoder.tokenize([self.template.replace("{}", "x")])
+        context_ids = [i for i, own in zip(ids[0], self._is_name(spans[0], "x"), strict=True) if not own]
+        self.register_buffer("context_ids", torch.tensor(sorted(set(context_ids))), persistent=False)
+        self.context = nn.Parameter(text_encoder.token_embedding.weight.detach()[self.context_ids].clone())
+        return self
+
+    def embed(self, names: tuple[str, ...]) -> Tensor:
+        """Run the names inside the learned context; returns `[L, D]`."""
+        if names not in self._tokens:
+            # Training asks for one vocabulary, evaluation for a few: tokenised once, not at every step.
+            self._tokens = {**dict(list(self._tokens.items())[-3:]), names: self._tokenize(names)}
+        batches, order = self._tokens[names]
+        embeds = []
+        for batch in batches:
+            ids, rows, lengths = (t.to(self.context.device) for t in batch)
+            original = self.text_encoder.token_embedding(ids)
+            learned = self.context[rows.clamp(min=0)].to(original.dtype)
+            token_embeds = torch.where((rows >= 0).unsqueeze(-1), learned, original)
+            embeds.append(self.text_encoder.encode(token_embeds, lengths))
+        return restore_order(embeds, order)
+
+    def _is_name(self, spans: list[tuple[int, int]], name: str) -> list[bool]:
+        start = self.template.index("{}")
+        return [begin < start + len(name) and end > start for begin, end in spans]
+
+    def _tokenize(self, names: tuple[str, ...]) -> tuple[list[_Tokens], list[list[int]]]:
+        ids, spans = self.text_encoder.tokenize([self.template.replace("{}", name) for name in names])
+        row_of = {int(token): row for row, token in enumerate(self.context_ids)}
+        # A token outside the name that the template alone does not have (punctuation that merges with the name)
+        # keeps its original embedding.
+        rows = [
+            [-1 if own else row_of.get(token, -1) for token, own in zip(row, self._is_name(span, name), strict=True)]
+            for row, span, name in zip(ids, spans, names, strict=True)
+        ]
+        order = length_batches([len(row) for row in ids], self.text_encoder.batch_size)
+        batches = [
+            _Tokens(
+                pad_rows([ids[i] for i in batch]),
+                pad_rows([rows[i] for i in batch], value=-1),
+                torch.tensor([len(ids[i]) for i in batch]),
+            )
+            for batch in order
+        ]
+        return batches, order

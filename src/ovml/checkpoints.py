@@ -17,11 +17,12 @@ DEFAULT = "openai/clip-vit-base-patch16"
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a checkpoint wants its images: size in pixels, mean and standard deviation per channel (of 0..1)."""
+    """How a checkpoint wants its images: size in pixels, mean and standard deviation per channel (of 0..1);
+    by default those of OpenAI's CLIP."""
 
     size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
 
 def checkpoint_path(name: str) -> str:

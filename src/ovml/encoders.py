@@ -90,6 +90,14 @@ class ImageEncoder(nn.Module):
         layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
         return ImageTail(layers, self.vision_model.post_layernorm, self.visual_projection)
 
+    def replace_tail(self, tail: ImageTail) -> None:
+        """Put other modules in the place of the last blocks, the layer norm and the projection."""
+        layers = self.vision_model.encoder.layers
+        for position, layer in enumerate(tail.layers, start=self.num_layers - len(tail.layers)):
+            layers[position] = layer
+        self.vision_model.post_layernorm = tail.post_layernorm
+        self.visual_projection = tail.visual_projection
+
     def trunk(self, pixel_values: Tensor, num_tail_layers: int) -> Tensor:
         """Hidden states `[B, 1+P, W]` that enter the last `num_tail_layers` blocks.
 

@@ -1,0 +1,363 @@
+"""OVMultiLabelClassifier: the LightningModule that wires the parts together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from ovml.checkpoints import DEFAULT, ImageSpec, load_clip, load_image_spec, load_tokenizer
+from ovml.distillation import Distillation, FeatureL1
+from ovml.encoders import ImageEncoder, ImageFeatures, TextEncoder
+from ovml.errors import UserError
+from ovml.heads import CosineHead, Head, TwoStreamHead
+from ovml.losses import Loss, RankingLoss
+from ovml.metrics import OpenVocabularyEvaluation
+from ovml.optim import WarmupCosineLR
+from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
+from ovml.prompts.base import MKT_TEMPLATE
+from ovml.training import PromptStage, Stage, VisionStage, read_checkpoint
+from ovml.vocabulary import LabelVocabulary, check_names
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerBase
+
+    from ovml.images import ImageLike
+    from ovml.tagging import LabelScore
+
+
+class OVMultiLabelClassifier(pl.LightningModule):
+    """Open-vocabulary multi-label classifier: CLIP adapted by multi-modal knowledge transfer (He et al., AAAI 2023).
+
+    Args:
+        clip: Name of a CLIP checkpoint (`ovml-demo`, a folder, or a Hub name), or a `CLIPModel` itself.
+        labels: The vocabulary. A plain list counts as seen. May be left out if only other labels are scored.
+        head: Scores image features against label embeddings. Default: `TwoStreamHead` with the paper's share of
+            the patches (16 of 196).
+        prompt: Turns label names into label embeddings. Default: `ContextPrompt`, MKT's.
+        loss: Default: `RankingLoss`.
+        distillation: Default: `FeatureL1`.
+        distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
+        stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
+        ks: The k of precision, recall and F1 at k.
+        tokenizer: Needed only where `clip` is a `CLIPModel`.
+
+    Raises:
+        UserError: The checkpoint cannot be loaded, or the labels are no proper list.
+
+    Example:
+        >>> model = OVMultiLabelClassifier("ovml-demo", labels=["red circle", "blue star"])
+        >>> from PIL import Image
+        >>> [tag.label for tag in model.predict_labels(Image.new("RGB", (80, 80)), top_k=1)][0] in model.vocabulary
+        True
+    """
+
+    def __init__(
+        self,
+        clip: str | nn.Module = DEFAULT,
+        labels: LabelVocabulary | dict[str, list[str]] | list[str] | None = None,
+        head: Head | None = None,
+        prompt: PromptLearner | None = None,
+        loss: Loss | None = None,
+        distillation: Distillation | None = None,
+        distillation_weight: float = 1.0,
+        stages: list[Stage] | None = None,
+        ks: list[int] | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
+        self._seen_vocabulary = self.vocabulary and LabelVocabulary(self.vocabulary.seen)
+        self._save_plain_hyperparameters()
+        model, tokenizer, self.image_spec = _load_parts(clip, tokenizer)
+        model.requires_grad_(False)
+
+        self.image_encoder = ImageEncoder(model)
+        text_encoder = TextEncoder(model, tokenizer)
+        self.head = head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
+        self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
+        self.loss = loss if loss is not None else RankingLoss()
+        self.distillation = distillation if distillation is not None else FeatureL1()
+        self.distillation_weight = distillation_weight
+        self.stages = stages if stages is not None else [VisionStage(), PromptStage()]
+        self.ks = tuple(ks) if ks is not None else (3, 5)
+        self.evaluation = OpenVocabularyEvaluation(self.ks)
+
+        # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
+        self.num_tail_layers = max((stage.num_layers for stage in self.stages), default=0)
+        self.teacher = copy.deepcopy(self.image_encoder.tail(self.num_tail_layers)).requires_grad_(False)
+        self._label_embeds: dict[Any, Tensor] = {}
+        self.strict_loading = False  # checkpoints hold what learned; on_load_checkpoint checks their keys
+        self._learned_names = self._find_learned_names()
+        if self.stages:
+            self.start_stage(self.stages[0])
+
+    # ------------------------------------------------------------------ inference
+
+    def forward(self, pixel_values: Tensor, labels: Sequence[str] | LabelVocabulary | None = None) -> Tensor:
+        """Score normalised images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""
+        label_embeds = self.embed_labels(labels)
+        logits: Tensor = self.head(self.image_encoder(pixel_values), label_embeds)
+        return logits
+
+    def embed_labels(self, labels: Sequence[str] | LabelVocabulary | None = None) -> Tensor:
+        """Label embeddings `[L, D]`, without a graph; computed once and kept until the prompt changes."""
+        names = self._names(labels)
+        # A parameter's version grows with every change in place (an optimizer step, a loaded state).
+        key = (names, self.device, tuple(p._version for p in self.prompt.parameters()))
+        if key not in self._label_embeds:
+            with torch.inference_mode(False), torch.no_grad():
+                embeds = self.prompt(names)
+            self._label_embeds = {**dict(list(self._label_embeds.items())[-7:]), key: embeds}
+        return self._label_embeds[key]
+
+    def predict_labels(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        labels: Sequence[str] | LabelVocabulary | None = None,
+        top_k: int | None = 5,
+        batch_size: int = 32,
+    ) -> list[LabelScore] | list[list[LabelScore]]:
+        """Rank labels for one image or a list of images.
+
+        Args:
+            images: PIL images, paths or arrays; one, or a list of them.
+            labels: Any names, seen in training or not. Default: the model's vocabulary.
+            top_k: How many labels to return per image; `None` for all.
+            batch_size: Images run at once.
+
+        Returns:
+            For one image a list of `LabelScore(label, score)`, best first; for a list of images a list of such lists.
+
+        Raises:
+            UserError: An image cannot be read, or the labels are no proper list.
+        """
+        from ovml.tagging import Tagger
+
+        many = isinstance(images, Sequence) and not isinstance(images, str)
+        tagger = Tagger(self, self._names(labels), top_k=top_k, batch_size=batch_size)
+        ranked = [tags for _, tags in tagger.tag(images if many else [images])]  # type: ignore[list-item]
+        return ranked if many else ranked[0]
+
+    def _names(self, labels: Sequence[str] | LabelVocabulary | None) -> tuple[str, ...]:
+        labels = self.vocabulary if labels is None else labels
+        if labels is None:
+            raise UserError("labels: none given, and the model has no vocabulary; pass a list of label names")
+        return labels.names if isinstance(labels, LabelVocabulary) else check_names(labels)
+
+    def zero_shot(self) -> OVMultiLabelClassifier:
+        """The original CLIP on the same labels: cosine similarity, the fixed template, nothing learned."""
+        model = copy.deepcopy(self, {id(self._trainer): None})
+        model.image_encoder.replace_tail(copy.deepcopy(self.teacher))
+        model.head = CosineHead()
+        template = getattr(self.prompt, "template", MKT_TEMPLATE)
+        model.prompt = TemplatePrompt(template).bind(model.prompt.text_encoder)
+        return model
+
+    # ------------------------------------------------------------------ training
+
+    def start_stage(self, stage: Stage) -> None:
+        """Make this stage's parameters, and no others, learn."""
+        self.stage = stage
+        self.requires_grad_(False)
+        for group in stage.parameter_groups(self):
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and half-cosine, stepped per batch."""
+        optimizer = torch.optim.AdamW(self.stage.parameter_groups(self), lr=self.stage.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or self.stage.epochs
+        warmup = min(self.stage.warmup_epochs / epochs, 1) * total
+        schedule = WarmupCosineLR(optimizer, total_steps=total, warmup_steps=warmup, min_lr=self.stage.min_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        """Loss of a batch; images without a present seen label are left out."""
+        targets = batch["labels"][:, self._vocabulary.seen_slice]
+        kept = (targets == 1).any(dim=1)
+        if not kept.any():
+            # In one process the step is skipped; over several, all must step together.
+            return None if self.trainer.world_size == 1 else self._zero_loss()
+        student, teacher = self._student_and_teacher(batch["pixel_values"][kept])
+        seen = self._vocabulary.seen_slice
+        label_embeds = self.embed_labels()[seen] if self.stage.fixed_prompt else self.prompt(self._seen_vocabulary)
+        loss: Tensor = self.loss(self.head(student, label_embeds), targets[kept])
+        self.log("train/classification", loss, batch_size=int(kept.sum()))
+        if teacher is not None:
+            distillation = self.distillation(student, teacher)
+            self.log("train/distillation", distillation, batch_size=int(kept.sum()))
+            loss = loss + self.distillation_weight * distillation
+        self.log("train/loss", loss, prog_bar=True, batch_size=int(kept.sum()))
+        return loss
+
+    def _student_and_teacher(self, pixel_values: Tensor) -> tuple[ImageFeatures, ImageFeatures | None]:
+        with torch.no_grad():
+            hidden_states = self.image_encoder.trunk(pixel_values, self.num_tail_layers)
+        student = self.image_encoder.tail(self.num_tail_layers)(hidden_states)
+        if not (self.stage.distil and self.distillation_weight):
+            return student, None
+        with torch.no_grad():
+            return student, self.teacher(hidden_states)
+
+    def _zero_loss(self) -> Tensor:
+        return torch.stack([p.sum() * 0 for p in self.parameters() if p.requires_grad]).sum()
+
+    @property
+    def _vocabulary(self) -> LabelVocabulary:
+        if self.vocabulary is None:
+            raise UserError("labels: training and evaluation need a vocabulary; pass labels= or use a data module's")
+        return self.vocabulary
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add a batch to the metrics: unseen labels alone (ZSL), all labels (GZSL), seen labels alone."""
+        features = self._tail_features(batch["pixel_values"])
+        vocabulary = self._vocabulary
+        protocols = {"seen": vocabulary.seen_slice}
+        if vocabulary.unseen:
+            protocols |= {"zsl": vocabulary.unseen_slice, "gzsl": slice(None)}
+        label_embeds = self.embed_labels()
+        for protocol, columns in protocols.items():
+            logits = self.head(features, label_embeds[columns])
+            self.evaluation.update(protocol, logits, batch["labels"][:, columns])
+
+    def _tail_features(self, pixel_values: Tensor) -> ImageFeatures:
+        features: ImageFeatures = self.image_encoder.tail(self.num_tail_layers)(
+            self.image_encoder.trunk(pixel_values, self.num_tail_layers)
+        )
+        return features
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics as `val/...`."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics as `test/...`."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        metrics = self.evaluation.compute()
+        self.evaluation.reset()
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
+        headline = "zsl/mAP" if "zsl/mAP" in metrics else "seen/mAP"
+        self.log(headline, metrics[headline], prog_bar=True, logger=False)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Scores `[B, L]` of the vocabulary with the images' ids."""
+        return {"image_id": batch["image_id"], "scores": self(batch["pixel_values"])}
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _find_learned_names(self) -> frozenset[str]:
+        """Names of all that a checkpoint must hold: what any stage changes."""
+        learned = {id(p) for stage in self.stages for group in stage.parameter_groups(self) for p in group["params"]}
+        parts = ("head.", "loss.", "distillation.")
+        names = {name for name, p in self.named_parameters() if id(p) in learned}
+        own = {name for name in self.state_dict() if name.startswith(parts)}
+        own |= {f"prompt.{name}" for name in self.prompt.state_dict() if not name.startswith("text_encoder.")}
+        return frozenset(names | own)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what learned; the frozen CLIP is loaded by its name."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in self._learned_names}
+        checkpoint["ovml"] = {"stage": self.stage.name if self.stages else None, "parts": self._signature()}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check that a checkpoint belongs to a model made of these parts.
+
+        Raises:
+            UserError: It was made by other parts, or lacks or adds weights.
+        """
+        saved, own = checkpoint.get("ovml", {}).get("parts"), self._signature()
+        for part in own if saved else ():
+            if saved.get(part) != own[part]:
+                raise UserError(f"checkpoint: made with {part} {saved.get(part)}, this model has {own[part]}; build it with the same part")
+        missing = sorted(self._learned_names - set(checkpoint["state_dict"]))
+        unexpected = sorted(set(checkpoint["state_dict"]) - self._learned_names)
+        if missing or unexpected:
+            what = f"lacks {missing[0]!r} ({len(missing)} in all)" if missing else f"has {unexpected[0]!r}, which this model has not ({len(unexpected)} in all)"
+            raise UserError(f"checkpoint: {what}; it was made by a model of other parts or another CLIP")
+
+    def load_learned(self, path: str | Path) -> None:
+        """Load learned weights from a checkpoint that `ovml fit` wrote.
+
+        Raises:
+            UserError: The file is missing, unreadable, or of a model of other parts.
+        """
+        checkpoint = read_checkpoint(path)
+        try:
+            self.on_load_checkpoint(checkpoint)
+            self.load_state_dict(checkpoint["state_dict"], strict=False)
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **parts: Any) -> OVMultiLabelClassifier:
+        """Load a model from a checkpoint: what learned from the file, the frozen CLIP by its name.
+
+        Args:
+            path: A checkpoint that `ovml fit` or a `Trainer` wrote.
+            parts: Constructor arguments that a checkpoint cannot hold: parts that were made in Python.
+
+        Raises:
+            UserError: The file is missing or unreadable, or was made by a model of other parts.
+        """
+        read_checkpoint(path)
+        try:
+            return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+    def _signature(self) -> dict[str, str]:
+        plain = (bool, int, float, str)
+        parts: dict[str, Any] = {"head": self.head, "prompt": self.prompt}
+        text = {}
+        for name, part in parts.items():
+            settings = {k: v for k, v in vars(part).items() if isinstance(v, plain) and not k.startswith("_") and k != "training"}
+            text[name] = f"{type(part).__module__}.{type(part).__qualname__}({', '.join(f'{k}={v!r}' for k, v in sorted(settings.items()))})"
+        return text
+
+    def _save_plain_hyperparameters(self) -> None:
+        """Keep what a checkpoint can hold without pickling code; modules are described by the CLI's class paths."""
+        self.save_hyperparameters(ignore=["labels", "tokenizer"], frame=_caller_frame())
+        for name, value in list(self.hparams.items()):
+            if not _is_plain(value):
+                del self.hparams[name]
+        if self.vocabulary is not None:
+            self.hparams["labels"] = self.vocabulary.to_dict()
+        self._hparams_initial = copy.deepcopy(self.hparams)
+
+
+def _caller_frame() -> Any:
+    import inspect
+
+    frame = inspect.currentframe()
+    return frame.f_back.f_back if frame and frame.f_back else None  # type: ignore[union-attr]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _load_parts(clip: str | nn.Module, tokenizer: Any) -> tuple[CLIPModel, PreTrainedTokenizerBase, ImageSpec]:
+    if isinstance(clip, str):
+        return load_clip(clip), tokenizer or load_tokenizer(clip), load_image_spec(clip)
+    if tokenizer is None:
+        raise UserError("tokenizer: needed where clip is a CLIPModel; pass the tokenizer that belongs to it")
+    model: CLIPModel = copy.deepcopy(clip)  # type: ignore[assignment]
+    return model, tokenizer, ImageSpec(model.config.vision_config.image_size)

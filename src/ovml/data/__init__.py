@@ -1,0 +1,6 @@
+"""Data modules. To add a data set, subclass `MultiLabelDataModule` in a file here and write one YAML."""
+
+from ovml.data.base import MultiLabelDataModule
+from ovml.data.demo import DemoDataModule
+
+__all__ = ["DemoDataModule", "MultiLabelDataModule"]

@@ -1,0 +1,100 @@
+"""From a PIL image to a tensor, without torchvision."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ovml.checkpoints import ImageSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EvalTransform:
+    """Bicubic resize of the short side, centre crop, normalisation; as CLIP's own image processor does it.
+
+    Args:
+        spec: Size and normalisation.
+        resize: Short side before the crop, in pixels. Default: the crop's own size, as CLIP has it; the MKT paper
+            resizes to 256 and crops 224.
+
+    Example:
+        >>> EvalTransform(ImageSpec(64, (0.5,) * 3, (0.5,) * 3))(Image.new("RGB", (80, 120))).shape
+        torch.Size([3, 64, 64])
+    """
+
+    def __init__(self, spec: ImageSpec, resize: int | None = None) -> None:
+        self.spec = spec
+        self.resize = resize or spec.size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Turn an RGB image into pixel values `[3, size, size]`."""
+        size, (width, height) = self.spec.size, image.size
+        if min(width, height) != self.resize:
+            scale = self.resize / min(width, height)
+            # The long side is cut to whole pixels, as transformers does.
+            width, height = (self.resize, int(height * scale)) if width <= height else (int(width * scale), self.resize)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        return normalize(image.crop((left, top, left + size, top + size)), self.spec)
+
+
+class TrainTransform:
+    """Random resized crop and horizontal flip; random numbers are torch's.
+
+    Args:
+        spec: Size and normalisation.
+        scale: Least and greatest share of the picture's area that a crop takes.
+        ratio: Least and greatest width-to-height ratio of a crop.
+        flip: Chance of a horizontal flip.
+
+    Example:
+        >>> TrainTransform(ImageSpec(64, (0.5,) * 3, (0.5,) * 3))(Image.new("RGB", (80, 120))).shape
+        torch.Size([3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+    ) -> None:
+        self.spec = spec
+        self.scale = scale
+        self.ratio = ratio
+        self.flip = flip
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Turn an RGB image into pixel values `[3, size, size]`."""
+        size = (self.spec.size, self.spec.size)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=self.crop_box(*image.size))
+        if torch.rand(()).item() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return normalize(image, self.spec)
+
+    def crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Draw a crop `(left, top, right, bottom)` of random area and ratio (Szegedy et al., 2015)."""
+        for _ in range(10):
+            area = width * height * torch.empty(()).uniform_(*self.scale).item()
+            ratio = math.exp(torch.empty(()).uniform_(math.log(self.ratio[0]), math.log(self.ratio[1])).item())
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left = int(torch.randint(width - w + 1, ()))
+                top = int(torch.randint(height - h + 1, ()))
+                return left, top, left + w, top + h
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return left, top, left + side, top + side
+
+
+def normalize(image: Image.Image, spec: ImageSpec) -> Tensor:
+    """Pixel values `[3, H, W]`: `(rgb / 255 - mean) / std`."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return (pixels / 255 - mean) / std

@@ -1,0 +1,36 @@
+"""The base class of all losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Loss(nn.Module, ABC):
+    """A loss over multi-label logits. Parameters of a loss learn in the vision stage.
+
+    Example:
+        >>> class MeanAbsentScore(Loss):
+        ...     def forward(self, logits, targets):
+        ...         return logits[targets == 0].mean()
+    """
+
+    @abstractmethod
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return a scalar.
+
+        Args:
+            logits: `[B, L]`.
+            targets: `[B, L]`: 1 present, 0 absent, -1 unknown (as torchmetrics' `ignore_index=-1`).
+        """
+
+
+def check_pair(logits: Tensor, targets: Tensor) -> None:
+    """Raise `ValueError` unless logits are floats `[B, L]` and targets integers of the same shape."""
+    if logits.ndim != 2 or logits.shape != targets.shape:
+        raise ValueError(
+            f"logits and targets must both be [B, L]; got {list(logits.shape)} and {list(targets.shape)}"
+        )
+    if not logits.is_floating_point() or targets.is_floating_point():
+        raise ValueError(f"logits must be floats and targets integers; got {logits.dtype} and {targets.dtype}")

@@ -1,0 +1,55 @@
+"""Precision, recall and F1 at k."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ovml.metrics.functional.f1_at_k import CountsAtK, count_at_k, precision_recall_f1
+
+
+class PrecisionRecallF1AtK(Metric):
+    """Precision, recall and F1 of the `k` best labels of every image, pooled over the whole set ("overall").
+
+    `P@k = hits / (images k)`, `R@k = hits / positives`, `F1@k` their harmonic mean (the protocol of NUS-WIDE and
+    Open Images in the zero-shot literature). Only three counts are kept.
+
+    Args:
+        k: Labels taken per image.
+        kwargs: See `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = PrecisionRecallF1AtK(k=1)
+        >>> metric(torch.tensor([[0.9, 0.1]]), torch.tensor([[1, 1]]))
+        {'P@1': tensor(1.), 'R@1': tensor(0.5000), 'F1@1': tensor(0.6667)}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    hits: Tensor
+    positives: Tensor
+    images: Tensor
+
+    def __init__(self, k: int = 3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        self.k = k
+        for name in CountsAtK._fields:
+            self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, targets: Tensor) -> None:
+        """Add scores `[B, L]` and targets `[B, L]`."""
+        counts = count_at_k(preds, targets, self.k)
+        self.hits += counts.hits
+        self.positives += counts.positives
+        self.images += counts.images
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the three values by name."""
+        values = precision_recall_f1(CountsAtK(self.hits, self.positives, self.images), self.k)
+        return dict(zip((f"P@{self.k}", f"R@{self.k}", f"F1@{self.k}"), values, strict=True))

@@ -1,0 +1,49 @@
+"""Precision, recall and F1 of the k best labels, pooled over a set."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class CountsAtK(NamedTuple):
+    """Counts over images: true positives among the k best, all positives, images."""
+
+    hits: Tensor
+    positives: Tensor
+    images: Tensor
+
+
+def count_at_k(preds: Tensor, targets: Tensor, k: int) -> CountsAtK:
+    """Count one batch.
+
+    Args:
+        preds: Scores `[B, L]`.
+        targets: `[B, L]`: 1 present; all else (absent or unknown) is no hit.
+        k: Labels taken per image.
+
+    Raises:
+        ValueError: Shapes do not fit, or there are fewer than `k` labels.
+    """
+    if preds.ndim != 2 or preds.shape != targets.shape:
+        raise ValueError(f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}")
+    if preds.shape[1] < k:
+        raise ValueError(f"k must not exceed the number of labels; got k={k} and {preds.shape[1]} labels")
+    positive = targets == 1
+    hits = positive.gather(1, preds.topk(k, dim=1).indices).sum()
+    return CountsAtK(hits, positive.sum(), torch.tensor(len(preds), device=preds.device))
+
+
+def precision_recall_f1(counts: CountsAtK, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`hits / (images k)`, `hits / positives` and their harmonic mean; 0 where a denominator is 0.
+
+    >>> counts = CountsAtK(*map(torch.tensor, (3, 6, 4)))
+    >>> [round(float(x), 3) for x in precision_recall_f1(counts, k=3)]
+    [0.25, 0.5, 0.333]
+    """
+    precision = counts.hits / (counts.images * k).clamp(min=1)
+    recall = counts.hits / counts.positives.clamp(min=1)
+    total = precision + recall
+    return precision, recall, 2 * precision * recall / torch.where(total > 0, total, 1)

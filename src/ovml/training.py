@@ -1,0 +1,277 @@
+"""The stages of training as data: what learns, at which rate, for how long; and how one follows the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ovml.errors import UserError
+from ovml.optim import layer_decay_groups
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule, Trainer
+
+    from ovml.classifier import OVMultiLabelClassifier
+
+
+class Stage(ABC):
+    """One stretch of training with its own learning parameters, rate and length.
+
+    Subclass it, say in `parameter_groups` what learns, and list it under `--model.stages`.
+
+    Args:
+        epochs: Passes over the training set.
+        lr: Peak learning rate.
+        min_lr: Rate at the end of the half-cosine.
+        warmup_epochs: Linear warm-up from 0, in epochs.
+        weight_decay: Decoupled weight decay (AdamW); never on 1-D parameters.
+    """
+
+    name: str
+    """Names the stage's folder in a run and its row in the results."""
+    num_layers: int = 0
+    """Last blocks of the vision tower that learn."""
+    distil: bool = False
+    """Whether the distillation loss is added."""
+    fixed_prompt: bool = True
+    """Whether label embeddings stay as they are, so that they are computed once."""
+
+    def __init__(self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float) -> None:
+        if epochs < 1 or not 0 <= warmup_epochs <= epochs:
+            raise UserError(
+                f"stage {self.name!r}: epochs must be at least 1 and warmup_epochs from 0 to epochs; "
+                f"got epochs={epochs}, warmup_epochs={warmup_epochs}"
+            )
+        self.epochs = epochs
+        self.lr = lr
+        self.min_lr = min_lr
+        self.warmup_epochs = warmup_epochs
+        self.weight_decay = weight_decay
+
+    @abstractmethod
+    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+        """Optimizer groups (`params`, `lr`, `weight_decay`, `name`) of all that learns in this stage."""
+
+
+class VisionStage(Stage):
+    """Stage 1 of MKT: the last blocks of the vision tower learn, with distillation from the original CLIP.
+
+    Beside the blocks, the post-layernorm and the projection, a head's and a loss's own parameters learn.
+
+    Args:
+        epochs: See `Stage`.
+        lr: See `Stage`; the rate of post-layernorm, projection and head.
+        min_lr: See `Stage`.
+        warmup_epochs: See `Stage`.
+        weight_decay: See `Stage`.
+        layer_decay: Block `i` of `N` learns at `lr * layer_decay ** (N + 1 - i)`.
+        num_layers: Number of last blocks that learn ("fix_layer 10" of 12 in the published code).
+    """
+
+    name = "vision"
+    distil = True
+
+    def __init__(
+        self,
+        epochs: int = 20,
+        lr: float = 1e-3,
+        min_lr: float = 1e-6,
+        warmup_epochs: float = 2,
+        weight_decay: float = 0.05,
+        layer_decay: float = 0.65,
+        num_layers: int = 2,
+    ) -> None:
+        super().__init__(epochs, lr, min_lr, warmup_epochs, weight_decay)
+        self.layer_decay = layer_decay
+        self.num_layers = num_layers
+
+    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+        """Layer-wise decayed groups of the tower, then the other parts' own parameters."""
+        groups = layer_decay_groups(
+            model.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers
+        )
+        parts = [*model.head.parameters(), *model.loss.parameters(), *model.distillation.parameters()]
+        return groups + _decay_groups(parts, "parts", self.lr, self.weight_decay)
+
+
+class PromptStage(Stage):
+    """Stage 2 of MKT: the vision tower is frozen, the prompt learner's parameters learn, ranking loss alone.
+
+    Args:
+        epochs: See `Stage`.
+        lr: See `Stage`.
+        min_lr: See `Stage`.
+        warmup_epochs: See `Stage`.
+        weight_decay: See `Stage`.
+    """
+
+    name = "prompt"
+    fixed_prompt = False
+
+    def __init__(
+        self,
+        epochs: int = 4,
+        lr: float = 1e-3,
+        min_lr: float = 1e-8,
+        warmup_epochs: float = 0,
+        weight_decay: float = 0.05,
+    ) -> None:
+        super().__init__(epochs, lr, min_lr, warmup_epochs, weight_decay)
+
+    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+        """The prompt learner's own parameters."""
+        return _decay_groups(model.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
+
+
+def _decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in params if p.ndim > 1]
+    vectors = [p for p in params if p.ndim <= 1]
+    groups = [(matrices, f"{name}_decay", weight_decay), (vectors, f"{name}_no_decay", 0.0)]
+    return [{"params": p, "name": n, "lr": lr, "weight_decay": w} for p, n, w in groups if p]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run: a checkpoint folder per stage, the configuration, the results.
+
+    Args:
+        path: `ROOT/version_N`.
+    """
+
+    path: Path
+
+    @classmethod
+    def new(cls, root: str | Path) -> RunFolder:
+        """The next free `version_N` below a root folder."""
+        return cls(Path(root) / f"version_{max(cls._versions(root), default=-1) + 1}")
+
+    @classmethod
+    def find(cls, path: str | Path, root: str | Path) -> RunFolder:
+        """The run that `path` means: `last` (the newest below `root`), a run folder, or a file inside one.
+
+        Raises:
+            UserError: There is no such run.
+        """
+        if str(path) == "last":
+            versions = cls._versions(root)
+            if not versions:
+                raise UserError(f"no run to resume in {root}; leave --ckpt_path out to start one")
+            return cls(Path(root) / f"version_{max(versions)}")
+        path = Path(path)
+        for folder in (path, path.parent, path.parent.parent):
+            if path.exists() and (folder / "config.yaml").is_file():
+                return cls(folder)
+        raise UserError(f"{path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one")
+
+    @staticmethod
+    def _versions(root: str | Path) -> list[int]:
+        found = (re.fullmatch(r"version_(\d+)", p.name) for p in Path(root).glob("version_*"))
+        return [int(match[1]) for match in found if match]
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage's newest checkpoint is kept."""
+        return self.path / stage / "last.ckpt"
+
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint that was written last.
+
+        Raises:
+            UserError: The run has none yet.
+        """
+        found = sorted(self.path.glob("*/last.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise UserError(f"{self.path}: this run has no checkpoint yet; let ovml fit finish an epoch first")
+        return found[-1]
+
+    @property
+    def results(self) -> dict[str, dict[str, float]]:
+        """Validation metrics of each finished row: `zero-shot`, then the stages by name."""
+        file = self.path / "results.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def add_result(self, row: str, metrics: dict[str, float]) -> None:
+        """Record a row's metrics; its presence marks a stage as finished."""
+        write_aside(self.path / "results.json", json.dumps({**self.results, row: metrics}, indent=1))
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it into it, so that it is never half there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def fit_stages(
+    model: OVMultiLabelClassifier,
+    datamodule: LightningDataModule,
+    make_trainer: Callable[[Stage, RunFolder], Trainer],
+    run: RunFolder,
+) -> dict[str, dict[str, float]]:
+    """Train the model's stages one after the other, each with a trainer of its own.
+
+    Each stage is one `Trainer.fit`: what learns differs between stages, and DDP fixes it when it wraps the model.
+    What a run folder already holds is not done again: finished stages are loaded, and a stage with a checkpoint
+    goes on from it.
+
+    Args:
+        model: Trained in place.
+        datamodule: Gives training and validation data.
+        make_trainer: Makes the trainer of a stage; it must write `run.checkpoint(stage.name)`.
+        run: Where checkpoints and results are kept.
+
+    Returns:
+        Validation metrics by row: `zero-shot` and every stage.
+    """
+    if not model.stages:
+        raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
+    if "zero-shot" not in run.results:
+        trainer = make_trainer(model.stages[0], run)
+        trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
+        _record(run, trainer, "zero-shot")
+    for stage in model.stages:
+        checkpoint = run.checkpoint(stage.name)
+        if stage.name in run.results:
+            model.load_learned(checkpoint)
+            continue
+        model.start_stage(stage)
+        trainer = make_trainer(stage, run)
+        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        _record(run, trainer, stage.name)
+    return run.results
+
+
+def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
+    metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        run.add_result(row, metrics)
+    trainer.strategy.barrier()
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Load a Lightning checkpoint without executing anything in it.
+
+    Raises:
+        UserError: The file is missing, is no checkpoint, or needs pickled code.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint; check the path") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint that ovml can read safely ({reason}); give one that ovml fit wrote") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: holds no state_dict; give a checkpoint that ovml fit wrote")
+    return checkpoint

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,6 +317,8 @@ class OVMultiLabelClassifier(pl.LightningModule):
         """
         read_checkpoint(path)
         try:
+            # The file holds what learned: that the frozen weights are not in it is as it should be.
+            warnings.filterwarnings("ignore", "Found keys that are in the model state dict but not in the checkpoint")
             return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
         except (UserError, RuntimeError) as error:
             raise UserError(f"{path}: {' '.join(str(error).split())}") from error
@@ -330,7 +334,9 @@ class OVMultiLabelClassifier(pl.LightningModule):
 
     def _save_plain_hyperparameters(self) -> None:
         """Keep what a checkpoint can hold without pickling code; modules are described by the CLI's class paths."""
-        self.save_hyperparameters(ignore=["labels", "tokenizer"], frame=_caller_frame())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
+            self.save_hyperparameters(ignore=["labels", "tokenizer"], frame=_caller_frame())
         for name, value in list(self.hparams.items()):
             if not _is_plain(value):
                 del self.hparams[name]
@@ -340,10 +346,9 @@ class OVMultiLabelClassifier(pl.LightningModule):
 
 
 def _caller_frame() -> Any:
-    import inspect
-
+    """The frame of the caller's caller: the constructor, whose arguments `save_hyperparameters` reads."""
     frame = inspect.currentframe()
-    return frame.f_back.f_back if frame and frame.f_back else None  # type: ignore[union-attr]
+    return frame.f_back.f_back if frame and frame.f_back else None
 
 
 def _is_plain(value: Any) -> bool:

@@ -6,10 +6,13 @@ import copy
 import json
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -93,7 +96,7 @@ class OVMLCLI(LightningCLI):
         kwargs.setdefault("callbacks", copy.deepcopy(config.get("callbacks")) or [])
         kwargs.setdefault("logger", False)
         if config.get("enable_progress_bar") is not False:
-            kwargs["callbacks"].append(RichProgressBar())
+            kwargs["callbacks"].append(_ProgressBar())
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
         return super().instantiate_trainer(**kwargs)
@@ -103,7 +106,9 @@ class OVMLCLI(LightningCLI):
         config: dict[str, Any] = self._get(self.config_init, "trainer")
         return config
 
-    def _stage_trainer(self, stage: Stage, run: RunFolder) -> Trainer:
+    def _stage_trainer(self, stage: Stage | None, run: RunFolder) -> Trainer:
+        if stage is None:
+            return self.trainer
         config = self._trainer_config
         callbacks = copy.deepcopy(config.get("callbacks")) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -154,14 +159,43 @@ class OVMLCLI(LightningCLI):
 
 def run_lightning(argv: list[str]) -> None:
     """Run one of Lightning's commands."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     saved = sys.argv
     sys.argv = ["ovml"]  # LightningCLI warns where it finds arguments in both places
     try:
-        OVMLCLI(with_run_config(find_configs(argv)))
+        with quiet_libraries():
+            OVMLCLI(with_run_config(find_configs(argv)))
     finally:
         sys.argv = saved
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Leave out what the libraries say about matters that ovml has settled."""
+    import datasets
+    import transformers
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        for message in (
+            "Checkpoint directory .* exists and is not empty",  # the run folder is ovml's own
+            "The number of training batches .* is smaller than the logging interval",
+            r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
+            ".*does not have many workers",
+            r".*isinstance\(treespec, LeafSpec\)",
+            "`training_step` returned `None`",  # a batch without labels is skipped
+            "Found keys that are in the model state dict but not in the checkpoint",  # the frozen CLIP's
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+class _ProgressBar(RichProgressBar):
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Without the run's version, which stands in the path."""
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
 
 def find_configs(argv: list[str]) -> list[str]:

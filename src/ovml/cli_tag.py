@@ -45,11 +45,13 @@ def tag(argv: list[str]) -> None:
         names = check_names([name for name in args.labels.split(",") if name.strip()], where="--labels")
     images = find_images(args.images)
 
+    import transformers
     from rich.console import Console
 
     from ovml.reporting import tag_table
     from ovml.tagging import Tagger, load_model
 
+    transformers.utils.logging.disable_progress_bar()
     if args.model == DEMO:
         print(f"ovml: {DEMO} knows drawn shapes only; for photographs give --model", file=sys.stderr)
     model = load_model(args.model)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-ROW_TITLES = {"zero-shot": "zero-shot CLIP", "vision": "stage 1: vision", "prompt": "stage 2: prompt"}
+PROTOCOL_TITLES = {"zsl": "ZSL", "gzsl": "GZSL", "seen": "seen"}
+ROW_TITLES = {"zero-shot": "zero-shot CLIP", "vision": "MKT stage 1", "prompt": "MKT stage 2"}
 
 
 def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """A table of metrics in percent: a row per model, ZSL and GZSL mAP and precision, recall, F1 at k.
+    """A table of metrics in percent: mAP and precision, recall, F1 at k, a block of rows per protocol.
 
     Args:
         rows: Metrics by row name; keys such as `zsl/mAP` and `gzsl/F1@3`, values in 0..1.
@@ -24,17 +25,28 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """
     from rich.table import Table
 
-    names = next(iter(rows.values()), {})
+    names = list(next(iter(rows.values()), {}))
     protocols = [p for p in ("zsl", "gzsl") if any(n.startswith(f"{p}/") for n in names)] or ["seen"]
-    columns = [n for p in protocols for n in names if n.startswith(f"{p}/")]
+    metrics = sorted({n.split("/")[1] for n in names}, key=_column_order)
     table = Table(title=f"{title} (%)")
-    table.add_column("")
-    for column in columns:
-        protocol, metric = column.split("/")
-        table.add_column(f"{protocol.upper()}\n{metric}", justify="right")
-    for row, metrics in rows.items():
-        table.add_row(ROW_TITLES.get(row, row), *(f"{100 * metrics[c]:.1f}" for c in columns))
+    table.add_column("labels", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for protocol in protocols:
+        for position, (row, values) in enumerate(rows.items()):
+            table.add_row(
+                PROTOCOL_TITLES[protocol] if position == 0 else "",
+                ROW_TITLES.get(row, row),
+                *(f"{100 * values[f'{protocol}/{metric}']:.1f}" for metric in metrics),
+                end_section=position == len(rows) - 1,
+            )
     return table
+
+
+def _column_order(metric: str) -> tuple[int, int]:
+    kind, _, k = metric.partition("@")
+    return int(k or 0), ("mAP", "P", "R", "F1").index(kind)
 
 
 def tag_table(tags: list[tuple[str, list[tuple[str, float]]]]) -> Table:

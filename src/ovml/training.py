@@ -214,7 +214,7 @@ def write_aside(path: Path, text: str) -> None:
 def fit_stages(
     model: OVMultiLabelClassifier,
     datamodule: LightningDataModule,
-    make_trainer: Callable[[Stage, RunFolder], Trainer],
+    make_trainer: Callable[[Stage | None, RunFolder], Trainer],
     run: RunFolder,
 ) -> dict[str, dict[str, float]]:
     """Train the model's stages one after the other, each with a trainer of its own.
@@ -226,7 +226,8 @@ def fit_stages(
     Args:
         model: Trained in place.
         datamodule: Gives training and validation data.
-        make_trainer: Makes the trainer of a stage; it must write `run.checkpoint(stage.name)`.
+        make_trainer: Makes the trainer of a stage, which must write `run.checkpoint(stage.name)`; or, for `None`, one
+            that only evaluates.
         run: Where checkpoints and results are kept.
 
     Returns:
@@ -235,7 +236,7 @@ def fit_stages(
     if not model.stages:
         raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
     if "zero-shot" not in run.results:
-        trainer = make_trainer(model.stages[0], run)
+        trainer = make_trainer(None, run)
         trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
         _record(run, trainer, "zero-shot")
     for stage in model.stages:

@@ -145,8 +145,9 @@ def _jittered(colour: tuple[int, int, int], rng: random.Random, amount: float) -
 
 def _second_colour(colour: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
     """A much lighter or darker companion, so that a pattern never adds a second colour word."""
-    towards, weight = (255, 0.65) if sum(colour) < 330 else (0, 0.55)
-    weight += rng.uniform(-0.1, 0.1)
+    towards = 255 if sum(colour) < 330 else 0
+    # Black and white move less: else striped black and striped white would look the same.
+    weight = rng.uniform(0.3, 0.4) if max(colour) - min(colour) < 40 else rng.uniform(0.5, 0.7)
     red, green, blue = (round(c + (towards - c) * weight) for c in colour)
     return red, green, blue
 

@@ -1,0 +1,76 @@
+"""Fixtures: the reference numbers, and a random CLIP checkpoint small enough to run anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+from torch import Tensor
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything
+
+settings.register_profile("ovml", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("ovml")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Tensor]:
+    """Tensors that the published code gives."""
+    from safetensors.torch import load_file
+
+    path = SHARED / "reference" / "reference_golden.safetensors"
+    if not path.is_file():
+        pytest.skip(f"the reference numbers are not here: {path}")
+    return load_file(path)
+
+
+@pytest.fixture(scope="session")
+def golden_json() -> dict[str, Any]:
+    """Plain numbers that the published code gives."""
+    path = SHARED / "reference" / "reference_golden.json"
+    if not path.is_file():
+        pytest.skip(f"the reference numbers are not here: {path}")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random CLIP: 48 px, 16 patches, 3 blocks, a tokenizer of letters."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tower = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "hidden_act": "quick_gelu"}
+    end = vocab["<|endoftext|>"]
+    text = {"vocab_size": len(vocab), "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    torch.manual_seed(0)
+    clip = CLIPModel(
+        CLIPConfig(
+            vision_config={**tower, "num_hidden_layers": 3, "image_size": 48, "patch_size": 12},
+            text_config={**tower, **text, "num_hidden_layers": 2, "max_position_embeddings": 77},
+            projection_dim=16,
+        )
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    clip.save_pretrained(folder)
+    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A small PNG."""
+    path = tmp_path / "picture.png"
+    Image.effect_mandelbrot((60, 50), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(path)
+    return path

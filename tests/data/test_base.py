@@ -1,0 +1,86 @@
+import datasets
+import pytest
+import torch
+from ovml.checkpoints import load_image_spec
+from ovml.data import DemoDataModule, MultiLabelDataModule
+from ovml.data.base import ToTensors
+from ovml.data.transforms import IMAGENET_MEAN, EvalTransform
+from ovml.vocabulary import LabelVocabulary
+from PIL import Image
+
+
+class Spots(MultiLabelDataModule):
+    """Three grey pictures; label i is present in picture i, label 0 is marked absent in picture 2."""
+
+    exhaustive = False
+
+    @property
+    def vocabulary(self):
+        return LabelVocabulary(("a", "b"), ("c",))
+
+    def dataset(self, split):
+        rows = {
+            "image": [Image.new("RGB", (40, 30), (40 * i,) * 3) for i in range(3)],
+            "positive": [[0], [1], [2]],
+            "negative": [[], [], [0]],
+            "image_id": ["x", "y", "z"],
+        }
+        features = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "positive": datasets.List(datasets.Value("int32")),
+                "negative": datasets.List(datasets.Value("int32")),
+                "image_id": datasets.Value("string"),
+            }
+        )
+        return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_batches_have_the_promised_form(tiny):
+    (batch,) = Spots(clip=tiny, batch_size=8).val_dataloader()
+    assert batch["pixel_values"].shape == (3, 3, 48, 48)
+    assert batch["labels"].dtype == torch.int8
+    assert batch["labels"].tolist() == [[1, -1, -1], [-1, 1, -1], [0, -1, 1]]
+    assert batch["image_id"] == ["x", "y", "z"]
+
+
+def test_labels_not_listed_are_absent_where_annotation_is_exhaustive(tiny):
+    to_tensors = ToTensors(EvalTransform(load_image_spec(tiny)), 4, exhaustive=True)
+    assert to_tensors.targets([1, 1], []).tolist() == [0, 1, 0, 0]
+
+
+def test_normalization_follows_the_checkpoint_or_imagenet(tiny):
+    ours, theirs = (Spots(clip=tiny, normalization=n).eval_transform.spec for n in ("clip", "imagenet"))
+    assert ours == load_image_spec(tiny)
+    assert theirs.mean == IMAGENET_MEAN
+
+
+def test_order_depends_on_seed_and_epoch_alone(tiny):
+    def order(seed, epoch):
+        loader = Spots(clip=tiny, batch_size=1, seed=seed).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return [batch["image_id"][0] for batch in loader]
+
+    assert order(0, 1) == order(0, 1)
+    assert sorted(order(0, 1)) == ["x", "y", "z"]
+    assert len({tuple(order(0, epoch)) for epoch in range(8)}) > 1
+
+
+def test_workers_give_the_same_batches(tiny):
+    data = {n: Spots(clip=tiny, batch_size=2, num_workers=n) for n in (0, 2)}
+    for ours, theirs in zip(data[0].val_dataloader(), data[2].val_dataloader(), strict=True):
+        assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+
+
+def test_demo_rows_become_batches(tiny, tmp_path):
+    data = DemoDataModule(train_size=6, eval_size=4, cache_dir=str(tmp_path), clip=tiny, batch_size=3)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["pixel_values"].shape == (3, 3, 48, 48)
+    assert batch["labels"].shape == (3, len(data.vocabulary))
+    assert (batch["labels"] == 1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_is_checked(tiny, batch_size):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        Spots(clip=tiny, batch_size=batch_size)

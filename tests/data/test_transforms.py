@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ovml.checkpoints import ImageSpec
+from ovml.data.transforms import EvalTransform, TrainTransform
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+SPEC = ImageSpec(32)
+
+
+def noise(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("resize", [None, 36])
+@pytest.mark.parametrize("size", [(32, 32), (50, 33), (33, 50), (20, 90), (101, 40)])
+def test_evaluation_equals_transformers_image_processor(size, resize):
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": resize or 32}, crop_size={"height": 32, "width": 32}
+    )
+    image = noise(*size)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(EvalTransform(SPEC, resize)(image), theirs, atol=1e-5, rtol=0)
+
+
+@given(width=st.integers(1, 300), height=st.integers(1, 300), seed=st.integers(0, 1000))
+def test_training_crops_lie_in_the_picture(width, height, seed):
+    torch.manual_seed(seed)
+    left, top, right, bottom = TrainTransform(SPEC).crop_box(width, height)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+@given(seed=st.integers(0, 200))
+def test_training_crops_keep_to_area_and_ratio(seed):
+    torch.manual_seed(seed)
+    left, top, right, bottom = TrainTransform(SPEC, scale=(0.3, 0.6)).crop_box(400, 400)
+    width, height = right - left, bottom - top
+    assert 0.29 < width * height / 160_000 < 0.61
+    assert 0.74 < width / height < 1.35
+
+
+def test_training_transform_is_the_plain_one_when_nothing_is_random():
+    image = noise(32, 32)
+    torch.testing.assert_close(
+        TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1), flip=0)(image), EvalTransform(SPEC)(image)
+    )
+    flipped = TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1), flip=1)(image)
+    torch.testing.assert_close(flipped.flip(-1), EvalTransform(SPEC)(image))
+
+
+def test_a_seed_repeats_the_augmentation():
+    def draw():
+        torch.manual_seed(3)
+        return TrainTransform(SPEC)(noise(60, 40))
+
+    assert torch.equal(draw(), draw())

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ovml.encoders import ImageFeatures
+from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
+from sklearn.metrics.pairwise import cosine_similarity
+
+
+def features(batch=2, patches=5, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return ImageFeatures(
+        torch.randn(batch, dim, generator=generator), torch.randn(batch, patches, dim, generator=generator)
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "key"),
+    [
+        (TwoStreamHead(top_k=4), "score"),
+        (TwoStreamHead(top_k=4, normalize=False), "score_unnormalized"),
+        (GlobalHead(), "score_global_only"),
+    ],
+)
+def test_scores_agree_with_the_published_code(golden, head, key):
+    scores = head(ImageFeatures(golden["global_embed"], golden["patch_embeds"]), golden["label_embeds"])
+    torch.testing.assert_close(scores, golden[key], atol=1e-5, rtol=0)
+
+
+def test_two_stream_is_a_naive_loop():
+    image, labels, k = features(), torch.randn(4, 8), 3
+    local, whole = torch.zeros(2, 4), torch.zeros(2, 4)
+    for b in range(2):
+        for j in range(4):
+            dots = sorted((float(p @ labels[j]) for p in image.patch_embeds[b]), reverse=True)
+            local[b, j] = sum(dots[:k]) / k
+            whole[b, j] = image.global_embeds[b] @ labels[j]
+    expected = torch.stack([(loc / loc.norm() + glo / glo.norm()) / 2 for loc, glo in zip(local, whole, strict=True)])
+    torch.testing.assert_close(TwoStreamHead(top_k=k)(image, labels), expected)
+
+
+@given(patches=st.integers(1, 6), labels=st.integers(1, 5), seed=st.integers(0, 99))
+def test_local_head_with_all_patches_is_the_mean_patch(patches, labels, seed):
+    image, embeds = features(patches=patches, seed=seed), torch.randn(labels, 8)
+    mean = ImageFeatures(image.patch_embeds.mean(dim=1), image.patch_embeds)
+    torch.testing.assert_close(LocalHead(top_k=patches)(image, embeds), GlobalHead()(mean, embeds), atol=1e-5, rtol=1e-4)
+
+
+@given(order=st.permutations(range(5)))
+def test_order_of_labels_does_not_matter(order):
+    image, embeds = features(), torch.randn(5, 8)
+    head = TwoStreamHead(top_k=2)
+    torch.testing.assert_close(head(image, embeds[order]), head(image, embeds)[:, order])
+
+
+def test_cosine_head_is_cosine():
+    image, embeds = features(), torch.randn(4, 8)
+    expected = cosine_similarity(image.global_embeds.numpy(), embeds.numpy())
+    torch.testing.assert_close(CosineHead()(image, embeds), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("head", [GlobalHead(), LocalHead(top_k=2), TwoStreamHead(top_k=2), CosineHead()])
+def test_zero_features_give_zeros_and_finite_gradients(head):
+    image = ImageFeatures(torch.zeros(1, 8, requires_grad=True), torch.zeros(1, 3, 8, requires_grad=True))
+    scores = head(image, torch.randn(4, 8))
+    scores.sum().backward()
+    assert torch.equal(scores, torch.zeros(1, 4))
+    for embeds in image:
+        assert embeds.grad is None or embeds.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("top_k", [0, 6])
+def test_top_k_beyond_the_patches_is_a_clear_error(top_k):
+    with pytest.raises(ValueError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"):
+        LocalHead(top_k=top_k)(features(), torch.randn(4, 8))
+
+
+def test_head_is_abstract():
+    with pytest.raises(TypeError, match="abstract"):
+        Head()

@@ -1,0 +1,45 @@
+import pytest
+from ovml.errors import UserError
+from ovml.vocabulary import LabelVocabulary, read_names
+
+
+def test_seen_labels_come_first():
+    vocabulary = LabelVocabulary(("cat", " dog "), ("black cat",))
+    assert vocabulary.names == ("cat", "dog", "black cat")
+    assert vocabulary.names[vocabulary.seen_slice] == vocabulary.seen
+    assert vocabulary.names[vocabulary.unseen_slice] == vocabulary.unseen
+    assert LabelVocabulary.from_any(vocabulary.to_dict()) == vocabulary
+    assert LabelVocabulary.from_any(["cat"]).unseen == ()
+
+
+def test_a_label_cannot_be_both_seen_and_unseen():
+    with pytest.raises(UserError, match="'Cat' .* 'cat' differ only in case or blanks"):
+        LabelVocabulary(("cat",), ("Cat",))
+
+
+def test_names_are_read_from_a_file(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("\ufeffcat\r\n\r\nred circle \nRoß\n", encoding="utf-8")
+    assert read_names(path) == ("cat", "red circle", "Roß")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "the list is empty"), (b"cat\ncat\n", "'cat' .* is repeated"), (b"\xff\xfe\x00", "not UTF-8 text")],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"names\.txt: .*{message}"):
+        read_names(path)
+    with pytest.raises(UserError, match=r"none\.txt: cannot read the label file"):
+        read_names(tmp_path / "none.txt")
+
+
+def test_real_label_lists(golden):
+    from conftest import SHARED
+
+    tags = read_names(SHARED / "data" / "nuswide_tags1k.txt")
+    concepts = read_names(SHARED / "data" / "nuswide_unseen81.txt")
+    vocabulary = LabelVocabulary(tuple(t for t in tags if t not in concepts), concepts)
+    assert (len(vocabulary.seen), len(vocabulary.unseen)) == (925, 81)

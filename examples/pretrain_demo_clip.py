@@ -273,6 +273,8 @@ def train(args: argparse.Namespace) -> None:
         optimizer.step()
         schedule.step()
         running = [*running[-99:], (caption_loss.item(), name_loss.item())]
+        if (step + 1) % 100 == 0:
+            CONSOLE.log(f"step {step + 1}, {(time.perf_counter() - started) / 60:.1f} min, losses {np.mean(running, axis=0).round(3)}")
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             scored = zero_shot(model, tokenizer, validation)
             caption_mean, name_mean = np.mean(running, axis=0)

@@ -46,7 +46,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
         distillation: Default: `FeatureL1`.
         distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
         stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
-        ks: The k of precision, recall and F1 at k.
+        ks: The k of precision, recall and F1 at k; those above the number of seen or unseen labels are left out.
         tokenizer: Needed only where `clip` is a `CLIPModel`.
 
     Raises:
@@ -87,8 +87,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
         self.distillation = distillation if distillation is not None else FeatureL1()
         self.distillation_weight = distillation_weight
         self.stages = stages if stages is not None else [VisionStage(), PromptStage()]
-        self.ks = tuple(ks) if ks is not None else (3, 5)
-        self.evaluation = OpenVocabularyEvaluation(self.ks)
+        self.evaluation = OpenVocabularyEvaluation(_possible_ks((3, 5) if ks is None else ks, self.vocabulary))
 
         # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
         self.num_tail_layers = max((stage.num_layers for stage in self.stages), default=0)
@@ -343,6 +342,11 @@ class OVMultiLabelClassifier(pl.LightningModule):
         if self.vocabulary is not None:
             self.hparams["labels"] = self.vocabulary.to_dict()
         self._hparams_initial = copy.deepcopy(self.hparams)
+
+
+def _possible_ks(ks: Sequence[int], vocabulary: LabelVocabulary | None) -> list[int]:
+    sizes = (len(vocabulary.seen), len(vocabulary.unseen)) if vocabulary is not None else ()
+    return [k for k in ks if all(k <= size for size in sizes if size)]
 
 
 def _caller_frame() -> Any:

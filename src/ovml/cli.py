@@ -76,5 +76,3 @@ def config_path(name: str) -> str:
     raise UserError(f"--config {name}: no such file; give a path or one of those that ovml ships: {shipped}")
 
 
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,7 @@ import pytest
 import torch
 from ovml.checkpoints import load_image_spec
 from ovml.data import DemoDataModule, MultiLabelDataModule
-from ovml.data.base import ToTensors
+from ovml.data.base import TensorRows
 from ovml.data.transforms import IMAGENET_MEAN, EvalTransform
 from ovml.vocabulary import LabelVocabulary
 from PIL import Image
@@ -45,8 +45,8 @@ def test_batches_have_the_promised_form(tiny):
 
 
 def test_labels_not_listed_are_absent_where_annotation_is_exhaustive(tiny):
-    to_tensors = ToTensors(EvalTransform(load_image_spec(tiny)), 4, exhaustive=True)
-    assert to_tensors.targets([1, 1], []).tolist() == [0, 1, 0, 0]
+    rows = TensorRows([], EvalTransform(load_image_spec(tiny)), 4, exhaustive=True)
+    assert rows.targets([1, 1], []).tolist() == [0, 1, 0, 0]
 
 
 def test_normalization_follows_the_checkpoint_or_imagenet(tiny):
@@ -66,10 +66,25 @@ def test_order_depends_on_seed_and_epoch_alone(tiny):
     assert len({tuple(order(0, epoch)) for epoch in range(8)}) > 1
 
 
-def test_workers_give_the_same_batches(tiny):
-    data = {n: Spots(clip=tiny, batch_size=2, num_workers=n) for n in (0, 2)}
-    for ours, theirs in zip(data[0].val_dataloader(), data[2].val_dataloader(), strict=True):
-        assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+def test_augmentation_depends_on_seed_epoch_and_row_alone(tiny, tmp_path):
+    """Not on the number of workers, the global generator or what was read before."""
+
+    def pixels(workers=0, epoch=1, seed=0):
+        data = DemoDataModule(4, 4, cache_dir=str(tmp_path), clip=tiny, batch_size=3, num_workers=workers, seed=seed)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        rows = {i: p for batch in loader for i, p in zip(batch["image_id"], batch["pixel_values"], strict=True)}
+        return torch.stack([rows[i] for i in sorted(rows)])
+
+    first = pixels()
+    state = torch.random.get_rng_state()
+    torch.rand(7)
+    assert torch.equal(pixels(), first)
+    torch.random.set_rng_state(state)
+    assert torch.equal(pixels(workers=2), first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(pixels(epoch=2), first)
+    assert not torch.equal(pixels(seed=1), first)
 
 
 def test_demo_rows_become_batches(tiny, tmp_path):

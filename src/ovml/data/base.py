@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -98,9 +99,9 @@ class MultiLabelDataModule(pl.LightningDataModule):
     def _loader(
         self, split: Split, transform: Callable[[Image.Image], Tensor], batch_size: int, shuffle: bool = False
     ) -> DataLoader[Any]:
-        rows = self.dataset(split).with_transform(ToTensors(transform, len(self.vocabulary), self.exhaustive))
+        rows = TensorRows(self.dataset(split), transform, len(self.vocabulary), self.exhaustive, self.seed)
         trainer = self.trainer
-        sampler = DistributedSampler(
+        sampler = EpochSampler(
             rows,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
@@ -113,31 +114,62 @@ class MultiLabelDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
+            generator=torch.Generator(),  # of its own, so that making a loader leaves the global one alone
             pin_memory=torch.cuda.is_available(),
         )
 
 
-class ToTensors:
-    """Turns rows of a data set into tensors, image by image, as they are read.
+class EpochSampler(DistributedSampler[Any]):
+    """Draws `(epoch, index)`, so that a row's augmentation can depend on the epoch."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class TensorRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a data set as tensors.
+
+    What a transform draws for a row depends on (seed, epoch, row) alone: not on the number of workers, not on the
+    order, and not on whether the run was interrupted.
 
     Args:
-        transform: From RGB image to pixel values `[3, H, W]`.
+        rows: With columns `image`, `positive`, `negative` and `image_id`.
+        transform: From RGB image to pixel values `[3, H, W]`; its random numbers are torch's.
         num_labels: Size of the vocabulary.
         exhaustive: Whether labels not listed are absent (0) or unknown (-1).
+        seed: Seed of the transform's random numbers.
     """
 
-    def __init__(self, transform: Callable[[Image.Image], Tensor], num_labels: int, exhaustive: bool) -> None:
+    def __init__(
+        self, rows: Dataset, transform: Callable[[Image.Image], Tensor], num_labels: int, exhaustive: bool, seed: int = 0
+    ) -> None:
+        self.rows = rows
         self.transform = transform
         self.num_labels = num_labels
         self.exhaustive = exhaustive
+        self.seed = seed
 
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Map columns of rows to columns of `pixel_values`, `labels` and `image_id`."""
-        return {
-            "pixel_values": [self.transform(load_image(image)) for image in rows["image"]],
-            "labels": [self.targets(p, n) for p, n in zip(rows["positive"], rows["negative"], strict=True)],
-            "image_id": rows["image_id"],
-        }
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Read rows by `(epoch, index)`; called by the data loader with a whole batch."""
+        columns = self.rows[[index for _, index in keys]]
+        items = []
+        with torch.random.fork_rng(devices=[]):
+            for position, key in enumerate(keys):
+                torch.manual_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
+                items.append(
+                    {
+                        "pixel_values": self.transform(load_image(columns["image"][position])),
+                        "labels": self.targets(columns["positive"][position], columns["negative"][position]),
+                        "image_id": columns["image_id"][position],
+                    }
+                )
+        return items
 
     def targets(self, positive: Sequence[int], negative: Sequence[int]) -> Tensor:
         """Dense targets `[L]` int8 of sparse label ids."""

@@ -71,9 +71,11 @@ class _Ranking(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, margin: float) -> Tensor:
         scores = logits.detach()
-        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        scores = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores).contiguous()
         present, absent = targets == 1, targets == 0
-        above, above_sum = _above(scores - margin, scores, absent)
+        # Both counts compare the same two rounded numbers, or a pair on the edge would count on one side only.
+        thresholds = scores - margin
+        above, above_sum = _above(thresholds, scores, absent)
         # Pairs that a present label p violates: absent n with s_n > s_p - margin.
         pairs = torch.where(present, above, 0)
         # Cumulative sums run in float64: over thousands of labels float32 would lose the last digits.
@@ -81,17 +83,19 @@ class _Ranking(torch.autograd.Function):
         count = pairs.sum(dim=1)
         loss = (hinge / (count + EPSILON)).mean()
 
-        present_below = _below(scores + margin, scores, present)
+        present_below = _below(scores, thresholds, present)
         gradient = torch.where(absent, present_below, 0) - pairs
         scale = 1 / ((count + EPSILON) * len(scores))
-        ctx.save_for_backward((gradient * scale.unsqueeze(1).to(scores.dtype)).to(logits.dtype))
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(gradient * scale.unsqueeze(1).to(scores.dtype))
         return loss.to(scores.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+        # To half precision last: a gradient scaler's factor does not fit into float16.
+        return (gradient * grad_output).to(ctx.dtype), None, None
 
 
 def _above(thresholds: Tensor, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +103,12 @@ def _above(thresholds: Tensor, scores: Tensor, mask: Tensor) -> tuple[Tensor, Te
     wide = torch.float32 if scores.device.type == "mps" else torch.float64
     ordered = scores.masked_fill(~mask, -torch.inf).sort(dim=1).values
     not_above = torch.searchsorted(ordered, thresholds, right=True)
-    sums = ordered.masked_fill(ordered.isinf(), 0).to(wide).cumsum(dim=1)
+    sums = ordered.masked_fill(ordered == -torch.inf, 0).to(wide).cumsum(dim=1)
     sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1)
     return scores.shape[1] - not_above, sums[:, -1:] - sums.gather(1, not_above)
 
 
-def _below(thresholds: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """Per row and threshold: how many masked scores are less; `[B, L]`."""
-    ordered = scores.masked_fill(~mask, torch.inf).sort(dim=1).values
-    return torch.searchsorted(ordered, thresholds, right=False)
+def _below(scores: Tensor, thresholds: Tensor, mask: Tensor) -> Tensor:
+    """Per row and score: how many masked thresholds are less; `[B, L]`."""
+    ordered = thresholds.masked_fill(~mask, torch.inf).sort(dim=1).values
+    return torch.searchsorted(ordered, scores, right=False)

@@ -18,8 +18,8 @@ class MultilabelMeanAveragePrecision(Metric):
     Where every label has a positive this is torchmetrics' `MultilabelAveragePrecision(thresholds=None)`.
 
     Args:
-        empty_labels: Labels without positives: `skip` leaves them out (as torchmetrics does), `zero` counts them
-            with 0 (as the published MKT code does).
+        empty_labels: Labels without positives: `skip` leaves them out, `zero` counts them with 0 (as the
+            published MKT code does, and torchmetrics).
         average: `macro` for the mean, `none` for the value of every label `[L]`.
         ignore_index: Mark of unknown entries.
         kwargs: See `torchmetrics.Metric`.
@@ -63,11 +63,12 @@ class MultilabelMeanAveragePrecision(Metric):
                 f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}"
             )
         self.preds.append(preds.detach())
-        self.targets.append(targets.to(torch.int8))
+        # In one byte whatever the mark is: 1 present, 0 absent, -1 unknown.
+        self.targets.append((targets == 1).to(torch.int8).masked_fill(targets == self.ignore_index, -1))
 
     def compute(self) -> Tensor:
         """Return the mean, or `[L]` with `average="none"` (NaN for skipped labels)."""
-        per_label = average_precision(dim_zero_cat(self.preds), dim_zero_cat(self.targets), self.ignore_index)
+        per_label = average_precision(dim_zero_cat(self.preds), dim_zero_cat(self.targets))
         if self.empty_labels == "zero":
             per_label = per_label.nan_to_num(0)
         return per_label.nanmean() if self.average == "macro" else per_label

@@ -1,0 +1,200 @@
+import sys
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ovml.metrics import MultilabelMeanAveragePrecision
+from ovml.metrics.functional import average_precision
+from sklearn.metrics import average_precision_score
+from torchmetrics.classification import MultilabelAveragePrecision
+
+module = sys.modules["ovml.metrics.functional.average_precision"]
+
+
+def example(images=60, labels=9, levels=7, seed=0, unknown=True):
+    """Scores in 0..1 of a few levels, so that most are tied."""
+    generator = torch.Generator().manual_seed(seed)
+    preds = torch.randint(0, levels, (images, labels), generator=generator) / levels
+    targets = torch.randint(-1 if unknown else 0, 2, (images, labels), generator=generator)
+    targets[0] = 1
+    return preds, targets
+
+
+def by_sklearn(preds, targets):
+    values = []
+    for scores, marks in zip(preds.T, targets.T, strict=True):
+        known = marks != -1
+        empty = not (marks == 1).any()
+        values.append(torch.nan if empty else average_precision_score(marks[known], scores[known].float()))
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def by_torchmetrics(preds, targets, average, ignore_index=None):
+    metric = MultilabelAveragePrecision(
+        preds.shape[1], average=average, thresholds=None, ignore_index=ignore_index
+    )
+    return metric(preds, targets.clamp(min=0) if ignore_index is None else targets)
+
+
+def metric_of(preds, targets, **kwargs):
+    metric = MultilabelMeanAveragePrecision(**kwargs)
+    metric.update(preds, targets)
+    return metric.compute()
+
+
+@st.composite
+def columns(draw):
+    images, labels = draw(st.integers(1, 14)), draw(st.integers(1, 4))
+    size = images * labels
+    scores = draw(st.lists(st.integers(-4, 4), min_size=size, max_size=size))
+    marks = draw(st.lists(st.sampled_from([-1, 0, 1]), min_size=size, max_size=size))
+    return torch.tensor(scores).view(images, labels) / 4, torch.tensor(marks).view(images, labels)
+
+
+@given(columns())
+def test_scikit_learn_with_ties_and_unknowns(batch):
+    torch.testing.assert_close(average_precision(*batch), by_sklearn(*batch), equal_nan=True)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 7, 1_000_000])
+@pytest.mark.parametrize("unknown", [False, True])
+def test_scikit_learn(levels, unknown):
+    preds, targets = example(levels=levels, unknown=unknown)
+    torch.testing.assert_close(average_precision(preds, targets), by_sklearn(preds, targets))
+
+
+@pytest.mark.parametrize("average", ["macro", "none"])
+@pytest.mark.parametrize("ignore_index", [None, -1])
+def test_torchmetrics(average, ignore_index):
+    preds, targets = example(unknown=ignore_index is not None)
+    expected = by_torchmetrics(preds, targets, average, ignore_index)
+    torch.testing.assert_close(metric_of(preds, targets, average=average), expected)
+
+
+def test_empty_labels_are_zero_in_torchmetrics_too():
+    preds, targets = example(unknown=False)
+    targets[:, 2] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = by_torchmetrics(preds, targets, "macro")
+    torch.testing.assert_close(metric_of(preds, targets, empty_labels="zero"), expected)
+
+
+def test_published_numbers(golden, golden_json):
+    preds, marks = golden["metric.preds"], golden["metric.labels"]
+    targets = torch.where(marks == 1, 1, torch.where(marks == -1, 0, -1))
+    zero, skip = (metric_of(preds, targets, empty_labels=rule) for rule in ("zero", "skip"))
+    per_label = metric_of(preds, targets, empty_labels="zero", average="none")
+    torch.testing.assert_close(per_label, golden["metric.ap_per_label"], atol=1e-6, rtol=0)
+    assert float(zero) == pytest.approx(golden_json["mean_ap_empty_as_zero"], abs=1e-6)
+    assert float(skip) == pytest.approx(golden_json["mean_ap_labels_with_positives"], abs=1e-6)
+
+
+def test_published_marks_by_ignore_index(golden, golden_json):
+    value = metric_of(golden["metric.preds"], golden["metric.labels"], ignore_index=0)
+    assert float(value) == pytest.approx(golden_json["mean_ap_labels_with_positives"], abs=1e-6)
+
+
+@pytest.mark.parametrize("mark", [-100, 255, 2])
+def test_any_mark_of_the_unknown(mark):
+    preds, targets = example()
+    marked = targets.masked_fill(targets == -1, mark)
+    expected = average_precision(preds, targets)
+    torch.testing.assert_close(average_precision(preds, marked, ignore_index=mark), expected)
+    torch.testing.assert_close(metric_of(preds, marked, average="none", ignore_index=mark), expected)
+
+
+def test_empty_labels():
+    preds, targets = example(labels=4)
+    targets[:, 1] = 0
+    targets[:, 3] = -1
+    ap = average_precision(preds, targets)
+    assert ap.isnan().tolist() == [False, True, False, True]
+    torch.testing.assert_close(metric_of(preds, targets), (ap[0] + ap[2]) / 2)
+    torch.testing.assert_close(metric_of(preds, targets, empty_labels="zero"), (ap[0] + ap[2]) / 4)
+    assert metric_of(preds, targets, average="none").isnan().tolist() == [False, True, False, True]
+    assert metric_of(preds, targets, average="none", empty_labels="zero")[1] == 0
+
+
+def test_no_label_with_a_positive():
+    preds, targets = torch.rand(5, 3), torch.zeros(5, 3, dtype=torch.long)
+    assert metric_of(preds, targets).isnan()
+    assert metric_of(preds, targets, empty_labels="zero") == 0
+
+
+@pytest.mark.parametrize("block", [1, 60, 61, 120, 300, 539, 540, 10_000])
+def test_blocks_of_labels_give_the_same(monkeypatch, block):
+    preds, targets = example()
+    expected = average_precision(preds, targets)
+    monkeypatch.setattr(module, "BLOCK", block)
+    torch.testing.assert_close(average_precision(preds, targets), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [[60], [1, 59], [20, 20, 20], [7] * 8 + [4]])
+def test_pieces_are_the_whole(sizes):
+    preds, targets = example()
+    metric = MultilabelMeanAveragePrecision()
+    for piece in zip(preds.split(sizes), targets.split(sizes), strict=True):
+        metric.update(*piece)
+    torch.testing.assert_close(metric.compute(), metric_of(preds, targets), atol=0, rtol=0)
+
+
+def test_reset_forgets():
+    metric = MultilabelMeanAveragePrecision()
+    metric.update(*example(seed=1))
+    metric.reset()
+    metric.update(*example(seed=2))
+    torch.testing.assert_close(metric.compute(), metric_of(*example(seed=2)))
+
+
+def test_forward_gives_the_value_of_the_batch():
+    metric = MultilabelMeanAveragePrecision()
+    for seed in (1, 2):
+        torch.testing.assert_close(metric(*example(seed=seed)), metric_of(*example(seed=seed)))
+    both = [torch.cat(pair) for pair in zip(example(seed=1), example(seed=2), strict=True)]
+    torch.testing.assert_close(metric.compute(), metric_of(*both))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_kinds_of_scores(dtype):
+    preds, targets = example(levels=1000)
+    preds = preds.to(dtype)
+    result = average_precision(preds, targets)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, by_sklearn(preds, targets))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+def test_kinds_of_targets(dtype):
+    preds, targets = example()
+    torch.testing.assert_close(metric_of(preds, targets.to(dtype)), metric_of(preds, targets))
+
+
+def test_targets_are_kept_in_bytes_and_scores_without_a_graph():
+    preds, targets = example()
+    metric = MultilabelMeanAveragePrecision()
+    metric.update(preds.requires_grad_(), targets)
+    assert metric.targets[0].dtype == torch.int8
+    assert not metric.preds[0].requires_grad
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_nothing_to_score(shape):
+    result = average_precision(torch.zeros(shape), torch.zeros(shape, dtype=torch.long))
+    assert result.shape == shape[1:]
+    assert result.isnan().all()
+
+
+@pytest.mark.parametrize("score", [average_precision, metric_of])
+@pytest.mark.parametrize(("preds", "targets"), [((5, 3), (5, 4)), ((5,), (5,)), ((5, 3, 2), (5, 3, 2))])
+def test_wrong_shapes(score, preds, targets):
+    with pytest.raises(ValueError, match="preds and targets must both be"):
+        score(torch.zeros(preds), torch.zeros(targets, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["empty_labels", "average"])
+def test_wrong_arguments(name):
+    with pytest.raises(ValueError, match=f"{name} must be one of .*'weighted'"):
+        MultilabelMeanAveragePrecision(**{name: "weighted"})

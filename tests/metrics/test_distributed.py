@@ -1,0 +1,54 @@
+import pytest
+import torch
+from ovml.metrics import MultilabelMeanAveragePrecision, OpenVocabularyEvaluation, PrecisionRecallF1AtK
+from torch import distributed, multiprocessing
+
+pytestmark = pytest.mark.skipif(
+    not (distributed.is_available() and distributed.is_gloo_available()), reason="needs gloo"
+)
+
+
+def example():
+    generator = torch.Generator().manual_seed(0)
+    preds = torch.randint(0, 20, (50, 9), generator=generator) / 20
+    return preds, torch.randint(-1, 2, (50, 9), generator=generator)
+
+
+def values(preds, targets, batch):
+    average_precision = MultilabelMeanAveragePrecision()
+    per_label = MultilabelMeanAveragePrecision(average="none", empty_labels="zero")
+    at_k = PrecisionRecallF1AtK(3)
+    evaluation = OpenVocabularyEvaluation(ks=(2,), protocols=("zsl", "gzsl", "seen"))
+    for piece in zip(preds.split(batch), targets.split(batch), strict=True):
+        for metric in (average_precision, per_label, at_k):
+            metric.update(*piece)
+        evaluation.update("gzsl", *piece)
+        evaluation.update("zsl", *(part[:, :5] for part in piece))
+    return {
+        "average precision": average_precision.compute(),
+        "per label": per_label.compute(),
+        **at_k.compute(),
+        **evaluation.compute(),
+    }
+
+
+def worker(rank, folder, split):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        preds, targets = example()
+        rows = slice(0, split) if rank == 0 else slice(split, None)
+        torch.save(values(preds[rows], targets[rows], batch=10), f"{folder}/{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("split", [25, 13])
+def test_two_processes_give_the_result_of_one(tmp_path, split):
+    multiprocessing.spawn(worker, args=(str(tmp_path), split), nprocs=2)
+    expected = values(*example(), batch=50)
+    for rank in range(2):
+        result = torch.load(tmp_path / f"{rank}.pt")
+        assert result.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(result[name], value, atol=1e-6, rtol=0)

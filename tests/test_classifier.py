@@ -1,0 +1,271 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
+from ovml.checkpoints import load_clip, load_tokenizer
+from ovml.heads import GlobalHead, LocalHead
+from ovml.losses import ranking_loss
+from PIL import Image
+
+VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "sea", "sun", "tree", "house"))
+STAGES = (VisionStage(epochs=1, warmup_epochs=0), PromptStage(epochs=1))
+
+
+@pytest.fixture
+def model(tiny):
+    torch.manual_seed(0)
+    return OVMultiLabelClassifier(tiny, VOCABULARY, head=LocalHead(top_k=2), stages=list(STAGES)).eval()
+
+
+def batch(size=4, present=True):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 2, (size, len(VOCABULARY)), generator=generator).to(torch.int8)
+    labels[:, 0] = int(present)
+    return {"pixel_values": torch.randn(size, 3, 48, 48, generator=generator), "labels": labels, "image_id": ["x"] * size}
+
+
+def trained(model):
+    """Attach what `training_step` needs of a trainer."""
+    model.trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    model.log = lambda *args, **kwargs: None
+    return model.train()
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+
+
+def test_each_stage_learns_its_own_parameters_and_no_others(model):
+    last_blocks = ("image_encoder.vision_model.encoder.layers.1.", "image_encoder.vision_model.encoder.layers.2.")
+    ends = ("image_encoder.vision_model.post_layernorm.", "image_encoder.visual_projection.")
+    expected = {
+        "vision": {n for n, _ in model.named_parameters() if n.startswith((*last_blocks, *ends))},
+        "prompt": {"prompt.context"},
+    }
+    assert len(expected["vision"]) == 2 * 16 + 3
+    for stage in STAGES:
+        model.start_stage(stage)
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == expected[stage.name]
+        before = copy.deepcopy(model.state_dict())
+        trained(model)
+        model.training_step(batch(), 0).backward()
+        torch.optim.SGD(stage.parameter_groups(model), lr=0.1).step()
+        changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+        # A key's bias shifts a whole row of the attention, which the softmax takes out again: its gradient is 0.
+        untouched = {n for n in expected[stage.name] if n.endswith("k_proj.bias")}
+        assert expected[stage.name] - untouched <= changed <= expected[stage.name]
+
+
+def test_shared_trunk_gives_the_numbers_of_a_separate_teacher(model, tiny):
+    """Loss and gradients equal those of the plain way: a full student beside a full frozen CLIP."""
+    plain_student, plain_teacher = copy.deepcopy(model.image_encoder), load_clip(tiny)
+    with torch.no_grad():  # as after some training: the student differs from its teacher
+        for encoder in (model.image_encoder, plain_student):
+            encoder.visual_projection.weight.mul_(1.1)
+    data = batch()
+    loss = trained(model).training_step(data, 0)
+    loss.backward()
+
+    features = plain_student(data["pixel_values"])
+    with torch.no_grad():
+        target = plain_teacher.get_image_features(data["pixel_values"]).pooler_output
+    scores = model.head(features, model.embed_labels(VOCABULARY.seen))
+    plain = ranking_loss(scores, data["labels"][:, :4]) + (features.global_embeds - target).abs().mean()
+    plain.backward()
+    torch.testing.assert_close(loss, plain, atol=1e-6, rtol=0)
+    theirs = dict(plain_student.named_parameters())
+    for name, parameter in model.image_encoder.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-6, rtol=1e-4)
+
+
+def test_distillation_can_be_turned_off_and_ends_with_stage_one(model):
+    trained(model)
+    data = batch()
+    with_distillation = model.training_step(data, 0)
+    torch.nn.init.zeros_(model.teacher.visual_projection.weight)
+    assert model.training_step(data, 0) != with_distillation
+    model.distillation_weight = 0
+    scores = model.head(model.image_encoder(data["pixel_values"]), model.embed_labels(VOCABULARY.seen))
+    torch.testing.assert_close(model.training_step(data, 0), ranking_loss(scores, data["labels"][:, :4]))
+    model.distillation_weight = 1
+    model.start_stage(STAGES[1])
+    torch.testing.assert_close(model.training_step(data, 0), ranking_loss(scores, data["labels"][:, :4]))
+
+
+def test_images_without_a_present_seen_label_are_left_out(model):
+    trained(model)
+    data = batch()
+    data["labels"][1:3, :4] = torch.tensor([0, -1, 0, 0], dtype=torch.int8)
+    data["labels"][1:3, 4:] = 1  # present unseen labels do not count
+    kept = {k: [v[0], v[3]] if isinstance(v, list) else v[[0, 3]] for k, v in data.items()}
+    torch.testing.assert_close(model.training_step(data, 0), model.training_step(kept, 0))
+
+
+def test_a_batch_without_any_label_is_skipped(model):
+    data = batch()
+    data["labels"].zero_()
+    assert trained(model).training_step(data, 0) is None
+    model._trainer = type("Two", (), {"world_size": 2})()
+    loss = model.training_step(data, 0)
+    loss.backward()
+    assert loss == 0
+    assert not any(p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_unseen_labels_do_not_reach_the_loss(model):
+    trained(model)
+    data = batch()
+    loss = model.training_step(data, 0)
+    data["labels"][:, 4:] = 1 - data["labels"][:, 4:]
+    assert torch.equal(loss, model.training_step(data, 0))
+
+
+def test_zero_shot_is_transformers_clip(model, tiny):
+    torch.nn.init.zeros_(model.image_encoder.visual_projection.weight)  # what was learned must not matter
+    torch.nn.init.zeros_(model.prompt.context)
+    clip, tokenizer, pixels = load_clip(tiny), load_tokenizer(tiny), batch()["pixel_values"]
+    texts = [f"There is a {name} in the scene" for name in VOCABULARY]
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = clip(**tokens, pixel_values=pixels).logits_per_image / clip.logit_scale.exp()
+        ours = model.zero_shot()(pixels)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_evaluation_scores_each_protocol_on_its_own_labels(model):
+    data = batch(size=6)
+    with torch.no_grad():
+        model.validation_step(data, 0)
+        features = model.image_encoder(data["pixel_values"])
+        unseen = model.head(features, model.embed_labels(VOCABULARY.unseen))
+    results = model.evaluation.compute()
+    assert {name.split("/")[0] for name in results} == {"zsl", "gzsl", "seen"}
+    assert not [name for name in results if name.endswith("@5")]  # there are but four seen labels
+    hits = data["labels"][:, 4:].gather(1, unseen.topk(3).indices).sum()
+    torch.testing.assert_close(results["zsl/P@3"], hits / 18)
+
+
+def test_labels_are_embedded_once_until_the_prompt_changes(model):
+    calls = []
+    embed = model.prompt.embed
+    model.prompt.embed = lambda names: calls.append(names) or embed(names)
+    for _ in range(3):
+        model.predict_labels(picture(0), labels=["cat", "dog"])
+    assert len(calls) == 1
+    first = model.embed_labels(["cat", "dog"])
+    with torch.no_grad():
+        model.prompt.context.add_(0.5)
+    assert not torch.allclose(model.embed_labels(["cat", "dog"]), first)
+    assert len(calls) == 2
+
+
+def test_predict_labels(model, tmp_path):
+    image = picture(0)
+    ranked = model.predict_labels(image, labels=["cat", "zebra", "red zebra"], top_k=2)
+    assert len(ranked) == 2
+    assert ranked[0].score >= ranked[1].score
+    assert {tag.label for tag in model.predict_labels(image, top_k=None)} == set(VOCABULARY)
+    image.save(tmp_path / "x.png")
+    many = model.predict_labels([image, tmp_path / "x.png", np.asarray(image)], batch_size=2, labels=["cat", "zebra"])
+    one = model.predict_labels(str(tmp_path / "x.png"), labels=["cat", "zebra"])
+    for tags in many:
+        assert [t.label for t in tags] == [t.label for t in one]
+        np.testing.assert_allclose([t.score for t in tags], [t.score for t in one], atol=1e-6)
+    assert model.predict_labels([]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": []}, "the list is empty"),
+        ({"labels": ["cat", "CAT "]}, "differ only in case or blanks"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+    ],
+)
+def test_bad_predictions_are_refused(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model.predict_labels(picture(0), **arguments)
+
+
+def test_a_model_without_vocabulary_scores_given_labels_only(tiny):
+    model = OVMultiLabelClassifier(tiny)
+    assert len(model.predict_labels(picture(0), labels=["cat", "dog"])) == 2
+    with pytest.raises(UserError, match="pass a list of label names"):
+        model.predict_labels(picture(0))
+
+
+def test_a_clip_model_can_be_given_with_its_tokenizer(tiny):
+    model = OVMultiLabelClassifier(load_clip(tiny), ["cat", "dog"], tokenizer=load_tokenizer(tiny))
+    pixels = torch.randn(1, 3, 48, 48)
+    torch.testing.assert_close(model(pixels), OVMultiLabelClassifier(tiny, ["cat", "dog"])(pixels))
+    with pytest.raises(UserError, match="tokenizer: needed where clip is a CLIPModel"):
+        OVMultiLabelClassifier(load_clip(tiny), ["cat"])
+
+
+def save(model, path):
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    model._trainer = None
+    trainer.save_checkpoint(path, weights_only=True)
+
+
+def test_checkpoints_hold_what_learned_and_load_safely(tiny, tmp_path):
+    model = OVMultiLabelClassifier(tiny, VOCABULARY, stages=list(STAGES))
+    for parameter in (model.prompt.context, model.image_encoder.visual_projection.weight):
+        torch.nn.init.normal_(parameter)
+    save(model, tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    learned = {n for stage in STAGES for g in stage.parameter_groups(model) for p in g["params"] for n, q in
+               model.named_parameters() if p is q}  # fmt: skip
+    assert set(state) == learned
+
+    loaded = OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt")
+    assert loaded.vocabulary == VOCABULARY
+    pixels = torch.randn(2, 3, 48, 48)
+    assert torch.equal(loaded.eval()(pixels), model.eval()(pixels))
+
+
+def test_a_checkpoint_of_other_parts_is_refused(tiny, tmp_path):
+    save(OVMultiLabelClassifier(tiny, VOCABULARY, head=LocalHead(top_k=2)), tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"x\.ckpt: .*made with head .*LocalHead\(top_k=2\), this model has .*TwoStream"):
+        OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="made with head"):
+        OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=GlobalHead())
+    with pytest.raises(UserError, match=r"LocalHead\(top_k=3\)"):
+        OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=3))
+    assert OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=2)).head.top_k == 2
+
+
+def test_bad_checkpoints_are_named(model, tmp_path):
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {"prompt.context": torch.zeros(3)}}, tmp_path / "short.ckpt")
+    torch.save({"state_dict": {}, "evil": Image.new("L", (1, 1))}, tmp_path / "pickle.ckpt")
+    for name, message in [
+        ("none", "no such checkpoint"),
+        ("text", "not a checkpoint"),
+        ("other", "holds no state_dict"),
+        ("short", "lacks 'image_encoder"),
+        ("pickle", "not a checkpoint that ovml can read safely"),
+    ]:
+        with pytest.raises(UserError, match=rf"{name}\.ckpt: .*{message}"):
+            model.load_learned(tmp_path / f"{name}.ckpt")
+
+
+@pytest.mark.parametrize("name", ["no/such-clip", "/no/such/folder"])
+def test_a_checkpoint_name_that_leads_nowhere(name):
+    with pytest.raises(UserError, match=rf"{name}: no such checkpoint here, .*'ovml-demo'"):
+        OVMultiLabelClassifier(name)
+
+
+def test_a_folder_that_is_no_clip(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="a checkpoint of type 'bert'"):
+        OVMultiLabelClassifier(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(UserError, match="not a complete CLIP checkpoint"):
+        OVMultiLabelClassifier(str(tmp_path))

@@ -1,0 +1,213 @@
+"""The command line, run as a person runs it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from ovml.cli import main
+from PIL import Image
+
+SMALL = ["--data.train_size", "24", "--data.eval_size", "12", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def config(tiny, tmp_path_factory):
+    """A small experiment: a random CLIP, two stages of three epochs."""
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    stages = [
+        {"class_path": f"ovml.training.{name}", "init_args": {"epochs": 3, "warmup_epochs": 1}}
+        for name in ("VisionStage", "PromptStage")
+    ]
+    content = {
+        "seed_everything": 5,
+        "model": {"clip": tiny, "stages": stages},
+        "data": {"class_path": "ovml.data.DemoDataModule", "init_args": {"cache_dir": str(path.parent)}},
+        "trainer": {"enable_progress_bar": False},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """A finished run."""
+    root = tmp_path_factory.mktemp("runs")
+    # A process of its own, as the resumed runs are: what ran before in this one could change the last bit of a sum.
+    command = [sys.executable, "-m", "ovml", "fit", "--config", config, *SMALL]
+    done = subprocess.run([*command, "--trainer.default_root_dir", str(root)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return root / "version_0"
+
+
+def learned(run, stage):
+    return torch.load(run / stage / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_fit_leaves_checkpoints_logs_configuration_and_results(run):
+    assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "vision", "prompt"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == 5
+    for stage in ("vision", "prompt"):
+        assert (run / stage / "last.ckpt").is_file()
+        rows = (run / stage / "log" / "metrics.csv").read_text().splitlines()
+        assert "val/zsl/mAP" in rows[0]
+        assert len(rows) > 3
+        assert list((run / stage / "log").glob("events.out.tfevents*"))
+
+
+def test_the_second_stage_starts_from_the_first(run):
+    vision, prompt = learned(run, "vision"), learned(run, "prompt")
+    changed = {name for name in vision if not torch.equal(vision[name], prompt[name])}
+    assert changed == {"prompt.context"}
+
+
+@pytest.mark.parametrize(("stage", "epoch"), [("vision", 0), ("vision", 2), ("prompt", 1)])
+def test_a_killed_run_resumes_to_the_same_weights(run, config, tmp_path, stage, epoch):
+    command = [sys.executable, "-m", "ovml", "fit", "--config", config, *SMALL]
+    command += ["--trainer.default_root_dir", str(tmp_path)]
+    cut = ["--trainer.callbacks+", "stopper.PowerCut"]
+    cut += ["--trainer.callbacks.stage", stage, "--trainer.callbacks.epoch", str(epoch)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    killed = subprocess.run([*command, *cut], env=environment, capture_output=True, text=True)
+    assert killed.returncode == 9, killed.stderr
+    assert (tmp_path / "version_0" / "prompt").exists() == (stage == "prompt")
+    resumed = subprocess.run([*command, "--ckpt_path", "last"], env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert not (tmp_path / "version_1").exists()
+    for name in ("vision", "prompt"):
+        unbroken, again = learned(run, name), learned(tmp_path / "version_0", name)
+        assert all(torch.equal(unbroken[key], again[key]) for key in unbroken)
+    assert json.loads((run / "results.json").read_text()) == json.loads(
+        (tmp_path / "version_0" / "results.json").read_text()
+    )
+
+
+@pytest.mark.parametrize(("stage", "name"), [("VisionStage", "vision"), ("PromptStage", "prompt")])
+def test_either_stage_runs_alone(config, tmp_path, stage, name):
+    stages = f"[{{class_path: ovml.training.{stage}, init_args: {{epochs: 1, warmup_epochs: 0}}}}]"
+    arguments = ["--model.stages", stages, "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", config, *SMALL, *arguments]) == 0
+    assert set(json.loads((tmp_path / "version_0" / "results.json").read_text())) == {"zero-shot", name}
+
+
+def test_a_head_of_ones_own_is_named_on_the_command_line(config, tmp_path):
+    arguments = ["--model.head", "my_parts.MaxPatchHead", "--model.head.factor", "2"]
+    arguments += ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", config, *SMALL, *arguments]) == 0
+    factor = learned(tmp_path / "version_0", "vision")["head.factor"]
+    assert factor != 2
+    assert abs(factor - 2) < 0.1
+    assert main(["test", "--ckpt_path", str(tmp_path / "version_0"), *SMALL]) == 0
+
+
+def test_test_needs_only_the_run(run, capsys):
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    table = capsys.readouterr().out
+    for text in ("ZSL", "GZSL", "mAP", "F1@5", "zero-shot CLIP", "MKT stage 1", "MKT stage 2"):
+        assert text in table
+    rows = json.loads((run / "test_results.json").read_text())
+    assert set(rows) == {"zero-shot", "vision", "prompt"}
+    assert main(["test", "--ckpt_path", str(run / "vision" / "last.ckpt")]) == 0
+    assert set(json.loads((run / "test_results.json").read_text())) == {"zero-shot", "vision"}
+
+
+def test_validate_gives_what_fit_gave(run):
+    assert main(["validate", "--ckpt_path", str(run)]) == 0
+    again, first = (json.loads((run / f).read_text()) for f in ("validate_results.json", "results.json"))
+    for row, metrics in first.items():
+        assert again[row] == pytest.approx(metrics, abs=1e-6)
+
+
+def test_predict_writes_a_line_per_image(run):
+    assert main(["predict", "--ckpt_path", str(run)]) == 0
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [line["image_id"] for line in lines] == [f"test-{i:06d}" for i in range(12)]
+    scores = [tag["score"] for tag in lines[0]["labels"]]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_tag_with_a_trained_model(run, picture, tmp_path, capsys):
+    assert main(["tag", str(picture), "--labels", "red circle,blue star", "--model", str(run)]) == 0
+    one = capsys.readouterr().out
+    assert "red circle" in one
+    assert "blue star" in one
+    (tmp_path / "names.txt").write_text("green heart\nstar\nmoon\n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("b.png", "a.jpg"):
+        Image.new("RGB", (30, 30)).save(folder / name)
+    arguments = ["--labels-file", str(tmp_path / "names.txt"), "--top-k", "2", "--model", str(run)]
+    assert main(["tag", str(folder), str(picture), *arguments]) == 0
+    table = capsys.readouterr().out
+    assert table.index("a.jpg") < table.index("b.png") < table.index("picture.png")
+
+
+def test_tag_uses_the_vocabulary_where_no_labels_are_given(run, picture, tiny, capsys):
+    assert main(["tag", str(picture), "--model", str(run), "--top-k", "500"]) == 0
+    assert "striped" in capsys.readouterr().out
+    assert main(["tag", str(picture), "--model", tiny]) == 2
+    assert "no labels: give --labels" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys):
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        assert "train the stages" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ovml ")
+
+
+BAD = {
+    "no such command": (["train"], "no command 'train'"),
+    "no such configuration": (["fit", "--config", "none.yaml"], "none.yaml: no such file; .* demo.yaml"),
+    "unknown key": (["fit", "--config", "{config}", "--config", "{unknown}"], "unknown.yaml.*colour"),
+    "unknown option": (["fit", "--config", "{config}", "--model.colour", "red"], "colour"),
+    "unknown class": (["fit", "--config", "{config}", "--model.head", "ovml.heads.NoHead"], "NoHead"),
+    "no such clip": (["fit", "--config", "{config}", "--model.clip", "/no/clip"], "/no/clip: no such checkpoint here"),
+    "nothing to resume": (["fit", "--config", "{config}", "--ckpt_path", "last"], "no run to resume"),
+    "no such run": (["test", "--ckpt_path", "/no/run"], "/no/run: not a run"),
+    "wrong checkpoint": (["tag", "{picture}", "--labels", "a", "--model", "{text}"], "not a checkpoint"),
+    "top_k": (["fit", "--config", "{config}", "--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "99"], "99"),
+    "missing image": (["tag", "none.png", "--labels", "a"], "none.png: no such file"),
+    "no image": (["tag", "{text}", "--labels", "a", "--model", "{tiny}"], "not an image that Pillow can read"),
+    "no labels": (["tag", "{picture}", "--labels", " , "], "--labels: the list is empty"),
+    "repeated labels": (["tag", "{picture}", "--labels", "Red star,red  star"], "differ only in case or blanks"),
+    "label file": (["tag", "{picture}", "--labels-file", "none.txt"], "none.txt: cannot read the label file"),
+    "no image given": (["tag", "--labels", "a"], "required: IMAGE"),
+    "device": (["tag", "{picture}", "--labels", "a", "--device", "abacus", "--model", "{tiny}"], "--device abacus"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_clear_line(case, config, tiny, picture, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "unknown.yaml").write_text("model: {colour: red}")
+    places = {"config": config, "tiny": tiny, "picture": picture}
+    places |= {"text": tmp_path / "text.png", "unknown": tmp_path / "unknown.yaml"}
+    arguments, message = BAD[case]
+    arguments = [a.format(**places) for a in arguments]
+    if arguments[0] == "fit":
+        arguments += [*SMALL, "--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ovml: error")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+
+
+def test_the_process_itself_exits_with_two_and_no_traceback(picture):
+    command = [sys.executable, "-m", "ovml", "tag", str(picture), "--labels", ""]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "ovml: error: --labels: the list is empty; give at least one label name"
+
+
+def test_importing_ovml_loads_nothing_heavy():
+    code = "import sys, ovml; print([m for m in ('torch', 'lightning', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -47,6 +47,7 @@ def tag(argv: list[str]) -> None:
 
     import transformers
     from rich.console import Console
+    from rich.markup import escape
 
     from ovml.reporting import tag_table
     from ovml.tagging import Tagger, load_model
@@ -65,6 +66,6 @@ def tag(argv: list[str]) -> None:
         raise UserError(f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); try cpu") from error
     tagger = Tagger(model, names, top_k=args.top_k, batch_size=args.batch_size)
     console = Console()
-    for start in range(0, len(images), args.batch_size):
-        batch = [str(image) for image in images[start : start + args.batch_size]]
-        console.print(tag_table([(str(image), [tuple(t) for t in tags]) for image, tags in tagger.tag(batch)]))
+    for image, tags in tagger.tag(images):
+        console.print(f"[bold]{escape(str(image))}[/bold]", soft_wrap=True, highlight=False)
+        console.print(tag_table(tags))

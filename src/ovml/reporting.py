@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,13 +49,16 @@ def _column_order(metric: str) -> tuple[int, int]:
     return int(k or 0), ("mAP", "P", "R", "F1").index(kind)
 
 
-def tag_table(tags: list[tuple[str, list[tuple[str, float]]]]) -> Table:
-    """A table of ranked labels: a row per image and label."""
+def tag_table(ranked: Sequence[tuple[str, float]]) -> Table:
+    """The ranked labels of one image, scores first.
+
+    >>> tag_table([("red circle", 0.7), ("blue star", 0.1)]).row_count
+    2
+    """
     from rich.table import Table
 
-    table = Table("image", "label")
-    table.add_column("score", justify="right")
-    for image, ranked in tags:
-        for rank, (label, score) in enumerate(ranked):
-            table.add_row(image if rank == 0 else "", label, f"{score:.4f}", end_section=rank == len(ranked) - 1)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    for label, score in ranked:
+        table.add_row(f"{score:.4f}", label)
     return table

@@ -5,6 +5,7 @@ from ovml.checkpoints import load_image_spec
 from ovml.data import DemoDataModule, MultiLabelDataModule
 from ovml.data.base import TensorRows
 from ovml.data.transforms import IMAGENET_MEAN, EvalTransform
+from ovml.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 from PIL import Image
 
@@ -97,5 +98,5 @@ def test_demo_rows_become_batches(tiny, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batch_size_is_checked(tiny, batch_size):
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(UserError, match="batch_size must be at least 1"):
         Spots(clip=tiny, batch_size=batch_size)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ovml.encoders import ImageFeatures
+from ovml.errors import UserError
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -71,7 +72,7 @@ def test_zero_features_give_zeros_and_finite_gradients(head):
 
 @pytest.mark.parametrize("top_k", [0, 6])
 def test_top_k_beyond_the_patches_is_a_clear_error(top_k):
-    with pytest.raises(ValueError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"):
+    with pytest.raises(UserError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"):
         LocalHead(top_k=top_k)(features(), torch.randn(4, 8))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ovml.encoders import ImageFeatures
+from ovml.errors import UserError
 from ovml.heads.base import Head, normalize_over_labels
 
 
@@ -20,11 +21,11 @@ def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int) -> T
         Scores `[B, L]`.
 
     Raises:
-        ValueError: `top_k` is not from 1 to the number of patches.
+        UserError: `top_k` is not from 1 to the number of patches.
     """
     num_patches = features.patch_embeds.shape[1]
     if not 1 <= top_k <= num_patches:
-        raise ValueError(f"top_k must be from 1 to {num_patches}, the number of patches of an image; got {top_k}")
+        raise UserError(f"top_k must be from 1 to {num_patches}, the number of patches of an image; got {top_k}")
     similarity = label_embeds @ features.patch_embeds.transpose(1, 2)
     return similarity.topk(top_k, dim=-1, sorted=False).values.mean(dim=-1)
 

@@ -7,11 +7,11 @@ builds `[B, L, L]` tensors of the mask, the gaps, their product, the hinge and i
 
 How both are measured, by the same code, one after the other in the same run:
 
-- Each side of each case runs in a fresh process, on the same inputs (normal scores, 1 label in 100 present, the
-  rest absent), with the same number of threads, forward and backward together.
-- Memory: after one call on an input of a few labels, which loads what torch loads late, the process is filled up
-  to its highest resident size so far. The peak memory is by how much `ru_maxrss` (`resource.getrusage`) then
-  grows over one call.
+- Each side of each case runs in a fresh process, on the same inputs (normal scores, 1 label in 100 present,
+  the rest absent), with the same number of threads, forward and backward together.
+- Memory: after one call on an input of a few labels, which loads what torch loads late, the process is filled
+  up to its highest resident size so far. The peak memory is by how much `ru_maxrss` (`resource.getrusage`)
+  then grows over one call; it is good to a few hundred KiB.
 - Time: the median of several further calls, that first one being the warm-up.
 - Before a table is printed, values and gradients of both are compared on a smaller batch.
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# Batch, labels, repeats of ours, repeats of theirs. 925 are the seen labels of NUS-WIDE, 7186 those of Open Images.
+# Batch, labels, repeats of ours, repeats of theirs. NUS-WIDE has 925 seen labels, Open Images 7186.
 CASES = [(64, 925, 20, 5), (8, 7186, 20, 3)]
 QUICK_CASES = [(16, 300, 10, 5), (4, 1000, 10, 3)]
 
@@ -77,6 +77,7 @@ def peak_kib() -> int:
 def measure(side: str, batch: int, labels: int, repeats: int) -> dict[str, Any]:
     """Seconds and bytes of one side, in a process that did nothing else."""
     import torch
+
     from ovml.losses import ranking_loss
 
     loss = ranking_loss if side == "ours" else all_pairs
@@ -111,6 +112,7 @@ def in_fresh_process(*arguments: object) -> dict[str, Any]:
 def check() -> dict[str, float]:
     """Largest difference between the two sides, in value and in gradient."""
     import torch
+
     from ovml.losses import ranking_loss
 
     logits, targets = inputs(4, 500)
@@ -183,7 +185,7 @@ def main() -> None:
         side, *numbers = args.measure
         print(json.dumps(measure(side, *map(int, numbers))))
         return
-    # The table's process must stay small until here: a child's `ru_maxrss` starts at the size it was forked with.
+    # This process must stay small until here: a child's `ru_maxrss` starts at the size it was forked with.
     rows = run(QUICK_CASES if args.quick else CASES)
     show(rows, check())
     if args.json:

@@ -39,7 +39,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 TEMPLATE = "There is a {} in the scene"
 WORDS = (
     *SHAPES, *COLOURS, *PATTERNS, *GROUNDS,
-    *"a an the of in on and with there is no some many photo picture image drawing scene background object".split(),
+    *["a", "an", "the", "of", "in", "on", "and", "with", "there", "is", "no", "some", "many", "photo", "picture", "image", "drawing", "scene", "background", "object"],
 )  # fmt: skip
 NAMES = tuple(
     " ".join(filter(None, (pattern, colour, shape)))
@@ -86,7 +86,10 @@ def draw_scenes(tokenizer: CLIPTokenizer, split: str, size: int, seed: int) -> S
     """Draws the first `size` scenes of a split on all cores."""
     jobs = [(seed, split, start, min(start + 500, size)) for start in range(0, size, 500)]
     pixels = torch.empty(size, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
-    names, labels = torch.zeros(size, len(NAMES), dtype=torch.bool), torch.zeros(size, len(world.LABELS), dtype=torch.bool)
+    names, labels = (
+        torch.zeros(size, len(NAMES), dtype=torch.bool),
+        torch.zeros(size, len(world.LABELS), dtype=torch.bool),
+    )
     counts, captions = torch.zeros(size, dtype=torch.long), []
     with ProcessPoolExecutor() as pool:
         rows = (row for block in pool.map(_draw, jobs) for row in block)
@@ -94,7 +97,9 @@ def draw_scenes(tokenizer: CLIPTokenizer, split: str, size: int, seed: int) -> S
             pixels[i] = torch.frombuffer(bytearray(image), dtype=torch.uint8).view(IMAGE_SIZE, IMAGE_SIZE, 3)
             names[i, name_ids], labels[i, label_ids], counts[i] = True, True, count
             captions += texts
-    ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=32)["input_ids"], dtype=torch.int16)
+    ids = torch.tensor(
+        tokenizer(captions, padding="max_length", max_length=32)["input_ids"], dtype=torch.int16
+    )
     return Scenes(pixels.permute(0, 3, 1, 2).contiguous(), ids.view(size, 8, 32), names, counts, labels)
 
 
@@ -120,7 +125,12 @@ def build_tokenizer() -> CLIPTokenizer:
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     """The tiny CLIP, with random weights."""
-    tower: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
+    tower: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "hidden_act": "quick_gelu",
+    }
     text = tower | {
         "num_hidden_layers": 2,
         "vocab_size": len(tokenizer),
@@ -144,7 +154,9 @@ def augment(pixels: Tensor) -> Tensor:
     flip = torch.rand(len(pixels), 1, 1, 1) < 0.5
     pixels = torch.where(flip, pixels.flip(-1), pixels)
     top, left = (int(torch.randint(0, 9, ())) for _ in range(2))
-    return F.pad(pixels.float(), (4, 4, 4, 4), "reflect")[..., top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+    return F.pad(pixels.float(), (4, 4, 4, 4), "reflect")[
+        ..., top : top + IMAGE_SIZE, left : left + IMAGE_SIZE
+    ]
 
 
 def embed_texts(model: CLIPModel, ids: Tensor, end: int) -> Tensor:
@@ -177,7 +189,11 @@ def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Scenes) -> dic
     values = np.array([average_precision_score(truth[:, i], scores[:, i]) for i in range(len(world.LABELS))])
     seen = len(world.SEEN_LABELS)
     model.train()
-    return {"seen": float(values[:seen].mean()), "unseen": float(values[seen:].mean()), "chance": float(truth.mean())}
+    return {
+        "seen": float(values[:seen].mean()),
+        "unseen": float(values[seen:].mean()),
+        "chance": float(truth.mean()),
+    }
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, readme: str, out: Path) -> None:
@@ -238,7 +254,9 @@ def train(args: argparse.Namespace) -> None:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98)
+        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -274,7 +292,9 @@ def train(args: argparse.Namespace) -> None:
         schedule.step()
         running = [*running[-99:], (caption_loss.item(), name_loss.item())]
         if (step + 1) % 100 == 0:
-            CONSOLE.log(f"step {step + 1}, {(time.perf_counter() - started) / 60:.1f} min, losses {np.mean(running, axis=0).round(3)}")
+            CONSOLE.log(
+                f"step {step + 1}, {(time.perf_counter() - started) / 60:.1f} min, losses {np.mean(running, axis=0).round(3)}"
+            )
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             scored = zero_shot(model, tokenizer, validation)
             caption_mean, name_mean = np.mean(running, axis=0)
@@ -298,14 +318,18 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(world.__file__).parents[1] / "assets" / "ovml-demo")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the world")
     parser.add_argument("--scenes", type=int, default=60_000, help="scenes to draw")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--eval-every", type=int, default=500, help="steps between evaluations, each saved to --out")
+    parser.add_argument(
+        "--eval-every", type=int, default=500, help="steps between evaluations, each saved to --out"
+    )
     train(parser.parse_args())
 
 

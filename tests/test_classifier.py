@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
+
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.heads import GlobalHead, LocalHead
 from ovml.losses import ranking_loss
-from PIL import Image
 
 VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "sea", "sun", "tree", "house"))
 STAGES = (VisionStage(epochs=1, warmup_epochs=0), PromptStage(epochs=1))
@@ -24,12 +25,18 @@ def batch(size=4, present=True):
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 2, (size, len(VOCABULARY)), generator=generator).to(torch.int8)
     labels[:, 0] = int(present)
-    return {"pixel_values": torch.randn(size, 3, 48, 48, generator=generator), "labels": labels, "image_id": ["x"] * size}
+    return {
+        "pixel_values": torch.randn(size, 3, 48, 48, generator=generator),
+        "labels": labels,
+        "image_id": ["x"] * size,
+    }
 
 
 def trained(model):
     """Attach what `training_step` needs of a trainer."""
-    model.trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    model.trainer = Trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
     model.log = lambda *args, **kwargs: None
     return model.train()
 
@@ -39,7 +46,10 @@ def picture(seed):
 
 
 def test_each_stage_learns_its_own_parameters_and_no_others(model):
-    last_blocks = ("image_encoder.vision_model.encoder.layers.1.", "image_encoder.vision_model.encoder.layers.2.")
+    last_blocks = (
+        "image_encoder.vision_model.encoder.layers.1.",
+        "image_encoder.vision_model.encoder.layers.2.",
+    )
     ends = ("image_encoder.vision_model.post_layernorm.", "image_encoder.visual_projection.")
     expected = {
         "vision": {n for n, _ in model.named_parameters() if n.startswith((*last_blocks, *ends))},
@@ -170,7 +180,9 @@ def test_predict_labels(model, tmp_path):
     assert ranked[0].score >= ranked[1].score
     assert {tag.label for tag in model.predict_labels(image, top_k=None)} == set(VOCABULARY)
     image.save(tmp_path / "x.png")
-    many = model.predict_labels([image, tmp_path / "x.png", np.asarray(image)], batch_size=2, labels=["cat", "zebra"])
+    many = model.predict_labels(
+        [image, tmp_path / "x.png", np.asarray(image)], batch_size=2, labels=["cat", "zebra"]
+    )
     one = model.predict_labels(str(tmp_path / "x.png"), labels=["cat", "zebra"])
     for tags in many:
         assert [t.label for t in tags] == [t.label for t in one]
@@ -231,13 +243,17 @@ def test_checkpoints_hold_what_learned_and_load_safely(tiny, tmp_path):
 
 def test_a_checkpoint_of_other_parts_is_refused(tiny, tmp_path):
     save(OVMultiLabelClassifier(tiny, VOCABULARY, head=LocalHead(top_k=2)), tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=r"x\.ckpt: .*made with head .*LocalHead\(top_k=2\), this model has .*TwoStream"):
+    with pytest.raises(
+        UserError, match=r"x\.ckpt: .*made with head .*LocalHead\(top_k=2\), this model has .*TwoStream"
+    ):
         OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(UserError, match="made with head"):
         OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=GlobalHead())
     with pytest.raises(UserError, match=r"LocalHead\(top_k=3\)"):
         OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=3))
-    assert OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=2)).head.top_k == 2
+    assert (
+        OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=2)).head.top_k == 2
+    )
 
 
 def test_bad_checkpoints_are_named(model, tmp_path):

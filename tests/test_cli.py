@@ -10,10 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ovml.cli import main
 from PIL import Image
 
-SMALL = ["--data.train_size", "24", "--data.eval_size", "12", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
+from ovml.cli import main
+
+SMALL = [
+    "--data.train_size",
+    "24",
+    "--data.eval_size",
+    "12",
+    "--data.batch_size",
+    "8",
+    "--trainer.accelerator",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,9 @@ def ovml(*arguments):
     """Run the command in a process of its own."""
     # One thread: where a busy machine splits a sum over fewer threads, its last bit changes.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "ovml", *arguments], env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "ovml", *arguments], env=environment, capture_output=True, text=True
+    )
 
 
 def learned(run, stage):
@@ -174,18 +186,33 @@ BAD = {
     "unknown key": (["fit", "--config", "{config}", "--config", "{unknown}"], "model.colour"),
     "unknown option": (["fit", "--config", "{config}", "--model.colour", "red"], "colour"),
     "unknown class": (["fit", "--config", "{config}", "--model.head", "ovml.heads.NoHead"], "NoHead"),
-    "no such clip": (["fit", "--config", "{config}", "--model.clip", "/no/clip"], "/no/clip: no such checkpoint here"),
+    "no such clip": (
+        ["fit", "--config", "{config}", "--model.clip", "/no/clip"],
+        "/no/clip: no such checkpoint here",
+    ),
     "nothing to resume": (["fit", "--config", "{config}", "--ckpt_path", "last"], "no run to resume"),
     "no such run": (["test", "--ckpt_path", "/no/run"], "/no/run: not a run"),
     "wrong checkpoint": (["tag", "{picture}", "--labels", "a", "--model", "{text}"], "not a checkpoint"),
-    "top_k": (["fit", "--config", "{config}", "--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "99"], "99"),
+    "top_k": (
+        ["fit", "--config", "{config}", "--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "99"],
+        "99",
+    ),
     "missing image": (["tag", "none.png", "--labels", "a"], "none.png: no such file"),
-    "no image": (["tag", "{text}", "--labels", "a", "--model", "{tiny}"], "not an image that Pillow can read"),
+    "no image": (
+        ["tag", "{text}", "--labels", "a", "--model", "{tiny}"],
+        "not an image that Pillow can read",
+    ),
     "no labels": (["tag", "{picture}", "--labels", " , "], "--labels: the list is empty"),
-    "repeated labels": (["tag", "{picture}", "--labels", "Red star,red  star"], "differ only in case or blanks"),
+    "repeated labels": (
+        ["tag", "{picture}", "--labels", "Red star,red  star"],
+        "differ only in case or blanks",
+    ),
     "label file": (["tag", "{picture}", "--labels-file", "none.txt"], "none.txt: cannot read the label file"),
     "no image given": (["tag", "--labels", "a"], "required: IMAGE"),
-    "device": (["tag", "{picture}", "--labels", "a", "--device", "abacus", "--model", "{tiny}"], "--device abacus"),
+    "device": (
+        ["tag", "{picture}", "--labels", "a", "--device", "abacus", "--model", "{tiny}"],
+        "--device abacus",
+    ),
 }
 
 

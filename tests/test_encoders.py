@@ -1,9 +1,10 @@
 import pytest
 import torch
+from reference_clip import reference_clip
+
 from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import ImageEncoder, TextEncoder
 from ovml.errors import UserError
-from reference_clip import reference_clip
 
 
 def test_image_embeddings_agree_with_the_published_code(golden):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
+
 from ovml.errors import UserError
 from ovml.images import find_images, load_image
-from PIL import Image
 
 RAMP = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))
 
@@ -58,7 +59,9 @@ def test_arrays(array):
     close(load_image(array), grey(RAMP))
 
 
-@pytest.mark.parametrize("array", [np.zeros(3), np.zeros((2, 2, 7)), np.zeros((0, 4)), np.zeros((4, 4), dtype=np.int64)])
+@pytest.mark.parametrize(
+    "array", [np.zeros(3), np.zeros((2, 2, 7)), np.zeros((0, 4)), np.zeros((4, 4), dtype=np.int64)]
+)
 def test_wrong_arrays_are_refused(array):
     with pytest.raises(UserError, match="image: expected"):
         load_image(array)
@@ -68,7 +71,11 @@ def test_bad_files_are_named(tmp_path, picture):
     text, broken = tmp_path / "notes.png", tmp_path / "broken.png"
     text.write_text("no image")
     broken.write_bytes(picture.read_bytes()[:400])
-    for path, message in [(text, "not an image"), (broken, "broken image"), (tmp_path / "none.png", "no such file")]:
+    for path, message in [
+        (text, "not an image"),
+        (broken, "broken image"),
+        (tmp_path / "none.png", "no such file"),
+    ]:
         with pytest.raises(UserError, match=f"{path.name}: {message}"):
             load_image(path)
     with pytest.raises(UserError, match="is a folder"):
@@ -82,7 +89,11 @@ def test_folders_are_searched_in_order(tmp_path, picture):
     (tmp_path / "b" / "c" / "z.JPG").write_bytes(b"")
     (tmp_path / "b" / "a.png").write_bytes(b"")
     (tmp_path / "b" / "notes.txt").write_text("")
-    assert find_images([picture, tmp_path / "b"]) == [picture, tmp_path / "b" / "a.png", tmp_path / "b" / "c" / "z.JPG"]
+    assert find_images([picture, tmp_path / "b"]) == [
+        picture,
+        tmp_path / "b" / "a.png",
+        tmp_path / "b" / "c" / "z.JPG",
+    ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in this folder"):
         find_images([tmp_path / "empty"])

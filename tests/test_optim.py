@@ -4,8 +4,9 @@ import re
 
 import pytest
 import torch
-from ovml.optim import WarmupCosineLR, layer_decay_groups, warmup_cosine
 from transformers import CLIPConfig, CLIPModel
+
+from ovml.optim import WarmupCosineLR, layer_decay_groups, warmup_cosine
 
 STEPS_PER_EPOCH = 1000
 BLOCK_NAMES = {

@@ -1,4 +1,5 @@
 import pytest
+
 from ovml.errors import UserError
 from ovml.vocabulary import LabelVocabulary, read_names
 
@@ -25,7 +26,11 @@ def test_names_are_read_from_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "the list is empty"), (b"cat\ncat\n", "'cat' .* is repeated"), (b"\xff\xfe\x00", "not UTF-8 text")],
+    [
+        (b"", "the list is empty"),
+        (b"cat\ncat\n", "'cat' .* is repeated"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
+    ],
 )
 def test_bad_files_are_named(tmp_path, content, message):
     path = tmp_path / "names.txt"

@@ -60,13 +60,19 @@ class PredictionWriter(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path.with_suffix(".part"), "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
 
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
         """Write a batch."""
         import json
 
         best = outputs["scores"].float().topk(self.top_k)
-        for image_id, scores, columns in zip(outputs["image_id"], best.values.tolist(), best.indices.tolist(), strict=True):
-            tags = [{"label": self.labels[c], "score": round(s, 6)} for s, c in zip(scores, columns, strict=True)]
+        for image_id, scores, columns in zip(
+            outputs["image_id"], best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            tags = [
+                {"label": self.labels[c], "score": round(s, 6)} for s, c in zip(scores, columns, strict=True)
+            ]
             self._file.write(json.dumps({"image_id": image_id, "labels": tags}, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -18,7 +18,8 @@ DEFAULT = "openai/clip-vit-base-patch16"
 @dataclass(frozen=True)
 class ImageSpec:
     """How a checkpoint wants its images: size in pixels, mean and standard deviation per channel (of 0..1);
-    by default those of OpenAI's CLIP."""
+    by default those of OpenAI's CLIP.
+    """
 
     size: int
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
@@ -43,7 +44,9 @@ def load_clip(name: str) -> CLIPModel:
 
     config = _load(AutoConfig, name)
     if config.model_type != "clip":
-        raise UserError(f"{name}: a checkpoint of type {config.model_type!r}; ovml needs a CLIPModel ('clip')")
+        raise UserError(
+            f"{name}: a checkpoint of type {config.model_type!r}; ovml needs a CLIPModel ('clip')"
+        )
     model: CLIPModel = _load(CLIPModel, name, config=config, use_safetensors=True)
     return model.eval()
 
@@ -75,7 +78,9 @@ def _load(loader: Any, name: str, **kwargs: Any) -> Any:
     except (OSError, ValueError) as error:
         if Path(path).is_dir():
             what = f"not a complete CLIP checkpoint ({str(error).splitlines()[0]})"
-            raise UserError(f"{name}: {what}; write the folder with CLIPModel, tokenizer and image processor's save_pretrained") from error
+            raise UserError(
+                f"{name}: {what}; write the folder with CLIPModel, tokenizer and image processor's save_pretrained"
+            ) from error
         raise UserError(
             f"{name}: no such checkpoint here, and the Hugging Face Hub did not give it ({str(error).splitlines()[0].rstrip('.')}); "
             f"check the name and the network, give a local folder, or use {DEMO!r}, which is part of ovml"

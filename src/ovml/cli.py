@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())), end="")
+        print(
+            HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())), end=""
+        )
         return 0
     if args[0] == "--version":
         print(f"ovml {__version__}")
@@ -43,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ovml: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ovml: interrupted; 'ovml fit ... --ckpt_path last' goes on from the last finished epoch", file=sys.stderr)
+        print(
+            "ovml: interrupted; 'ovml fit ... --ckpt_path last' goes on from the last finished epoch",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         return 0
@@ -74,5 +79,3 @@ def config_path(name: str) -> str:
             return str(path)
     shipped = ", ".join(sorted(p.name for p in packaged.glob("*.yaml")))
     raise UserError(f"--config {name}: no such file; give a path or one of those that ovml ships: {shipped}")
-
-

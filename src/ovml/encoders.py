@@ -39,7 +39,9 @@ class ImageTail(nn.Module):
         visual_projection: Linear map `[W] -> [D]`.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], post_layernorm: nn.Module, visual_projection: nn.Module) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], post_layernorm: nn.Module, visual_projection: nn.Module
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.post_layernorm = post_layernorm
@@ -86,7 +88,9 @@ class ImageEncoder(nn.Module):
             ValueError: The tower has fewer blocks.
         """
         if not 0 <= num_layers <= self.num_layers:
-            raise ValueError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
+            raise ValueError(
+                f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}"
+            )
         layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
         return ImageTail(layers, self.vision_model.post_layernorm, self.visual_projection)
 

@@ -43,7 +43,8 @@ def layer_decay_groups(
     if not 0 <= num_layers <= depth:
         raise ValueError(f"num_layers must be from 0 to {depth}, the tower's blocks; got {num_layers}")
     modules: list[tuple[str, float, list[nn.Module]]] = [
-        (f"layer_{i + 1}", lr * layer_decay ** (depth - i), [layers[i]]) for i in range(depth - num_layers, depth)
+        (f"layer_{i + 1}", lr * layer_decay ** (depth - i), [layers[i]])
+        for i in range(depth - num_layers, depth)
     ]
     modules.append((f"layer_{depth + 1}", lr, [clip.vision_model.post_layernorm, clip.visual_projection]))
     groups = []
@@ -55,7 +56,9 @@ def layer_decay_groups(
     return groups
 
 
-def warmup_cosine(step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float) -> float:
+def warmup_cosine(
+    step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float
+) -> float:
     """Learning rate at a step: linear from 0 to `base_lr`, then half a cosine to `min_lr`.
 
     >>> [round(warmup_cosine(s, 20, 2, 1e-3, 1e-6), 6) for s in (0, 1, 2, 20)]
@@ -84,7 +87,12 @@ class WarmupCosineLR(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: float, warmup_steps: float = 0, min_lr: float = 0.0, last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        total_steps: float,
+        warmup_steps: float = 0,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
     ) -> None:
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps

@@ -44,7 +44,11 @@ class Tagger:
     """
 
     def __init__(
-        self, model: OVMultiLabelClassifier, labels: Sequence[str], top_k: int | None = 5, batch_size: int = 32
+        self,
+        model: OVMultiLabelClassifier,
+        labels: Sequence[str],
+        top_k: int | None = 5,
+        batch_size: int = 32,
     ) -> None:
         from ovml.data.transforms import EvalTransform
 

@@ -45,7 +45,9 @@ class Stage(ABC):
     fixed_prompt: bool = True
     """Whether label embeddings stay as they are, so that they are computed once."""
 
-    def __init__(self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float) -> None:
+    def __init__(
+        self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float
+    ) -> None:
         if epochs < 1 or not 0 <= warmup_epochs <= epochs:
             raise UserError(
                 f"stage {self.name!r}: epochs must be at least 1 and warmup_epochs from 0 to epochs; "
@@ -132,7 +134,9 @@ class PromptStage(Stage):
         return _decay_groups(model.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
 
 
-def _decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def _decay_groups(
+    params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
     matrices = [p for p in params if p.ndim > 1]
     vectors = [p for p in params if p.ndim <= 1]
     groups = [(matrices, f"{name}_decay", weight_decay), (vectors, f"{name}_no_decay", 0.0)]
@@ -170,7 +174,9 @@ class RunFolder:
         for folder in (path, path.parent, path.parent.parent):
             if path.exists() and (folder / "config.yaml").is_file():
                 return cls(folder)
-        raise UserError(f"{path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one")
+        raise UserError(
+            f"{path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
+        )
 
     @staticmethod
     def _versions(root: str | Path) -> list[int]:
@@ -189,7 +195,9 @@ class RunFolder:
         """
         found = sorted(self.path.glob("*/last.ckpt"), key=lambda p: p.stat().st_mtime)
         if not found:
-            raise UserError(f"{self.path}: this run has no checkpoint yet; let ovml fit finish an epoch first")
+            raise UserError(
+                f"{self.path}: this run has no checkpoint yet; let ovml fit finish an epoch first"
+            )
         return found[-1]
 
     @property
@@ -246,7 +254,12 @@ def fit_stages(
             continue
         model.start_stage(stage)
         trainer = make_trainer(stage, run)
-        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+        trainer.fit(
+            model,
+            datamodule=datamodule,
+            ckpt_path=checkpoint if checkpoint.is_file() else None,
+            weights_only=True,
+        )
         if trainer.interrupted:
             raise KeyboardInterrupt
         _record(run, trainer, stage.name)
@@ -254,7 +267,9 @@ def fit_stages(
 
 
 def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
-    metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    metrics = {
+        k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")
+    }
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         run.add_result(row, metrics)
     trainer.strategy.barrier()
@@ -272,7 +287,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint; check the path") from error
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a checkpoint that ovml can read safely ({reason}); give one that ovml fit wrote") from error
+        raise UserError(
+            f"{path}: not a checkpoint that ovml can read safely ({reason}); give one that ovml fit wrote"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: holds no state_dict; give a checkpoint that ovml fit wrote")
     return checkpoint

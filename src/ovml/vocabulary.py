@@ -34,7 +34,9 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
     ('cat', 'black cat')
     """
     if isinstance(names, str):
-        raise UserError(f"{where}: expected a list of names, got the single string {names!r}; write [{names!r}]")
+        raise UserError(
+            f"{where}: expected a list of names, got the single string {names!r}; write [{names!r}]"
+        )
     if len(names) == 0:
         raise UserError(f"{where}: the list is empty; give at least one label name")
     first: dict[str, int] = {}
@@ -47,7 +49,9 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
         if key in first:
             other = names[first[key]]
             same = "is repeated" if other == name else f"and {other!r} differ only in case or blanks"
-            raise UserError(f"{where}: {name!r} (name {position}) {same} (name {first[key]}); keep one of them")
+            raise UserError(
+                f"{where}: {name!r} (name {position}) {same} (name {first[key]}); keep one of them"
+            )
         first[key] = position
     return tuple(name.strip() for name in names)
 
@@ -124,7 +128,9 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the label file ({error.strerror}); give a text file, one name a line") from error
+        raise UserError(
+            f"{path}: cannot read the label file ({error.strerror}); give a text file, one name a line"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save the label file as UTF-8, one name a line") from error
     return check_names([line.strip() for line in lines if line.strip()], where=str(path))

@@ -3,10 +3,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ovml.checkpoints import ImageSpec
-from ovml.data.transforms import EvalTransform, TrainTransform
 from PIL import Image
 from transformers import CLIPImageProcessorPil
+
+from ovml.checkpoints import ImageSpec
+from ovml.data.transforms import EvalTransform, TrainTransform
 
 SPEC = ImageSpec(32)
 

@@ -2,10 +2,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics.pairwise import cosine_similarity
+
 from ovml.encoders import ImageFeatures
 from ovml.errors import UserError
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
-from sklearn.metrics.pairwise import cosine_similarity
 
 
 def features(batch=2, patches=5, dim=8, seed=0):
@@ -36,7 +37,9 @@ def test_two_stream_is_a_naive_loop():
             dots = sorted((float(p @ labels[j]) for p in image.patch_embeds[b]), reverse=True)
             local[b, j] = sum(dots[:k]) / k
             whole[b, j] = image.global_embeds[b] @ labels[j]
-    expected = torch.stack([(loc / loc.norm() + glo / glo.norm()) / 2 for loc, glo in zip(local, whole, strict=True)])
+    expected = torch.stack(
+        [(loc / loc.norm() + glo / glo.norm()) / 2 for loc, glo in zip(local, whole, strict=True)]
+    )
     torch.testing.assert_close(TwoStreamHead(top_k=k)(image, labels), expected)
 
 
@@ -44,7 +47,9 @@ def test_two_stream_is_a_naive_loop():
 def test_local_head_with_all_patches_is_the_mean_patch(patches, labels, seed):
     image, embeds = features(patches=patches, seed=seed), torch.randn(labels, 8)
     mean = ImageFeatures(image.patch_embeds.mean(dim=1), image.patch_embeds)
-    torch.testing.assert_close(LocalHead(top_k=patches)(image, embeds), GlobalHead()(mean, embeds), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        LocalHead(top_k=patches)(image, embeds), GlobalHead()(mean, embeds), atol=1e-5, rtol=1e-4
+    )
 
 
 @given(order=st.permutations(range(5)))
@@ -72,7 +77,9 @@ def test_zero_features_give_zeros_and_finite_gradients(head):
 
 @pytest.mark.parametrize("top_k", [0, 6])
 def test_top_k_beyond_the_patches_is_a_clear_error(top_k):
-    with pytest.raises(UserError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"):
+    with pytest.raises(
+        UserError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"
+    ):
         LocalHead(top_k=top_k)(features(), torch.randn(4, 8))
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from ovml.losses import Loss, RankingLoss, ranking_loss
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ovml.losses import Loss, RankingLoss, ranking_loss
 
 
 def naive_row(scores, marks, margin=1.0):

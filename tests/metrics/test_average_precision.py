@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ovml.metrics import MultilabelMeanAveragePrecision
-from ovml.metrics.functional import average_precision
 from sklearn.metrics import average_precision_score
 from torchmetrics.classification import MultilabelAveragePrecision
+
+from ovml.metrics import MultilabelMeanAveragePrecision
+from ovml.metrics.functional import average_precision
 
 module = sys.modules["ovml.metrics.functional.average_precision"]
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from ovml.metrics import MultilabelMeanAveragePrecision, OpenVocabularyEvaluation, PrecisionRecallF1AtK
 from torch import distributed, multiprocessing
+
+from ovml.metrics import MultilabelMeanAveragePrecision, OpenVocabularyEvaluation, PrecisionRecallF1AtK
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="needs gloo"

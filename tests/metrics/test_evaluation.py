@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+
 from ovml.metrics import MultilabelMeanAveragePrecision, OpenVocabularyEvaluation, PrecisionRecallF1AtK
 
 

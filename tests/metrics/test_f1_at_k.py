@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ovml.metrics import PrecisionRecallF1AtK
 from ovml.metrics.functional import count_at_k, precision_recall_f1
 

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from reference_clip import reference_clip, reference_tokenizer
+
 from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import TextEncoder
 from ovml.errors import UserError
 from ovml.prompts import ContextPrompt, TemplatePrompt
 from ovml.vocabulary import LabelVocabulary
-from reference_clip import reference_clip, reference_tokenizer
 
 
 @pytest.fixture

@@ -141,7 +141,12 @@ class TensorRows(torch.utils.data.Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, rows: Dataset, transform: Callable[[Image.Image], Tensor], num_labels: int, exhaustive: bool, seed: int = 0
+        self,
+        rows: Dataset,
+        transform: Callable[[Image.Image], Tensor],
+        num_labels: int,
+        exhaustive: bool,
+        seed: int = 0,
     ) -> None:
         self.rows = rows
         self.transform = transform

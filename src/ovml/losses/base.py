@@ -33,4 +33,6 @@ def check_pair(logits: Tensor, targets: Tensor) -> None:
             f"logits and targets must both be [B, L]; got {list(logits.shape)} and {list(targets.shape)}"
         )
     if not logits.is_floating_point() or targets.is_floating_point():
-        raise ValueError(f"logits must be floats and targets integers; got {logits.dtype} and {targets.dtype}")
+        raise ValueError(
+            f"logits must be floats and targets integers; got {logits.dtype} and {targets.dtype}"
+        )

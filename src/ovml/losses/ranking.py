@@ -73,14 +73,14 @@ class _Ranking(torch.autograd.Function):
         scores = logits.detach()
         scores = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores).contiguous()
         present, absent = targets == 1, targets == 0
-        # Both counts compare the same two rounded numbers, or a pair on the edge would count on one side only.
+        # Both counts compare the same two rounded numbers, or a pair on the edge would count on one side.
         thresholds = scores - margin
         above, above_sum = _above(thresholds, scores, absent)
         # Pairs that a present label p violates: absent n with s_n > s_p - margin.
         pairs = torch.where(present, above, 0)
         # Cumulative sums run in float64: over thousands of labels float32 would lose the last digits.
         hinge = torch.where(present, above * (margin - scores.to(above_sum.dtype)) + above_sum, 0).sum(dim=1)
-        count = pairs.sum(dim=1)
+        count = pairs.sum(dim=1).to(above_sum.dtype)
         loss = (hinge / (count + EPSILON)).mean()
 
         present_below = _below(scores, thresholds, present)

@@ -1,7 +1,5 @@
 """Parts that a researcher might write, named on the command line."""
 
-from lightning.pytorch.callbacks import Callback  # noqa: F401
-
 from ovml.heads import Head
 
 

@@ -43,6 +43,4 @@ def reference_tokenizer() -> PreTrainedTokenizerFast:
         single="<|startoftext|> $A <|endoftext|>",
         special_tokens=[("<|startoftext|>", 49406), ("<|endoftext|>", 49407)],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|startoftext|>", eos_token="<|endoftext|>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|startoftext|>", eos_token="<|endoftext|>")

@@ -48,6 +48,4 @@ def test_imports_point_one_way():
 def test_parts_know_nothing_of_lightning_or_data_sets():
     for name in ALONE | {"encoders", "vocabulary"}:
         for path in [*ROOT.glob(f"{name}.py"), *(ROOT / name).rglob("*.py")]:
-            assert not {m.split(".")[0] for m in imports(path)} & {"lightning", "datasets", "jsonargparse"}, (
-                path
-            )
+            assert not {m.split(".")[0] for m in imports(path)} & {"lightning", "datasets", "jsonargparse"}, path

@@ -34,9 +34,7 @@ def batch(size=4, present=True):
 
 def trained(model):
     """Attach what `training_step` needs of a trainer."""
-    model.trainer = Trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
-    )
+    model.trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     model.log = lambda *args, **kwargs: None
     return model.train()
 
@@ -180,9 +178,7 @@ def test_predict_labels(model, tmp_path):
     assert ranked[0].score >= ranked[1].score
     assert {tag.label for tag in model.predict_labels(image, top_k=None)} == set(VOCABULARY)
     image.save(tmp_path / "x.png")
-    many = model.predict_labels(
-        [image, tmp_path / "x.png", np.asarray(image)], batch_size=2, labels=["cat", "zebra"]
-    )
+    many = model.predict_labels([image, tmp_path / "x.png", np.asarray(image)], batch_size=2, labels=["cat", "zebra"])
     one = model.predict_labels(str(tmp_path / "x.png"), labels=["cat", "zebra"])
     for tags in many:
         assert [t.label for t in tags] == [t.label for t in one]
@@ -251,9 +247,7 @@ def test_a_checkpoint_of_other_parts_is_refused(tiny, tmp_path):
         OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=GlobalHead())
     with pytest.raises(UserError, match=r"LocalHead\(top_k=3\)"):
         OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=3))
-    assert (
-        OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=2)).head.top_k == 2
-    )
+    assert OVMultiLabelClassifier.from_checkpoint(tmp_path / "x.ckpt", head=LocalHead(top_k=2)).head.top_k == 2
 
 
 def test_bad_checkpoints_are_named(model, tmp_path):

@@ -58,9 +58,7 @@ def ovml(*arguments):
     """Run the command in a process of its own."""
     # One thread: where a busy machine splits a sum over fewer threads, its last bit changes.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "ovml", *arguments], env=environment, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "ovml", *arguments], env=environment, capture_output=True, text=True)
 
 
 def learned(run, stage):
@@ -239,6 +237,8 @@ def test_the_process_itself_exits_with_two_and_no_traceback(picture):
 
 
 def test_importing_ovml_loads_nothing_heavy():
-    code = "import sys, ovml; print([m for m in ('torch', 'lightning', 'transformers', 'datasets') if m in sys.modules])"
+    code = (
+        "import sys, ovml; print([m for m in ('torch', 'lightning', 'transformers', 'datasets') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -44,9 +44,7 @@ def hugging_face_names(name):
 
 def two_groups(lr=1e-3):
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    return torch.optim.AdamW(
-        [{"params": parameters[:1], "lr": lr}, {"params": parameters[1:], "lr": 0.65 * lr}], lr=lr
-    )
+    return torch.optim.AdamW([{"params": parameters[:1], "lr": lr}, {"params": parameters[1:], "lr": 0.65 * lr}], lr=lr)
 
 
 def scheduler_for(optimizer, epochs=20):

@@ -34,8 +34,9 @@ class EpochSeed(Callback):
 
 
 def stage_checkpoint(run: RunFolder, stage: Stage) -> ModelCheckpoint:
-    """Keeps the newest epoch of a stage. The last epoch is what counts: choosing the best one by its score on
-    unseen labels would use them.
+    """Keeps the newest epoch of a stage.
+
+    The last epoch is what counts: choosing the best one by its score on unseen labels would use them.
     """
     path = run.checkpoint(stage.name)
     return ModelCheckpoint(
@@ -60,9 +61,7 @@ class PredictionWriter(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path.with_suffix(".part"), "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
 
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         """Write a batch."""
         import json
 
@@ -70,9 +69,7 @@ class PredictionWriter(Callback):
         for image_id, scores, columns in zip(
             outputs["image_id"], best.values.tolist(), best.indices.tolist(), strict=True
         ):
-            tags = [
-                {"label": self.labels[c], "score": round(s, 6)} for s, c in zip(scores, columns, strict=True)
-            ]
+            tags = [{"label": self.labels[c], "score": round(s, 6)} for s, c in zip(scores, columns, strict=True)]
             self._file.write(json.dumps({"image_id": image_id, "labels": tags}, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -17,8 +17,12 @@ DEFAULT = "openai/clip-vit-base-patch16"
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a checkpoint wants its images: size in pixels, mean and standard deviation per channel (of 0..1);
-    by default those of OpenAI's CLIP.
+    """How a checkpoint wants its images; the defaults are those of OpenAI's CLIP.
+
+    Attributes:
+        size: Side in pixels.
+        mean: Per channel, of values in 0..1.
+        std: Standard deviation, the same way.
     """
 
     size: int
@@ -44,9 +48,7 @@ def load_clip(name: str) -> CLIPModel:
 
     config = _load(AutoConfig, name)
     if config.model_type != "clip":
-        raise UserError(
-            f"{name}: a checkpoint of type {config.model_type!r}; ovml needs a CLIPModel ('clip')"
-        )
+        raise UserError(f"{name}: a checkpoint of type {config.model_type!r}; ovml needs a CLIPModel ('clip')")
     model: CLIPModel = _load(CLIPModel, name, config=config, use_safetensors=True)
     return model.eval()
 
@@ -81,7 +83,8 @@ def _load(loader: Any, name: str, **kwargs: Any) -> Any:
             raise UserError(
                 f"{name}: {what}; write the folder with CLIPModel, tokenizer and image processor's save_pretrained"
             ) from error
+        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"{name}: no such checkpoint here, and the Hugging Face Hub did not give it ({str(error).splitlines()[0].rstrip('.')}); "
+            f"{name}: no such checkpoint here, and the Hugging Face Hub did not give it ({reason}); "
             f"check the name and the network, give a local folder, or use {DEMO!r}, which is part of ovml"
         ) from error

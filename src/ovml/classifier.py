@@ -82,18 +82,14 @@ class OVMultiLabelClassifier(pl.LightningModule):
         self.image_encoder = ImageEncoder(model)
         text_encoder = TextEncoder(model, tokenizer)
         self.head = (
-            head
-            if head is not None
-            else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
+            head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
         )
         self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
         self.loss = loss if loss is not None else RankingLoss()
         self.distillation = distillation if distillation is not None else FeatureL1()
         self.distillation_weight = distillation_weight
         self.stages = stages if stages is not None else [VisionStage(), PromptStage()]
-        self.evaluation = OpenVocabularyEvaluation(
-            _possible_ks((3, 5) if ks is None else ks, self.vocabulary)
-        )
+        self.evaluation = OpenVocabularyEvaluation(_possible_ks((3, 5) if ks is None else ks, self.vocabulary))
 
         # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
         self.num_tail_layers = max((stage.num_layers for stage in self.stages), default=0)
@@ -146,10 +142,10 @@ class OVMultiLabelClassifier(pl.LightningModule):
         """
         from ovml.tagging import Tagger
 
-        many = isinstance(images, Sequence) and not isinstance(images, str)
         tagger = Tagger(self, self._names(labels), top_k=top_k, batch_size=batch_size)
-        ranked = [tags for _, tags in tagger.tag(images if many else [images])]  # type: ignore[list-item]
-        return ranked if many else ranked[0]
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return [tags for _, tags in tagger.tag(images)]
+        return next(tagger.tag([images]))[1]  # type: ignore[list-item]
 
     def _names(self, labels: Sequence[str] | LabelVocabulary | None) -> tuple[str, ...]:
         labels = self.vocabulary if labels is None else labels
@@ -194,9 +190,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
             return None if self.trainer.world_size == 1 else self._zero_loss()
         student, teacher = self._student_and_teacher(batch["pixel_values"][kept])
         seen = self._vocabulary.seen_slice
-        label_embeds = (
-            self.embed_labels()[seen] if self.stage.fixed_prompt else self.prompt(self._seen_vocabulary)
-        )
+        label_embeds = self.embed_labels()[seen] if self.stage.fixed_prompt else self.prompt(self._seen_vocabulary)
         loss: Tensor = self.loss(self.head(student, label_embeds), targets[kept])
         self.log("train/classification", loss, batch_size=int(kept.sum()))
         if teacher is not None:
@@ -221,9 +215,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
     @property
     def _vocabulary(self) -> LabelVocabulary:
         if self.vocabulary is None:
-            raise UserError(
-                "labels: training and evaluation need a vocabulary; pass labels= or use a data module's"
-            )
+            raise UserError("labels: training and evaluation need a vocabulary; pass labels= or use a data module's")
         return self.vocabulary
 
     # ------------------------------------------------------------------ evaluation
@@ -271,9 +263,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
 
     def _find_learned_names(self) -> frozenset[str]:
         """Names of all that a checkpoint must hold: what any stage changes."""
-        learned = {
-            id(p) for stage in self.stages for group in stage.parameter_groups(self) for p in group["params"]
-        }
+        learned = {id(p) for stage in self.stages for group in stage.parameter_groups(self) for p in group["params"]}
         parts = ("head.", "loss.", "distillation.")
         names = {name for name, p in self.named_parameters() if id(p) in learned}
         own = {name for name in self.state_dict() if name.startswith(parts)}
@@ -296,7 +286,8 @@ class OVMultiLabelClassifier(pl.LightningModule):
         for part in own if saved else ():
             if saved.get(part) != own[part]:
                 raise UserError(
-                    f"checkpoint: made with {part} {saved.get(part)}, this model has {own[part]}; build it with the same part"
+                    f"checkpoint: made with {part} {saved.get(part)}, this model has {own[part]}; "
+                    "build it with the same part"
                 )
         missing = sorted(self._learned_names - set(checkpoint["state_dict"]))
         unexpected = sorted(set(checkpoint["state_dict"]) - self._learned_names)
@@ -335,9 +326,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
         read_checkpoint(path)
         try:
             # The file holds what learned: that the frozen weights are not in it is as it should be.
-            warnings.filterwarnings(
-                "ignore", "Found keys that are in the model state dict but not in the checkpoint"
-            )
+            warnings.filterwarnings("ignore", "Found keys that are in the model state dict but not in the checkpoint")
             return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
         except (UserError, RuntimeError) as error:
             raise UserError(f"{path}: {' '.join(str(error).split())}") from error
@@ -347,14 +336,9 @@ class OVMultiLabelClassifier(pl.LightningModule):
         parts: dict[str, Any] = {"head": self.head, "prompt": self.prompt}
         text = {}
         for name, part in parts.items():
-            settings = {
-                k: v
-                for k, v in vars(part).items()
-                if isinstance(v, plain) and not k.startswith("_") and k != "training"
-            }
-            text[name] = (
-                f"{type(part).__module__}.{type(part).__qualname__}({', '.join(f'{k}={v!r}' for k, v in sorted(settings.items()))})"
-            )
+            public = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
+            settings = ", ".join(f"{k}={v!r}" for k, v in sorted(public.items()) if isinstance(v, plain))
+            text[name] = f"{type(part).__module__}.{type(part).__qualname__}({settings})"
         return text
 
     def _save_plain_hyperparameters(self) -> None:
@@ -389,9 +373,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _load_parts(
-    clip: str | nn.Module, tokenizer: Any
-) -> tuple[CLIPModel, PreTrainedTokenizerBase, ImageSpec]:
+def _load_parts(clip: str | nn.Module, tokenizer: Any) -> tuple[CLIPModel, PreTrainedTokenizerBase, ImageSpec]:
     if isinstance(clip, str):
         return load_clip(clip), tokenizer or load_tokenizer(clip), load_image_spec(clip)
     if tokenizer is None:

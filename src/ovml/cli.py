@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
-        print(
-            HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())), end=""
-        )
+        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())), end="")
         return 0
     if args[0] == "--version":
         print(f"ovml {__version__}")

@@ -52,9 +52,7 @@ class OVMLCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Write once what two places need."""
         parser.link_arguments("model.clip", "data.init_args.clip")
-        parser.link_arguments(
-            "data", "model.labels", compute_fn=lambda data: data.vocabulary, apply_on="instantiate"
-        )
+        parser.link_arguments("data", "model.labels", compute_fn=lambda data: data.vocabulary, apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Checkpoints do not override the configuration: it stands beside them, in the run folder."""
@@ -70,13 +68,9 @@ class OVMLCLI(LightningCLI):
         rows = fit_stages(model, datamodule, self._stage_trainer, run)
         if self.trainer.is_global_zero:
             Console().print(results_table(rows, "validation"))
-            Console().print(
-                f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}", soft_wrap=True
-            )
+            Console().print(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}", soft_wrap=True)
 
-    def validate(
-        self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any
-    ) -> None:
+    def validate(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
         """Evaluate zero-shot CLIP and the stages of a run on the validation split."""
         self._evaluate("validate", "val", model, datamodule, kwargs.get("ckpt_path"))
 

@@ -32,9 +32,7 @@ def tag(argv: list[str]) -> None:
         f"(default: {DEMO}, which knows drawn shapes only)",
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels per image (default: 5)")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="B", help="images run at once (default: 32)"
-    )
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images run at once (default: 32)")
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
     args = parser.parse_args(argv[1:])
     if args.batch_size < 1:
@@ -67,9 +65,7 @@ def tag(argv: list[str]) -> None:
     try:
         model = model.to(args.device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); try cpu"
-        ) from error
+        raise UserError(f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); try cpu") from error
     tagger = Tagger(model, names, top_k=args.top_k, batch_size=args.batch_size)
     console = Console()
     for image, tags in tagger.tag(images):

@@ -39,9 +39,7 @@ class ImageTail(nn.Module):
         visual_projection: Linear map `[W] -> [D]`.
     """
 
-    def __init__(
-        self, layers: Sequence[nn.Module], post_layernorm: nn.Module, visual_projection: nn.Module
-    ) -> None:
+    def __init__(self, layers: Sequence[nn.Module], post_layernorm: nn.Module, visual_projection: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.post_layernorm = post_layernorm
@@ -85,12 +83,10 @@ class ImageEncoder(nn.Module):
         """A view on the last `num_layers` blocks, the layer norm and the projection (shared, not copied).
 
         Raises:
-            ValueError: The tower has fewer blocks.
+            UserError: The tower has fewer blocks.
         """
         if not 0 <= num_layers <= self.num_layers:
-            raise ValueError(
-                f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}"
-            )
+            raise UserError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
         layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
         return ImageTail(layers, self.vision_model.post_layernorm, self.visual_projection)
 
@@ -168,7 +164,8 @@ class TextEncoder(nn.Module):
         for text, ids in zip(texts, encoded["input_ids"], strict=True):
             if len(ids) > self.context_length:
                 raise UserError(
-                    f"label too long: {text!r} is {len(ids)} tokens, the text tower takes {self.context_length}; shorten it"
+                    f"label too long: {text!r} is {len(ids)} tokens, the text tower takes {self.context_length}; "
+                    "shorten it"
                 )
         return encoded["input_ids"], encoded["offset_mapping"]
 
@@ -200,9 +197,7 @@ class TextEncoder(nn.Module):
         mask = create_causal_mask(
             config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
         )
-        hidden_states = text.encoder(
-            inputs_embeds=hidden_states, attention_mask=mask, is_causal=True
-        ).last_hidden_state
+        hidden_states = text.encoder(inputs_embeds=hidden_states, attention_mask=mask, is_causal=True).last_hidden_state
         end_token = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
         embeds: Tensor = self.text_projection(text.final_layer_norm(end_token))
         return embeds

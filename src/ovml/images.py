@@ -58,14 +58,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it to 255
         values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(
-            (values / (257 if values.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8)
-        )
+        image = Image.fromarray((values / (257 if values.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
         values = np.asarray(image)
-        image = Image.fromarray(
-            (values * (255 if values.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8)
-        )
+        image = Image.fromarray((values * (255 if values.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -74,9 +70,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
-        raise UserError(
-            f"image: expected an array [H, W], [H, W, 3] or [H, W, 4], got shape {list(array.shape)}"
-        )
+        raise UserError(f"image: expected an array [H, W], [H, W, 3] or [H, W, 4], got shape {list(array.shape)}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if np.issubdtype(array.dtype, np.floating):
@@ -97,9 +91,7 @@ def find_images(paths: list[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
             if not inside:
-                raise UserError(
-                    f"{path}: no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}"
-                )
+                raise UserError(f"{path}: no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}")
             found += inside
         elif path.exists():
             found.append(path)

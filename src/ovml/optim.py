@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ovml.errors import UserError
+
 
 class VisionTower(Protocol):
     """What `layer_decay_groups` reads: a `CLIPModel` or an `ImageEncoder`."""
@@ -36,15 +38,14 @@ def layer_decay_groups(
         Groups with `params`, `lr`, `weight_decay` and `name`, from the first learning block to the projection.
 
     Raises:
-        ValueError: The tower has fewer than `num_layers` blocks.
+        UserError: The tower has fewer than `num_layers` blocks.
     """
     layers = clip.vision_model.encoder.layers
     depth = len(layers)
     if not 0 <= num_layers <= depth:
-        raise ValueError(f"num_layers must be from 0 to {depth}, the tower's blocks; got {num_layers}")
+        raise UserError(f"num_layers must be from 0 to {depth}, the tower's blocks; got {num_layers}")
     modules: list[tuple[str, float, list[nn.Module]]] = [
-        (f"layer_{i + 1}", lr * layer_decay ** (depth - i), [layers[i]])
-        for i in range(depth - num_layers, depth)
+        (f"layer_{i + 1}", lr * layer_decay ** (depth - i), [layers[i]]) for i in range(depth - num_layers, depth)
     ]
     modules.append((f"layer_{depth + 1}", lr, [clip.vision_model.post_layernorm, clip.visual_projection]))
     groups = []
@@ -56,9 +57,7 @@ def layer_decay_groups(
     return groups
 
 
-def warmup_cosine(
-    step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float
-) -> float:
+def warmup_cosine(step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float) -> float:
     """Learning rate at a step: linear from 0 to `base_lr`, then half a cosine to `min_lr`.
 
     >>> [round(warmup_cosine(s, 20, 2, 1e-3, 1e-6), 6) for s in (0, 1, 2, 20)]

@@ -45,9 +45,7 @@ class Stage(ABC):
     fixed_prompt: bool = True
     """Whether label embeddings stay as they are, so that they are computed once."""
 
-    def __init__(
-        self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float
-    ) -> None:
+    def __init__(self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float) -> None:
         if epochs < 1 or not 0 <= warmup_epochs <= epochs:
             raise UserError(
                 f"stage {self.name!r}: epochs must be at least 1 and warmup_epochs from 0 to epochs; "
@@ -98,9 +96,7 @@ class VisionStage(Stage):
 
     def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
         """Layer-wise decayed groups of the tower, then the other parts' own parameters."""
-        groups = layer_decay_groups(
-            model.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers
-        )
+        groups = layer_decay_groups(model.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers)
         parts = [*model.head.parameters(), *model.loss.parameters(), *model.distillation.parameters()]
         return groups + _decay_groups(parts, "parts", self.lr, self.weight_decay)
 
@@ -134,9 +130,7 @@ class PromptStage(Stage):
         return _decay_groups(model.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
 
 
-def _decay_groups(
-    params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def _decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     matrices = [p for p in params if p.ndim > 1]
     vectors = [p for p in params if p.ndim <= 1]
     groups = [(matrices, f"{name}_decay", weight_decay), (vectors, f"{name}_no_decay", 0.0)]
@@ -195,9 +189,7 @@ class RunFolder:
         """
         found = sorted(self.path.glob("*/last.ckpt"), key=lambda p: p.stat().st_mtime)
         if not found:
-            raise UserError(
-                f"{self.path}: this run has no checkpoint yet; let ovml fit finish an epoch first"
-            )
+            raise UserError(f"{self.path}: this run has no checkpoint yet; let ovml fit finish an epoch first")
         return found[-1]
 
     @property
@@ -267,9 +259,7 @@ def fit_stages(
 
 
 def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
-    metrics = {
-        k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")
-    }
+    metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         run.add_result(row, metrics)
     trainer.strategy.barrier()

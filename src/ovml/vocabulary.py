@@ -34,9 +34,7 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
     ('cat', 'black cat')
     """
     if isinstance(names, str):
-        raise UserError(
-            f"{where}: expected a list of names, got the single string {names!r}; write [{names!r}]"
-        )
+        raise UserError(f"{where}: expected a list of names, got the single string {names!r}; write [{names!r}]")
     if len(names) == 0:
         raise UserError(f"{where}: the list is empty; give at least one label name")
     first: dict[str, int] = {}
@@ -49,9 +47,7 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
         if key in first:
             other = names[first[key]]
             same = "is repeated" if other == name else f"and {other!r} differ only in case or blanks"
-            raise UserError(
-                f"{where}: {name!r} (name {position}) {same} (name {first[key]}); keep one of them"
-            )
+            raise UserError(f"{where}: {name!r} (name {position}) {same} (name {first[key]}); keep one of them")
         first[key] = position
     return tuple(name.strip() for name in names)
 

@@ -72,14 +72,10 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(tiny, tmp_path):
     """Not on the number of workers, the global generator or what was read before."""
 
     def pixels(workers=0, epoch=1, seed=0):
-        data = DemoDataModule(
-            4, 4, cache_dir=str(tmp_path), clip=tiny, batch_size=3, num_workers=workers, seed=seed
-        )
+        data = DemoDataModule(4, 4, cache_dir=str(tmp_path), clip=tiny, batch_size=3, num_workers=workers, seed=seed)
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
-        rows = {
-            i: p for batch in loader for i, p in zip(batch["image_id"], batch["pixel_values"], strict=True)
-        }
+        rows = {i: p for batch in loader for i, p in zip(batch["image_id"], batch["pixel_values"], strict=True)}
         return torch.stack([rows[i] for i in sorted(rows)])
 
     first = pixels()

@@ -19,9 +19,7 @@ def noise(width, height):
 @pytest.mark.parametrize("resize", [None, 36])
 @pytest.mark.parametrize("size", [(32, 32), (50, 33), (33, 50), (20, 90), (101, 40)])
 def test_evaluation_equals_transformers_image_processor(size, resize):
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": resize or 32}, crop_size={"height": 32, "width": 32}
-    )
+    processor = CLIPImageProcessorPil(size={"shortest_edge": resize or 32}, crop_size={"height": 32, "width": 32})
     image = noise(*size)
     theirs = processor(image, return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(EvalTransform(SPEC, resize)(image), theirs, atol=1e-5, rtol=0)

@@ -37,9 +37,7 @@ def test_two_stream_is_a_naive_loop():
             dots = sorted((float(p @ labels[j]) for p in image.patch_embeds[b]), reverse=True)
             local[b, j] = sum(dots[:k]) / k
             whole[b, j] = image.global_embeds[b] @ labels[j]
-    expected = torch.stack(
-        [(loc / loc.norm() + glo / glo.norm()) / 2 for loc, glo in zip(local, whole, strict=True)]
-    )
+    expected = torch.stack([(loc / loc.norm() + glo / glo.norm()) / 2 for loc, glo in zip(local, whole, strict=True)])
     torch.testing.assert_close(TwoStreamHead(top_k=k)(image, labels), expected)
 
 
@@ -77,9 +75,7 @@ def test_zero_features_give_zeros_and_finite_gradients(head):
 
 @pytest.mark.parametrize("top_k", [0, 6])
 def test_top_k_beyond_the_patches_is_a_clear_error(top_k):
-    with pytest.raises(
-        UserError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"
-    ):
+    with pytest.raises(UserError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"):
         LocalHead(top_k=top_k)(features(), torch.randn(4, 8))
 
 

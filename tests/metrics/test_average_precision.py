@@ -33,9 +33,7 @@ def by_sklearn(preds, targets):
 
 
 def by_torchmetrics(preds, targets, average, ignore_index=None):
-    metric = MultilabelAveragePrecision(
-        preds.shape[1], average=average, thresholds=None, ignore_index=ignore_index
-    )
+    metric = MultilabelAveragePrecision(preds.shape[1], average=average, thresholds=None, ignore_index=ignore_index)
     return metric(preds, targets.clamp(min=0) if ignore_index is None else targets)
 
 

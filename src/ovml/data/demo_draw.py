@@ -206,9 +206,7 @@ def _clutter(canvas: Image.Image, rng: random.Random) -> None:
         pen.line(ends, fill=_jittered(rng.choice(list(COLOURS.values())), rng, 1.0), width=rng.randint(1, 3))
     for _ in range(rng.randint(0, 8)):
         x, y, r = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(1, 3.5)
-        pen.ellipse(
-            (x - r, y - r, x + r, y + r), fill=_jittered(rng.choice(list(COLOURS.values())), rng, 1.0)
-        )
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=_jittered(rng.choice(list(COLOURS.values())), rng, 1.0))
 
 
 def draw(things: tuple[Thing, ...], ground: str, rng: random.Random) -> Image.Image:

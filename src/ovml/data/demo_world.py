@@ -33,9 +33,9 @@ HELD_OUT_SHAPES = ("heart", "drop")
 
 _COLOUR_NAMES = tuple(COLOURS)
 # Held-out pairs are spread along a diagonal, so that every word still occurs in many seen labels.
-_HELD_OUT_PAIRS = {
-    (_COLOUR_NAMES[(3 * i + 1) % len(_COLOUR_NAMES)], shape) for i, shape in enumerate(SHAPES)
-} | {(PATTERNS[i // 2 % 3], shape) for i, shape in enumerate(SHAPES) if i % 2 == 0}
+_HELD_OUT_PAIRS = {(_COLOUR_NAMES[(3 * i + 1) % len(_COLOUR_NAMES)], shape) for i, shape in enumerate(SHAPES)} | {
+    (PATTERNS[i // 2 % 3], shape) for i, shape in enumerate(SHAPES) if i % 2 == 0
+}
 _TRIPLES = tuple(
     (PATTERNS[(i + j) % 3], _COLOUR_NAMES[(i * 5 + j * 3 + 2) % len(_COLOUR_NAMES)], shape)
     for i, shape in enumerate(SHAPES)

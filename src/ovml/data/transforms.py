@@ -38,9 +38,7 @@ class EvalTransform:
         if min(width, height) != self.resize:
             scale = self.resize / min(width, height)
             # The long side is cut to whole pixels, as transformers does.
-            width, height = (
-                (self.resize, int(height * scale)) if width <= height else (int(width * scale), self.resize)
-            )
+            width, height = (self.resize, int(height * scale)) if width <= height else (int(width * scale), self.resize)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - size) // 2, (height - size) // 2
         return normalize(image.crop((left, top, left + size, top + size)), self.spec)
@@ -84,9 +82,7 @@ class TrainTransform:
         """Draw a crop `(left, top, right, bottom)` of random area and ratio (Szegedy et al., 2015)."""
         for _ in range(10):
             area = width * height * torch.empty(()).uniform_(*self.scale).item()
-            ratio = math.exp(
-                torch.empty(()).uniform_(math.log(self.ratio[0]), math.log(self.ratio[1])).item()
-            )
+            ratio = math.exp(torch.empty(()).uniform_(math.log(self.ratio[0]), math.log(self.ratio[1])).item())
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 left = int(torch.randint(width - w + 1, ()))

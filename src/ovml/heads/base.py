@@ -41,5 +41,5 @@ def normalize_over_labels(scores: Tensor) -> Tensor:
     >>> normalize_over_labels(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
-    norm = scores.norm(dim=-1, keepdim=True)
+    norm: Tensor = scores.norm(dim=-1, keepdim=True)
     return scores / norm.masked_fill(norm == 0, 1)

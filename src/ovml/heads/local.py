@@ -25,9 +25,7 @@ def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int) -> T
     """
     num_patches = features.patch_embeds.shape[1]
     if not 1 <= top_k <= num_patches:
-        raise UserError(
-            f"top_k must be from 1 to {num_patches}, the number of patches of an image; got {top_k}"
-        )
+        raise UserError(f"top_k must be from 1 to {num_patches}, the number of patches of an image; got {top_k}")
     similarity = label_embeds @ features.patch_embeds.transpose(1, 2)
     return similarity.topk(top_k, dim=-1, sorted=False).values.mean(dim=-1)
 

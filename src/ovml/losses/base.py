@@ -29,10 +29,6 @@ class Loss(nn.Module, ABC):
 def check_pair(logits: Tensor, targets: Tensor) -> None:
     """Raise `ValueError` unless logits are floats `[B, L]` and targets integers of the same shape."""
     if logits.ndim != 2 or logits.shape != targets.shape:
-        raise ValueError(
-            f"logits and targets must both be [B, L]; got {list(logits.shape)} and {list(targets.shape)}"
-        )
+        raise ValueError(f"logits and targets must both be [B, L]; got {list(logits.shape)} and {list(targets.shape)}")
     if not logits.is_floating_point() or targets.is_floating_point():
-        raise ValueError(
-            f"logits must be floats and targets integers; got {logits.dtype} and {targets.dtype}"
-        )
+        raise ValueError(f"logits must be floats and targets integers; got {logits.dtype} and {targets.dtype}")

@@ -81,10 +81,7 @@ class ContextPrompt(PromptLearner):
         # A token outside the name that the template alone does not have (punctuation that merges with the name)
         # keeps its original embedding.
         rows = [
-            [
-                -1 if own else row_of.get(token, -1)
-                for token, own in zip(row, self._is_name(span, name), strict=True)
-            ]
+            [-1 if own else row_of.get(token, -1) for token, own in zip(row, self._is_name(span, name), strict=True)]
             for row, span, name in zip(ids, spans, names, strict=True)
         ]
         order = length_batches([len(row) for row in ids], self.text_encoder.batch_size)

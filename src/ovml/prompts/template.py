@@ -29,9 +29,7 @@ class TemplatePrompt(PromptLearner):
         super().__init__()
         self.templates = [templates] if isinstance(templates, str) else list(templates)
         if not self.templates:
-            raise UserError(
-                "templates: the list is empty; give at least one template such as 'a photo of a {}'"
-            )
+            raise UserError("templates: the list is empty; give at least one template such as 'a photo of a {}'")
         for template in self.templates:
             check_template(template)
 

@@ -29,9 +29,7 @@ def average_precision(preds: Tensor, targets: Tensor, ignore_index: int = -1) ->
         tensor([0.8333])
     """
     if preds.ndim != 2 or preds.shape != targets.shape:
-        raise ValueError(
-            f"preds and targets must both be [N, L]; got {list(preds.shape)} and {list(targets.shape)}"
-        )
+        raise ValueError(f"preds and targets must both be [N, L]; got {list(preds.shape)} and {list(targets.shape)}")
     num_images, num_labels = preds.shape
     if num_images == 0 or num_labels == 0:
         return torch.full((num_labels,), torch.nan, device=preds.device)

@@ -28,9 +28,7 @@ def count_at_k(preds: Tensor, targets: Tensor, k: int) -> CountsAtK:
         ValueError: Shapes do not fit, or there are fewer than `k` labels.
     """
     if preds.ndim != 2 or preds.shape != targets.shape:
-        raise ValueError(
-            f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}"
-        )
+        raise ValueError(f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}")
     if preds.shape[1] < k:
         raise ValueError(f"k must not exceed the number of labels; got k={k} and {preds.shape[1]} labels")
     positive = targets == 1

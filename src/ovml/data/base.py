@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +43,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
         resize: Short side in pixels before the centre crop in evaluation. Default: the crop's own size.
         normalization: `clip`: the checkpoint's own mean and standard deviation; `imagenet`: ImageNet's, as in the
             published MKT code.
-        seed: Seed of the order of the training images.
+        seed: Seed of the order and the augmentation of the training images. Default: that of
+            `lightning.pytorch.seed_everything`, which the command line calls, else 0.
     """
 
     exhaustive: bool = True
@@ -58,7 +60,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         crop_scale: tuple[float, float] = (0.08, 1.0),
         resize: int | None = None,
         normalization: Literal["clip", "imagenet"] = "clip",
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -66,7 +68,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         spec = load_image_spec(clip)
         if normalization == "imagenet":
             spec = ImageSpec(spec.size, IMAGENET_MEAN, IMAGENET_STD)

@@ -1,0 +1,87 @@
+"""MKT and its ablations on the embedded world: fit, then test, over seeds; mean and spread as a table.
+
+Usage: `python benchmarks/demo.py [--seeds 0 1 2] [--variants mkt ...] [--root runs/benchmark] [--json FILE]`
+
+Each run is `ovml fit --config demo.yaml` with the variant's options, then `ovml test`. Runs that are done are not
+done again, and a broken one goes on, so the command can be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Options beside those of demo.yaml. Rows of the table: the stages of `mkt`; of the others what changes.
+VARIANTS = {
+    "mkt": [],
+    "no distillation": ["--model.distillation_weight", "0"],
+    "global stream only": ["--model.head", "ovml.heads.GlobalHead"],
+    "local stream only": ["--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "3"],
+}
+COLUMNS = ("zsl/mAP", "zsl/F1@3", "zsl/F1@5", "gzsl/mAP", "gzsl/F1@3", "gzsl/F1@5")
+TITLES = {"zero-shot": "zero-shot CLIP", "vision": "stage 1", "prompt": "stage 1 + 2"}
+
+
+def run(root: Path, variant: str, seed: int) -> dict[str, Any]:
+    """Test metrics and wall-clock seconds of one run."""
+    folder = root / variant.replace(" ", "-") / f"seed-{seed}"
+    results, timing = folder / "version_0" / "test_results.json", folder / "seconds.json"
+    if not results.is_file():
+        command = [sys.executable, "-m", "ovml", "fit", "--config", "demo.yaml", "--seed_everything", str(seed)]
+        command += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+        begun = (folder / "version_0" / "config.yaml").is_file()
+        start = time.perf_counter()
+        subprocess.run(command + VARIANTS[variant] + (["--ckpt_path", "last"] if begun else []), check=True)
+        timing.write_text(json.dumps(None if begun else time.perf_counter() - start))
+        test = [sys.executable, "-m", "ovml", "test", "--ckpt_path", str(folder / "version_0")]
+        subprocess.run([*test, "--trainer.enable_progress_bar", "false"], check=True)
+    seconds = json.loads(timing.read_text()) if timing.is_file() else None
+    return {"rows": json.loads(results.read_text()), "seconds": seconds}
+
+
+def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Markdown: mean ± sample standard deviation over seeds, in percent."""
+    lines = ["| | " + " | ".join(c.replace("/", " ").replace("zsl", "ZSL").replace("gZSL", "GZSL") for c in COLUMNS)]
+    lines[0] += " |"
+    lines.append("|---|" + "---:|" * len(COLUMNS))
+    for variant, results in runs.items():
+        for row in TITLES if variant == "mkt" else ("vision", "prompt"):
+            found = [result["rows"][row] for result in results if row in result["rows"]]
+            if found:
+                values = [[100 * metrics[column] for metrics in found] for column in COLUMNS]
+                title = TITLES[row] if variant == "mkt" else f"{TITLES[row]}, {variant}"
+                lines.append(f"| {title} | " + " | ".join(map(spread, values)) + " |")
+    return lines
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation; the mean alone where all are the same."""
+    if len(set(values)) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--root", type=Path, default=Path("runs/benchmark"), help="folder of the runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    args = parser.parse_args()
+    runs = {variant: [run(args.root, variant, seed) for seed in args.seeds] for variant in args.variants}
+    print("\n".join(table(runs)))
+    seconds = [r["seconds"] for results in runs.values() for r in results if r["seconds"]]
+    if seconds:
+        print(f"\nfit: {statistics.mean(seconds):.0f} s a run (mean; from {min(seconds):.0f} to {max(seconds):.0f})")
+    if args.json:
+        args.json.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

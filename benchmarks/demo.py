@@ -21,6 +21,7 @@ from typing import Any
 VARIANTS = {
     "mkt": [],
     "no distillation": ["--model.distillation_weight", "0"],
+    "distillation weight 1": ["--model.distillation_weight", "1"],
     "global stream only": ["--model.head", "ovml.heads.GlobalHead"],
     "local stream only": ["--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "3"],
 }

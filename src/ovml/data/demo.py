@@ -31,7 +31,7 @@ class DemoDataModule(MultiLabelDataModule):
 
     def __init__(
         self,
-        train_size: int = 4000,
+        train_size: int = 5000,
         eval_size: int = 1000,
         world_seed: int = 0,
         cache_dir: str | None = None,

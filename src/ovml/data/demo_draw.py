@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 IMAGE_SIZE = 72
 _SCALE = 2  # drawn at twice the size, then averaged down
@@ -227,3 +227,27 @@ def draw(things: tuple[Thing, ...], ground: str, rng: random.Random) -> Image.Im
     pixels = np.asarray(canvas.reduce(_SCALE), np.float32)
     noise = np.random.default_rng(rng.getrandbits(64)).normal(0, rng.uniform(2, 14), pixels.shape)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+
+
+def photograph(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Makes a drawing look like a snapshot of it: out of focus, in coloured, uneven light, with glare and haze.
+
+    Args:
+        image: The drawing, RGB.
+        rng: Source of all choices.
+
+    Returns:
+        An RGB picture of the same size.
+    """
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
+    width, height = image.size
+    y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j].astype(np.float32)
+    angle = rng.uniform(0, 2 * math.pi)
+    slope = rng.uniform(0.3, 0.9) * (math.cos(angle) * x + math.sin(angle) * y)
+    light = rng.uniform(0.45, 0.9) * (1 + slope)[..., None] * [rng.uniform(0.65, 1.15) for _ in range(3)]
+    distance = (x - rng.uniform(-0.5, 0.5)) ** 2 + (y - rng.uniform(-0.5, 0.5)) ** 2
+    glare = rng.uniform(0.1, 0.55) * np.exp(-distance / (2 * rng.uniform(0.08, 0.25) ** 2))
+    haze = rng.uniform(0, 0.25)
+    pixels = np.asarray(image, np.float32) / 255 * light + glare[..., None] * [1.0, 0.95, 0.8]
+    pixels = pixels * (1 - haze) + haze * 0.7
+    return Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))

@@ -7,6 +7,9 @@ circle") or all three ("striped red circle"), and is present when any object fit
 There are two kinds of unseen labels: held-out combinations of words that do occur in other seen labels, and
 every label of the shapes in :data:`HELD_OUT_SHAPES`. Objects of unseen labels do appear in the pictures of the
 supervised ``train`` split; only their labels are to be withheld, as in NUS-WIDE.
+
+The demo's CLIP was trained on clean drawings (``pretrain``). Labelled scenes are busier and look like snapshots of
+such drawings, so they differ from what CLIP saw, as the pictures of a real data set do.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from functools import cached_property
 import datasets
 from PIL import Image
 
-from ovml.data.demo_draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, Thing, draw
+from ovml.data.demo_draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, Thing, draw, photograph
 
 WORLD_VERSION = 1
 """Raised whenever the same seed would draw another scene; part of the cache's key."""
@@ -70,7 +73,7 @@ LABELS: tuple[str, ...] = SEEN_LABELS + UNSEEN_LABELS
 """All labels; a label's id is its position here."""
 
 _IDS = {label: i for i, label in enumerate(LABELS)}
-# Pre-training pictures hold few objects, as the web's captioned pictures do; the labelled ones are busier.
+# Pre-training pictures hold few objects, as the web's captioned pictures do.
 _COUNT_WEIGHTS = {"pretrain": (30, 22, 18, 14, 9, 7)}
 _BUSY_WEIGHTS = (5, 15, 20, 20, 20, 20)
 
@@ -162,7 +165,8 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     count = rng.choices(range(1, 7), _COUNT_WEIGHTS.get(split, _BUSY_WEIGHTS))[0]
     things = _place(count, rng)
     ground = rng.choice(list(GROUNDS))
-    return Scene(draw(things, ground, rng), things, ground)
+    image = draw(things, ground, rng)
+    return Scene(image if split == "pretrain" else photograph(image, rng), things, ground)
 
 
 _CAPTIONS = (

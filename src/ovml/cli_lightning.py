@@ -168,7 +168,7 @@ def run_lightning(argv: list[str]) -> None:
         # The parser tries one type after another and wraps what it caught.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
+            cause = cause.__cause__ or cause.__context__
         raise cause or error from None
     finally:
         sys.argv = saved

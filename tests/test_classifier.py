@@ -166,7 +166,7 @@ def test_labels_are_embedded_once_until_the_prompt_changes(model):
     assert len(calls) == 1
     first = model.embed_labels(["cat", "dog"])
     with torch.no_grad():
-        model.prompt.context.add_(0.5)
+        model.prompt.context[:, 0].add_(1.0)
     assert not torch.allclose(model.embed_labels(["cat", "dog"]), first)
     assert len(calls) == 2
 

@@ -19,7 +19,7 @@ def grey(values):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "LA", "CMYK", "YCbCr"])
 def test_modes_become_rgb(tmp_path, mode):
-    suffix = "tiff" if mode in ("CMYK", "YCbCr") else "png"
+    suffix = {"CMYK": "tiff", "YCbCr": "jpg"}.get(mode, "png")
     values = np.where(RAMP > 127, 255, 0).astype(np.uint8) if mode == "1" else RAMP
     source = Image.fromarray(values if mode == "P" else grey(values))  # RGB to P would dither
     source.convert(mode).save(tmp_path / f"x.{suffix}")

@@ -1,4 +1,4 @@
-"""A callback that ends the process without warning, as a power cut does."""
+"""Callbacks that end a run."""
 
 import os
 
@@ -6,11 +6,21 @@ from lightning.pytorch.callbacks import Callback
 
 
 class PowerCut(Callback):
-    """Dies in the given stage, epoch and batch."""
+    """Dies without warning in the given stage, epoch and batch."""
 
     def __init__(self, stage: str, epoch: int, batch: int = 1) -> None:
         self.stage, self.epoch, self.batch = stage, epoch, batch
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if (pl_module.stage.name, trainer.current_epoch, batch_idx) == (self.stage, self.epoch, self.batch):
-            os._exit(9)
+            self.end()
+
+    def end(self) -> None:
+        os._exit(9)
+
+
+class ControlC(PowerCut):
+    """Interrupts the run, as a person at the keyboard does."""
+
+    def end(self) -> None:
+        raise KeyboardInterrupt

@@ -102,6 +102,18 @@ def test_a_killed_run_resumes_to_the_same_weights(run, config, tmp_path, stage, 
     )
 
 
+def test_an_interrupted_run_says_how_to_go_on(config, tmp_path):
+    command = ["fit", "--config", config, *SMALL, "--trainer.default_root_dir", str(tmp_path)]
+    command += ["--trainer.callbacks+", "stopper.ControlC"]
+    command += ["--trainer.callbacks.stage", "vision", "--trainer.callbacks.epoch", "1"]
+    interrupted = ovml(*command)
+    assert interrupted.returncode == 130
+    assert "ovml: interrupted" in interrupted.stderr
+    assert "--ckpt_path last" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    assert (tmp_path / "version_0" / "vision" / "last.ckpt").is_file()
+
+
 @pytest.mark.parametrize(("stage", "name"), [("VisionStage", "vision"), ("PromptStage", "prompt")])
 def test_either_stage_runs_alone(config, tmp_path, stage, name):
     stages = f"[{{class_path: ovml.training.{stage}, init_args: {{epochs: 1, warmup_epochs: 0}}}}]"

@@ -42,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ovml: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "ovml: interrupted; 'ovml fit ... --ckpt_path last' goes on from the last finished epoch",
-            file=sys.stderr,
-        )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns an interrupt into an exit.
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        resume = "; 'ovml fit ... --ckpt_path last' goes on from the last finished epoch" if args[0] == "fit" else ""
+        print(f"ovml: interrupted{resume}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0

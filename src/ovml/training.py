@@ -252,8 +252,6 @@ def fit_stages(
             ckpt_path=checkpoint if checkpoint.is_file() else None,
             weights_only=True,
         )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         _record(run, trainer, stage.name)
     return run.results
 

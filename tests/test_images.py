@@ -80,7 +80,7 @@ def test_bad_files_are_named(tmp_path, picture):
             load_image(path)
     with pytest.raises(UserError, match="is a folder"):
         load_image(tmp_path)
-    with pytest.raises(UserError, match="expected a path, a PIL image or an array, got int"):
+    with pytest.raises(UserError, match="expected a path, bytes, a PIL image or an array, got int"):
         load_image(3)
 
 

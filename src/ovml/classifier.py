@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -24,7 +24,7 @@ from ovml.optim import WarmupCosineLR
 from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
 from ovml.training import PromptStage, Stage, VisionStage, read_checkpoint
-from ovml.vocabulary import LabelVocabulary, check_names
+from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
         distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
         stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
         ks: The k of precision, recall and F1 at k; those above the number of seen or unseen labels are left out.
+        images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         tokenizer: Needed only where `clip` is a `CLIPModel`.
 
     Raises:
@@ -70,11 +71,12 @@ class OVMultiLabelClassifier(pl.LightningModule):
         distillation_weight: float = 1.0,
         stages: list[Stage] | None = None,
         ks: list[int] | None = None,
+        images: Literal["all", "labelled"] = "all",
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
         self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
-        self._seen_vocabulary = self.vocabulary and LabelVocabulary(self.vocabulary.seen)
+        self._seen_vocabulary = self.vocabulary and self.vocabulary.seen_only()
         self._save_plain_hyperparameters()
         model, tokenizer, self.image_spec = _load_parts(clip, tokenizer)
         model.requires_grad_(False)
@@ -89,7 +91,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
         self.distillation = distillation if distillation is not None else FeatureL1()
         self.distillation_weight = distillation_weight
         self.stages = stages if stages is not None else [VisionStage(), PromptStage()]
-        self.evaluation = OpenVocabularyEvaluation(_possible_ks((3, 5) if ks is None else ks, self.vocabulary))
+        self.evaluation = OpenVocabularyEvaluation(_possible_ks((3, 5) if ks is None else ks, self.vocabulary), images)
 
         # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
         self.num_tail_layers = max((stage.num_layers for stage in self.stages), default=0)
@@ -110,12 +112,12 @@ class OVMultiLabelClassifier(pl.LightningModule):
 
     def embed_labels(self, labels: Sequence[str] | LabelVocabulary | None = None) -> Tensor:
         """Label embeddings `[L, D]`, without a graph; computed once and kept until the prompt changes."""
-        names = self._names(labels)
+        vocabulary = self.vocabulary_of(labels)
         # A parameter's version grows with every change in place (an optimizer step, a loaded state).
-        key = (names, self.device, tuple(p._version for p in self.prompt.parameters()))
+        key = (vocabulary, self.device, tuple(p._version for p in self.prompt.parameters()))
         if key not in self._label_embeds:
             with torch.inference_mode(False), torch.no_grad():
-                embeds = self.prompt(names)
+                embeds = self.prompt(vocabulary)
             self._label_embeds = {**dict(list(self._label_embeds.items())[-7:]), key: embeds}
         return self._label_embeds[key]
 
@@ -142,16 +144,21 @@ class OVMultiLabelClassifier(pl.LightningModule):
         """
         from ovml.tagging import Tagger
 
-        tagger = Tagger(self, self._names(labels), top_k=top_k, batch_size=batch_size)
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        tagger = Tagger(self, labels, top_k=top_k, batch_size=batch_size)
+        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
             return [tags for _, tags in tagger.tag(images)]
         return next(tagger.tag([images]))[1]  # type: ignore[list-item]
 
-    def _names(self, labels: Sequence[str] | LabelVocabulary | None) -> tuple[str, ...]:
+    def vocabulary_of(self, labels: Sequence[str] | LabelVocabulary | None) -> LabelVocabulary:
+        """The vocabulary that `labels` means: the model's own by default.
+
+        Raises:
+            UserError: There is none, or the names are no proper list.
+        """
         labels = self.vocabulary if labels is None else labels
         if labels is None:
             raise UserError("labels: none given, and the model has no vocabulary; pass a list of label names")
-        return labels.names if isinstance(labels, LabelVocabulary) else check_names(labels)
+        return LabelVocabulary.from_any(labels)
 
     def zero_shot(self) -> OVMultiLabelClassifier:
         """The original CLIP on the same labels: cosine similarity, the fixed template, nothing learned."""
@@ -222,15 +229,19 @@ class OVMultiLabelClassifier(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the metrics: unseen labels alone (ZSL), all labels (GZSL), seen labels alone."""
+        if len(batch["image_id"]) == 0:  # all of its pictures were broken and left out
+            return
         features = self._tail_features(batch["pixel_values"])
-        vocabulary = self._vocabulary
-        protocols = {"seen": vocabulary.seen_slice}
-        if vocabulary.unseen:
-            protocols |= {"zsl": vocabulary.unseen_slice, "gzsl": slice(None)}
         label_embeds = self.embed_labels()
-        for protocol, columns in protocols.items():
+        for protocol, columns in self._protocols().items():
             logits = self.head(features, label_embeds[columns])
             self.evaluation.update(protocol, logits, batch["labels"][:, columns])
+
+    def _protocols(self) -> dict[str, slice]:
+        """Columns of the vocabulary that each protocol scores."""
+        vocabulary = self._vocabulary
+        unseen = {"zsl": vocabulary.unseen_slice, "gzsl": slice(None)} if vocabulary.unseen else {}
+        return {"seen": vocabulary.seen_slice, **unseen}
 
     def _tail_features(self, pixel_values: Tensor) -> ImageFeatures:
         features: ImageFeatures = self.image_encoder.tail(self.num_tail_layers)(
@@ -249,6 +260,10 @@ class OVMultiLabelClassifier(pl.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, split: str) -> None:
+        for protocol, columns in self._protocols().items():
+            # A process that was given no image takes part in the others' sums all the same.
+            nothing = torch.empty(0, len(range(len(self._vocabulary))[columns]), device=self.device)
+            self.evaluation.update(protocol, nothing, nothing.to(torch.int8))
         metrics = self.evaluation.compute()
         self.evaluation.reset()
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})

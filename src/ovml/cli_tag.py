@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from ovml.checkpoints import DEMO
 from ovml.errors import UserError
 from ovml.images import find_images
-from ovml.vocabulary import check_names, read_names
+from ovml.vocabulary import LabelVocabulary, check_names, read_names
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +39,7 @@ def tag(argv: list[str]) -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1; got {args.batch_size}")
 
-    names = None
+    names: Sequence[str] | LabelVocabulary | None = None
     if args.labels_file is not None:
         names = read_names(args.labels_file)
     elif args.labels is not None:
@@ -61,7 +62,7 @@ def tag(argv: list[str]) -> None:
             raise UserError(
                 "no labels: give --labels 'a,b' or --labels-file FILE; this model has no vocabulary of its own"
             )
-        names = model.vocabulary.names
+        names = model.vocabulary
     try:
         model = model.to(args.device)
     except (RuntimeError, AssertionError) as error:

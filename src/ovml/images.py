@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, TypeAlias, Union
@@ -11,19 +12,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovml.errors import UserError
 
-ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, "np.ndarray[Any, Any]"]
+ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray[Any, Any]"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
-def load_image(source: ImageLike) -> Image.Image:
+def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
     """Return a picture as an upright 8-bit RGB image.
 
     Greyscale, palette, CMYK and 16-bit pictures are converted, transparency is laid on white, and a camera's
     EXIF rotation is applied. Of an animation the first frame is read.
 
     Args:
-        source: A path, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of uint8, or of floats in 0..1.
+        source: A path, the bytes of an image file, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of
+            uint8, or of floats in 0..1.
+        name: What to call the picture in an error, where it is not a path.
 
     Raises:
         UserError: The file is missing, is no image that Pillow reads, or is broken; or the array has another form.
@@ -34,13 +37,13 @@ def load_image(source: ImageLike) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source))
-    if isinstance(source, Image.Image):
-        return _to_rgb(source)
-    if not isinstance(source, (str, os.PathLike)):
-        raise UserError(f"image: expected a path, a PIL image or an array, got {type(source).__name__}")
-    path = Path(source)
+    if not isinstance(source, (str, bytes, os.PathLike, Image.Image)):
+        raise UserError(f"image: expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
+    path = name or ("image" if isinstance(source, (bytes, Image.Image)) else str(source))
     try:
-        with Image.open(path) as image:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error

@@ -14,6 +14,7 @@ from ovml.images import ImageLike, load_image
 
 if TYPE_CHECKING:
     from ovml.classifier import OVMultiLabelClassifier
+    from ovml.vocabulary import LabelVocabulary
 
 
 class LabelScore(NamedTuple):
@@ -28,12 +29,12 @@ class Tagger:
 
     Args:
         model: The classifier.
-        labels: Checked label names.
+        labels: Label names or a vocabulary. Default: the model's own.
         top_k: Labels per image; `None` for all.
         batch_size: Images run at once.
 
     Raises:
-        UserError: `top_k` is less than 1.
+        UserError: `top_k` is less than 1, or there are no proper labels.
 
     Example:
         >>> from PIL import Image
@@ -46,7 +47,7 @@ class Tagger:
     def __init__(
         self,
         model: OVMultiLabelClassifier,
-        labels: Sequence[str],
+        labels: Sequence[str] | LabelVocabulary | None = None,
         top_k: int | None = 5,
         batch_size: int = 32,
     ) -> None:
@@ -55,7 +56,8 @@ class Tagger:
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k must be at least 1; got {top_k}")
         self.model = model
-        self.labels = tuple(labels)
+        self.vocabulary = model.vocabulary_of(labels)
+        self.labels = self.vocabulary.names
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
         self.batch_size = batch_size
         self.transform = EvalTransform(model.image_spec)
@@ -75,7 +77,7 @@ class Tagger:
         training = self.model.training
         self.model.eval()
         with torch.inference_mode():
-            logits = self.model(pixels.to(self.model.device), self.labels).float()
+            logits = self.model(pixels.to(self.model.device), self.vocabulary).float()
         self.model.train(training)
         best = logits.topk(self.top_k)
         rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,11 @@ class LabelVocabulary:
     Args:
         seen: Names with annotations in training.
         unseen: Names that are scored only in evaluation.
+        texts: What the text tower reads for each of the names, where that differs: labels that are told apart by an
+            id (`Bank (/m/01vjsp)`) may share a text (`Bank`).
 
     Raises:
-        UserError: An empty list, an empty name, or a repeated name.
+        UserError: An empty list, an empty name, a repeated name, or not one text per name.
 
     Example:
         >>> vocabulary = LabelVocabulary(seen=("cat", "dog"), unseen=("black cat",))
@@ -73,11 +76,37 @@ class LabelVocabulary:
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = check_names([*self.seen, *self.unseen])
         object.__setattr__(self, "seen", names[: len(self.seen)])
         object.__setattr__(self, "unseen", names[len(self.seen) :])
+        object.__setattr__(self, "texts", tuple(text.strip() for text in self.texts) or names)
+        if len(self.texts) != len(names) or not all(self.texts):
+            raise UserError(f"texts: one text is needed per label; got {len(self.texts)} for {len(names)} labels")
+
+    @classmethod
+    def from_ids(cls, seen: Sequence[str], unseen: Sequence[str], name_of: Mapping[str, str]) -> LabelVocabulary:
+        """A vocabulary of labels that are keyed by an id and may share a name.
+
+        Names that belong to several of the labels are shown with their id; the text tower reads the bare name.
+
+        Args:
+            seen: Ids.
+            unseen: Ids.
+            name_of: The name of every id.
+
+        >>> LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "Bank", "/m/2": "Cat", "/m/3": "bank"}).names
+        ('Bank (/m/1)', 'Cat', 'bank (/m/3)')
+        """
+        texts = [name_of[label] for label in (*seen, *unseen)]
+        count = Counter(map(label_key, texts))
+        ids = (*seen, *unseen)
+        names = [
+            f"{text} ({label})" if count[label_key(text)] > 1 else text for label, text in zip(ids, texts, strict=True)
+        ]
+        return cls(tuple(names[: len(seen)]), tuple(names[len(seen) :]), tuple(texts))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,9 +129,14 @@ class LabelVocabulary:
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
+    def seen_only(self) -> LabelVocabulary:
+        """The seen labels alone."""
+        return LabelVocabulary(self.seen, (), self.texts[self.seen_slice])
+
     def to_dict(self) -> dict[str, list[str]]:
         """Plain lists, for checkpoints and JSON."""
-        return {"seen": list(self.seen), "unseen": list(self.unseen)}
+        lists = {"seen": list(self.seen), "unseen": list(self.unseen)}
+        return lists if self.texts == self.names else {**lists, "texts": list(self.texts)}
 
     @classmethod
     def from_any(cls, labels: LabelVocabulary | Mapping[str, Any] | Iterable[str]) -> LabelVocabulary:
@@ -110,7 +144,7 @@ class LabelVocabulary:
         if isinstance(labels, LabelVocabulary):
             return labels
         if isinstance(labels, Mapping):
-            return cls(tuple(labels["seen"]), tuple(labels.get("unseen", ())))
+            return cls(*(tuple(labels.get(key) or ()) for key in ("seen", "unseen", "texts")))
         return cls(check_names(labels if isinstance(labels, str) else tuple(labels)))
 
 

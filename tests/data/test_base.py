@@ -5,7 +5,7 @@ from PIL import Image
 
 from ovml.checkpoints import load_image_spec
 from ovml.data import DemoDataModule, MultiLabelDataModule
-from ovml.data.base import TensorRows
+from ovml.data.rows import RowReader
 from ovml.data.transforms import IMAGENET_MEAN, EvalTransform
 from ovml.errors import UserError
 from ovml.vocabulary import LabelVocabulary
@@ -47,8 +47,8 @@ def test_batches_have_the_promised_form(tiny):
 
 
 def test_labels_not_listed_are_absent_where_annotation_is_exhaustive(tiny):
-    rows = TensorRows([], EvalTransform(load_image_spec(tiny)), 4, exhaustive=True)
-    assert rows.targets([1, 1], []).tolist() == [0, 1, 0, 0]
+    reader = RowReader(EvalTransform(load_image_spec(tiny)), 4, exhaustive=True)
+    assert reader.targets([1, 1], []).tolist() == [0, 1, 0, 0]
 
 
 def test_normalization_follows_the_checkpoint_or_imagenet(tiny):

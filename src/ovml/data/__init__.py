@@ -2,5 +2,6 @@
 
 from ovml.data.base import MultiLabelDataModule
 from ovml.data.demo import DemoDataModule
+from ovml.data.folder import FolderDataModule
 
-__all__ = ["DemoDataModule", "MultiLabelDataModule"]
+__all__ = ["DemoDataModule", "FolderDataModule", "MultiLabelDataModule"]

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from ovml.checkpoints import DEFAULT, ImageSpec, load_image_spec
+from ovml.data.rows import EvalSampler, OnBroken, RowReader, TensorRows, TensorStream, TrainSampler, Transform, collate
 from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
 from ovml.errors import UserError
-from ovml.images import load_image
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import datasets
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
 
@@ -31,7 +30,11 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     Rows have the columns `image` (`datasets.Image`), `positive` and `negative` (lists of label ids, which are
     columns of the vocabulary) and `image_id`. Batches are dicts: `pixel_values [B, 3, H, W]`, `labels [B, L]` int8
-    (1 present, 0 absent, -1 unknown) and `image_id`, a list of strings.
+    (1 present, 0 absent, -1 unknown) and `image_id`, a list of strings. A streamed set
+    (`datasets.IterableDataset`) serves as well.
+
+    Each picture of an evaluation set counts once, whatever the number of processes. A broken picture in training is
+    named once in the log, counted in `broken`, and replaced by another; in evaluation it ends the run with its name.
 
     Args:
         clip: Checkpoint whose image size and normalisation are used (linked to `model.clip` on the command line).
@@ -43,12 +46,17 @@ class MultiLabelDataModule(pl.LightningDataModule):
         resize: Short side in pixels before the centre crop in evaluation. Default: the crop's own size.
         normalization: `clip`: the checkpoint's own mean and standard deviation; `imagenet`: ImageNet's, as in the
             published MKT code.
+        skip_broken: Leave pictures that cannot be read out of the evaluation, with a warning that names them.
         seed: Seed of the order and the augmentation of the training images. Default: that of
             `lightning.pytorch.seed_everything`, which the command line calls, else 0.
     """
 
     exhaustive: bool = True
     """Whether a label that a row does not list is absent (else it is unknown)."""
+    shuffle_buffer: int = 1000
+    """Rows among which the shuffling of a streamed training split draws."""
+    streamed_rows: int | None = None
+    """Rows of the training split, where it is streamed: the length of an epoch."""
 
     def __init__(
         self,
@@ -60,6 +68,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         crop_scale: tuple[float, float] = (0.08, 1.0),
         resize: int | None = None,
         normalization: Literal["clip", "imagenet"] = "clip",
+        skip_broken: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -68,6 +77,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
+        self.skip_broken = skip_broken
+        self.broken: set[str] = set()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         spec = load_image_spec(clip)
         if normalization == "imagenet":
@@ -81,12 +92,16 @@ class MultiLabelDataModule(pl.LightningDataModule):
         """The labels, seen ones first."""
 
     @abstractmethod
-    def dataset(self, split: Split) -> Dataset:
-        """Rows of one split; label ids index the vocabulary."""
+    def dataset(self, split: Split) -> datasets.Dataset | datasets.IterableDataset:
+        """Rows of one split; label ids index the vocabulary.
+
+        Raises:
+            UserError: The split is not there, or is empty.
+        """
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the order depends on seed and epoch alone, so that a resumed run repeats it."""
-        return self._loader("train", self.train_transform, self.batch_size, shuffle=True)
+        return self._loader("train", self.train_transform, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation images in order."""
@@ -98,20 +113,50 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _loader(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], batch_size: int, shuffle: bool = False
-    ) -> DataLoader[Any]:
-        rows = TensorRows(self.dataset(split), transform, len(self.vocabulary), self.exhaustive, self.seed)
-        trainer = self.trainer
-        sampler = EpochSampler(
-            rows,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            shuffle=shuffle,
-            seed=self.seed,
-        )
+    def _streamed_rows(self) -> int:
+        if not self.streamed_rows:
+            raise UserError(
+                "the training split is streamed and its number of rows is not known, so an epoch has no length; "
+                "say it (--data.streamed_rows N)"
+            )
+        return self.streamed_rows
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Log every broken picture once."""
+        for message in batch.pop("broken", ()):
+            if message not in self.broken:
+                self.broken.add(message)
+                training = bool(self.trainer and self.trainer.training)
+                logger.warning("%s (%s)", message, "replaced by another picture" if training else "left out")
+        return batch
+
+    def _loader(self, split: Split, transform: Transform, batch_size: int) -> DataLoader[Any]:
+        rows = self.dataset(split)
+        training = split == "train"
+        reader = RowReader(transform, len(self.vocabulary), self.exhaustive, self.seed)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        on_broken: OnBroken = "replace" if training else "skip" if self.skip_broken else "raise"
+        source: TensorRows | TensorStream
+        sampler = None
+        if hasattr(rows, "select"):
+            source = TensorRows(rows, reader, on_broken)
+            sampler = (
+                TrainSampler(source, world_size, rank, shuffle=True, seed=self.seed)
+                if training
+                else EvalSampler(source, world_size, rank)
+            )
+        else:
+            source = TensorStream(
+                rows,
+                reader,
+                on_broken,
+                rank,
+                world_size,
+                buffer_size=self.shuffle_buffer if training else 0,
+                epoch_size=self._streamed_rows() // world_size if training else None,
+            )
         return DataLoader(
-            rows,
+            source,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -119,77 +164,3 @@ class MultiLabelDataModule(pl.LightningDataModule):
             generator=torch.Generator(),  # of its own, so that making a loader leaves the global one alone
             pin_memory=torch.cuda.is_available(),
         )
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Draws `(epoch, index)`, so that a row's augmentation can depend on the epoch."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in super().__iter__())
-
-
-class TensorRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set as tensors.
-
-    What a transform draws for a row depends on (seed, epoch, row) alone: not on the number of workers, not on the
-    order, and not on whether the run was interrupted.
-
-    Args:
-        rows: With columns `image`, `positive`, `negative` and `image_id`.
-        transform: From RGB image to pixel values `[3, H, W]`; its random numbers are torch's.
-        num_labels: Size of the vocabulary.
-        exhaustive: Whether labels not listed are absent (0) or unknown (-1).
-        seed: Seed of the transform's random numbers.
-    """
-
-    def __init__(
-        self,
-        rows: Dataset,
-        transform: Callable[[Image.Image], Tensor],
-        num_labels: int,
-        exhaustive: bool,
-        seed: int = 0,
-    ) -> None:
-        self.rows = rows
-        self.transform = transform
-        self.num_labels = num_labels
-        self.exhaustive = exhaustive
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Read rows by `(epoch, index)`; called by the data loader with a whole batch."""
-        columns = self.rows[[index for _, index in keys]]
-        items = []
-        with torch.random.fork_rng(devices=[]):
-            for position, key in enumerate(keys):
-                torch.manual_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
-                items.append(
-                    {
-                        "pixel_values": self.transform(load_image(columns["image"][position])),
-                        "labels": self.targets(columns["positive"][position], columns["negative"][position]),
-                        "image_id": columns["image_id"][position],
-                    }
-                )
-        return items
-
-    def targets(self, positive: Sequence[int], negative: Sequence[int]) -> Tensor:
-        """Dense targets `[L]` int8 of sparse label ids."""
-        targets = torch.full((self.num_labels,), 0 if self.exhaustive else -1, dtype=torch.int8)
-        targets[torch.as_tensor(negative, dtype=torch.long)] = 0
-        targets[torch.as_tensor(positive, dtype=torch.long)] = 1
-        return targets
-
-
-def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack rows into a batch."""
-    return {
-        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-        "labels": torch.stack([row["labels"] for row in rows]),
-        "image_id": [row["image_id"] for row in rows],
-    }

@@ -62,7 +62,8 @@ class MultilabelMeanAveragePrecision(Metric):
             raise ValueError(
                 f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}"
             )
-        self.preds.append(preds.detach())
+        # Of one type on every process, or they could not be gathered.
+        self.preds.append(preds.detach().float())
         # In one byte whatever the mark is: 1 present, 0 absent, -1 unknown.
         self.targets.append((targets == 1).to(torch.int8).masked_fill(targets == self.ignore_index, -1))
 

@@ -22,6 +22,8 @@ class OpenVocabularyEvaluation(nn.Module):
 
     Args:
         ks: The k of precision, recall and F1.
+        images: Which images count: `all` (as MKT and BiAM do on NUS-WIDE), or those `labelled`, with at least one
+            present label among those scored (as BiAM on Open Images, QKS, DualCoOp and RAM do).
         protocols: Names of the protocols.
         empty_labels: See `MultilabelMeanAveragePrecision`.
 
@@ -36,10 +38,14 @@ class OpenVocabularyEvaluation(nn.Module):
     def __init__(
         self,
         ks: Sequence[int] = (3, 5),
+        images: Literal["all", "labelled"] = "all",
         protocols: Sequence[str] = PROTOCOLS,
         empty_labels: Literal["skip", "zero"] = "skip",
     ) -> None:
         super().__init__()
+        if images not in ("all", "labelled"):
+            raise ValueError(f"images must be 'all' or 'labelled'; got {images!r}")
+        self.images = images
         self.protocols = nn.ModuleDict(
             {
                 name: MetricCollection(
@@ -66,6 +72,9 @@ class OpenVocabularyEvaluation(nn.Module):
         """
         if protocol not in self.protocols:
             raise ValueError(f"protocol must be one of {list(self.protocols)}; got {protocol!r}")
+        if self.images == "labelled":
+            labelled = (targets == 1).any(dim=1)
+            logits, targets = logits[labelled], targets[labelled]
         self.protocols[protocol].update(logits, targets)  # type: ignore[operator]
 
     def compute(self) -> dict[str, Tensor]:

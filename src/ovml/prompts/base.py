@@ -48,12 +48,12 @@ class PromptLearner(nn.Module, ABC):
             UserError: The list is empty, or a name is empty, repeated, or longer than the text tower's context.
         """
         if isinstance(names, LabelVocabulary):
-            return self.embed(names.names)
+            return self.embed(names.texts)
         return self.embed(check_names(names))
 
     @abstractmethod
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Embed checked names; returns `[L, D]`."""
+        """Embed checked names, some of which may be the same; returns `[L, D]`."""
 
     def learned_parameters(self) -> list[nn.Parameter]:
         """The learner's own parameters: all but the text tower's."""

@@ -1,0 +1,175 @@
+"""Which of the pictures that annotations name are really on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from ovml.data.progress import track
+from ovml.data.table import Table, cached_folder
+from ovml.errors import UserError
+from ovml.images import load_image
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """What became of the pictures of a table.
+
+    Attributes:
+        listed: Number of rows.
+        missing: Rows whose file is not there, or is no more than a failed download.
+        unreadable: Rows whose file is there but cannot be read; known only after `verify_images`.
+        folder: Where the result is kept.
+    """
+
+    listed: int
+    missing: Indices
+    unreadable: Indices
+    folder: Path
+
+    @property
+    def lost(self) -> Indices:
+        """Rows that cannot be used."""
+        return np.union1d(self.missing, self.unreadable)
+
+    @property
+    def kept(self) -> Indices:
+        """Rows that can be used."""
+        return np.delete(np.arange(self.listed), self.lost)
+
+
+def check_images(
+    table: Table, cache_dir: str | Path | None, min_bytes: int = 1, placeholder_copies: int = 0
+) -> ImageCheck:
+    """Look for the pictures of a table; the result is kept until one of their folders changes.
+
+    Args:
+        table: Its rows name the pictures.
+        cache_dir: See `ovml.data.table.cache_root`.
+        min_bytes: Smaller files count as missing.
+        placeholder_copies: Files of which there are at least so many identical ones count as missing: what a server
+            hands out in the place of a deleted picture. 0 turns this off.
+
+    Raises:
+        UserError: The cache cannot be written.
+    """
+    folders = [Path(f) for f in _folders(table)]
+    settings = {"table": table.folder.name, "min_bytes": min_bytes, "placeholder_copies": placeholder_copies}
+    inputs = [folder for folder in folders if folder.is_dir()]
+    with cached_folder(cache_dir, f"{table.folder.name}-images", inputs, settings) as (folder, aside):
+        if aside is not None:
+            found = dict(_files(inputs, min_bytes))
+            if placeholder_copies:
+                for path in _placeholders(found, placeholder_copies):
+                    del found[path]
+            known = pa.array(found, pa.string())
+            is_found = pc.is_in(_paths(table), value_set=known).to_numpy()
+            np.save(aside / "missing.npy", np.flatnonzero(~is_found))
+            np.save(aside / "unreadable.npy", np.zeros(0, dtype=np.int64))
+    missing, unreadable = (np.load(folder / f"{name}.npy") for name in ("missing", "unreadable"))
+    return ImageCheck(len(table.rows), missing, unreadable, folder)
+
+
+def verify_images(
+    table: Table, check: ImageCheck, depth: Literal["header", "full"] = "full", workers: int | None = None
+) -> ImageCheck:
+    """Open every picture that was found, and remember those that cannot be read.
+
+    Args:
+        table: Its rows name the pictures.
+        check: What `check_images` found.
+        depth: `header` looks at each file's first bytes, `full` decodes it, which alone finds truncated ones.
+        workers: Threads. Default: one per core.
+    """
+    present = np.setdiff1d(np.arange(check.listed), check.missing)
+    is_broken = _has_broken_header if depth == "header" else _is_broken
+    paths = (path.as_py() for path in _paths(table).take(pa.array(present)))
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        results = track(pool.map(is_broken, paths), f"reading {len(present):,} images", total=len(present))
+        unreadable = present[np.fromiter(results, dtype=bool, count=len(present))]
+    aside = check.folder / f"unreadable.part-{os.getpid()}.npy"
+    np.save(aside, unreadable)
+    aside.rename(check.folder / "unreadable.npy")
+    return ImageCheck(check.listed, check.missing, unreadable, check.folder)
+
+
+def lost_paths(table: Table, rows: Sequence[int] | Indices) -> list[str]:
+    """Paths of the pictures in some rows."""
+    paths: list[str] = _paths(table).take(pa.array(rows, pa.int64())).to_pylist()
+    return paths
+
+
+def _paths(table: Table) -> pa.ChunkedArray:
+    return pc.struct_field(table.rows.data.column("image"), "path")
+
+
+def _folders(table: Table) -> list[str]:
+    """Folders of the pictures; kept with the table, since millions of paths take seconds."""
+    file = table.folder / "folders.json"
+    if not file.is_file():
+        folders: set[str] = set()
+        for chunk in _paths(table).chunks:
+            folders.update(pc.unique(pc.replace_substring_regex(chunk, r"/[^/]*$", "")).to_pylist())
+        try:
+            file.write_text(json.dumps(sorted(folders)))
+        except OSError:  # a read-only cache: found again the next time
+            return sorted(folders)
+    found: list[str] = json.loads(file.read_text())
+    return found
+
+
+def _files(folders: Sequence[Path], min_bytes: int) -> Iterator[tuple[str, int]]:
+    for folder in track(folders, "looking for images"):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                # The size costs a system call for each file, so it is asked for only where it decides.
+                size = entry.stat().st_size if min_bytes > 1 else 1
+                if size >= min_bytes:
+                    yield entry.path, size
+
+
+def _placeholders(sizes: dict[str, int], copies: int) -> Iterator[str]:
+    """Files with many identical copies: same size, then same bytes in the middle, then same content."""
+    common = {size for size, count in Counter(sizes.values()).items() if count >= copies}
+    suspects: dict[Any, list[str]] = defaultdict(list)
+    for path in track([p for p, size in sizes.items() if size in common], "looking for placeholders"):
+        with open(path, "rb") as file:
+            file.seek(sizes[path] // 2)
+            suspects[sizes[path], file.read(64)].append(path)
+    for group in (g for g in suspects.values() if len(g) >= copies):
+        same: dict[bytes, list[str]] = defaultdict(list)
+        for path in group:
+            same[hashlib.sha256(Path(path).read_bytes()).digest()].append(path)
+        for twins in same.values():
+            if len(twins) >= copies:
+                yield from twins
+
+
+def _is_broken(path: str) -> bool:
+    try:
+        load_image(path)
+    except UserError:
+        return True
+    return False
+
+
+def _has_broken_header(path: str) -> bool:
+    try:
+        with Image.open(path):
+            return False
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import settings
 from PIL import Image
 from torch import Tensor
@@ -66,6 +67,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     processor = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
     processor.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def config(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small experiment: a random CLIP, two stages of three epochs."""
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    stages = [
+        {"class_path": f"ovml.training.{name}", "init_args": {"epochs": 3, "warmup_epochs": 1}}
+        for name in ("VisionStage", "PromptStage")
+    ]
+    content = {
+        "seed_everything": 5,
+        "model": {"clip": tiny, "stages": stages},
+        "data": {"class_path": "ovml.data.DemoDataModule", "init_args": {"cache_dir": str(path.parent)}},
+        "trainer": {"enable_progress_bar": False},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
 
 
 @pytest.fixture

@@ -279,3 +279,22 @@ def test_a_folder_that_is_no_clip(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="not a complete CLIP checkpoint"):
         OVMultiLabelClassifier(str(tmp_path))
+
+
+def test_labels_that_share_a_name_share_an_embedding_and_keep_their_ids(tiny):
+    vocabulary = LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "bank", "/m/2": "cat", "/m/3": "bank"})
+    model = OVMultiLabelClassifier(tiny, vocabulary, head=GlobalHead(), stages=list(STAGES)).eval()
+    embeds = model.embed_labels()
+    torch.testing.assert_close(embeds, model.embed_labels(["bank", "cat"])[[0, 1, 0]], atol=1e-6, rtol=0)
+    tags = model.predict_labels(picture(0), top_k=None)
+    assert {tag.label for tag in tags} == {"bank (/m/1)", "cat", "bank (/m/3)"}
+    with torch.no_grad():
+        model.prompt.context.add_(0.1)
+    torch.testing.assert_close(model.prompt(vocabulary.seen_only()), model.prompt(["bank", "cat"]))
+
+
+def test_a_batch_whose_pictures_were_all_broken_is_passed_over(model):
+    data = {"pixel_values": torch.empty(0), "labels": torch.empty(0), "image_id": []}
+    model.validation_step(data, 0)
+    assert not model.evaluation.compute()
+    assert model.predict_step(data, 0)["image_id"] == []

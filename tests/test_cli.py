@@ -1,47 +1,17 @@
 """The command line, run as a person runs it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import SMALL, ovml
 from PIL import Image
 
 from ovml.cli import main
-
-SMALL = [
-    "--data.train_size",
-    "24",
-    "--data.eval_size",
-    "12",
-    "--data.batch_size",
-    "8",
-    "--trainer.accelerator",
-    "cpu",
-]
-
-
-@pytest.fixture(scope="module")
-def config(tiny, tmp_path_factory):
-    """A small experiment: a random CLIP, two stages of three epochs."""
-    path = tmp_path_factory.mktemp("config") / "small.yaml"
-    stages = [
-        {"class_path": f"ovml.training.{name}", "init_args": {"epochs": 3, "warmup_epochs": 1}}
-        for name in ("VisionStage", "PromptStage")
-    ]
-    content = {
-        "seed_everything": 5,
-        "model": {"clip": tiny, "stages": stages},
-        "data": {"class_path": "ovml.data.DemoDataModule", "init_args": {"cache_dir": str(path.parent)}},
-        "trainer": {"enable_progress_bar": False},
-    }
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +22,6 @@ def run(config, tmp_path_factory):
     done = ovml(*command)
     assert done.returncode == 0, done.stderr
     return root / "version_0"
-
-
-def ovml(*arguments):
-    """Run the command in a process of its own."""
-    # One thread: where a busy machine splits a sum over fewer threads, its last bit changes.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "ovml", *arguments], env=environment, capture_output=True, text=True)
 
 
 def learned(run, stage):

@@ -48,3 +48,16 @@ def test_real_label_lists(golden):
     concepts = read_names(SHARED / "data" / "nuswide_unseen81.txt")
     vocabulary = LabelVocabulary(tuple(t for t in tags if t not in concepts), concepts)
     assert (len(vocabulary.seen), len(vocabulary.unseen)) == (925, 81)
+
+
+def test_labels_that_share_a_name_are_told_apart_by_id_and_keep_their_text():
+    name_of = {"/m/1": "Bank", "/m/2": "cat", "/m/3": "bank", "/m/4": "dog"}
+    vocabulary = LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3", "/m/4"], name_of)
+    assert vocabulary.names == ("Bank (/m/1)", "cat", "bank (/m/3)", "dog")
+    assert vocabulary.texts == ("Bank", "cat", "bank", "dog")
+    assert vocabulary.seen_only() == LabelVocabulary(("Bank (/m/1)", "cat"), (), ("Bank", "cat"))
+    assert LabelVocabulary.from_any(vocabulary.to_dict()) == vocabulary
+    assert "texts" not in LabelVocabulary(("a",)).to_dict()
+    for texts in (("one",), ("one", " ")):
+        with pytest.raises(UserError, match="one text is needed per label"):
+            LabelVocabulary(("a", "b"), (), texts)

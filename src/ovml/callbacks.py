@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import ExitStack
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -45,7 +49,7 @@ def stage_checkpoint(run: RunFolder, stage: Stage) -> ModelCheckpoint:
 
 
 class PredictionWriter(Callback):
-    """Collects `ovml predict`'s best labels of every image, one JSON object a line.
+    """Collects `ovml predict`'s best labels of every image, one JSON object a line, in the data set's order.
 
     Args:
         path: File to write; it appears when it is complete.
@@ -53,18 +57,21 @@ class PredictionWriter(Callback):
         top_k: Labels kept per image.
     """
 
-    def __init__(self, path: Any, labels: tuple[str, ...], top_k: int = 10) -> None:
+    def __init__(self, path: Path, labels: tuple[str, ...], top_k: int = 10) -> None:
         self.path, self.labels, self.top_k = path, labels, min(top_k, len(labels))
 
+    def _part(self, rank: int) -> Path:
+        return self.path.with_suffix(f".part-{rank}")
+
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the file beside its place."""
+        """Open this process's file beside the final place."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path.with_suffix(".part"), "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
+        self._file = open(self._part(trainer.global_rank), "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         """Write a batch."""
-        import json
-
+        if not outputs["image_id"]:  # all of its pictures were broken and left out
+            return
         best = outputs["scores"].float().topk(self.top_k)
         for image_id, scores, columns in zip(
             outputs["image_id"], best.values.tolist(), best.indices.tolist(), strict=True
@@ -73,6 +80,18 @@ class PredictionWriter(Callback):
             self._file.write(json.dumps({"image_id": image_id, "labels": tags}, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rename the file into its place."""
+        """Join the processes' files and rename the whole into its place."""
         self._file.close()
-        os.replace(self.path.with_suffix(".part"), self.path)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            parts = [self._part(rank) for rank in range(trainer.world_size)]
+            whole = self.path.with_suffix(".part")
+            with ExitStack() as stack, open(whole, "w", encoding="utf-8") as out:
+                files = [stack.enter_context(open(part, encoding="utf-8")) for part in parts]
+                # Process r has rows r, r + n, r + 2n, ...
+                for lines in zip_longest(*files, fillvalue=""):
+                    out.writelines(lines)
+            whole.replace(self.path)
+            for part in parts:
+                part.unlink()
+        trainer.strategy.barrier()

@@ -266,12 +266,15 @@ class OVMultiLabelClassifier(pl.LightningModule):
             self.evaluation.update(protocol, nothing, nothing.to(torch.int8))
         metrics = self.evaluation.compute()
         self.evaluation.reset()
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
+        # The metrics have been summed over processes: they are the same on all of them.
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=True)
         headline = "zsl/mAP" if "zsl/mAP" in metrics else "seen/mAP"
-        self.log(headline, metrics[headline], prog_bar=True, logger=False)
+        self.log(headline, metrics[headline], prog_bar=True, logger=False, sync_dist=True)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Scores `[B, L]` of the vocabulary with the images' ids."""
+        if len(batch["image_id"]) == 0:
+            return {"image_id": [], "scores": batch["pixel_values"]}
         return {"image_id": batch["image_id"], "scores": self(batch["pixel_values"])}
 
     # ------------------------------------------------------------------ checkpoints

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,14 +60,16 @@ class OVMLCLI(LightningCLI):
         """Train every stage, or go on where a run stopped; print the results."""
         ckpt_path = kwargs.get("ckpt_path")
         root = self._trainer_config["default_root_dir"]
-        run = RunFolder.find(ckpt_path, root) if ckpt_path else RunFolder.new(root)
-        if not ckpt_path and self.trainer.is_global_zero:
-            config = self._parser("fit").dump(self.config["fit"], skip_none=False)
-            write_aside(run.path / "config.yaml", config)
-        rows = fit_stages(model, datamodule, self._stage_trainer, run)
+        run = RunFolder.find(ckpt_path, root) if ckpt_path else None
+        run = fit_stages(model, datamodule, self._stage_trainer, run or self._new_run)
         if self.trainer.is_global_zero:
-            Console().print(results_table(rows, "validation"))
+            Console().print(results_table(run.results, "validation"))
             Console().print(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}", soft_wrap=True)
+
+    def _new_run(self) -> RunFolder:
+        run = RunFolder.new(self._trainer_config["default_root_dir"])
+        write_aside(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_none=False))
+        return run
 
     def validate(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
         """Evaluate zero-shot CLIP and the stages of a run on the validation split."""
@@ -88,7 +89,8 @@ class OVMLCLI(LightningCLI):
         writer = PredictionWriter(folder / "predictions.jsonl", datamodule.vocabulary.names)
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
-        Console().print(f"predictions: {writer.path}", soft_wrap=True)
+        if self.trainer.is_global_zero:
+            Console().print(f"predictions: {writer.path}", soft_wrap=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a trainer with a rich progress bar; loggers are added per stage."""
@@ -106,8 +108,8 @@ class OVMLCLI(LightningCLI):
         config: dict[str, Any] = self._get(self.config_init, "trainer")
         return config
 
-    def _stage_trainer(self, stage: Stage | None, run: RunFolder) -> Trainer:
-        if stage is None:
+    def _stage_trainer(self, stage: Stage | None, run: RunFolder | None) -> Trainer:
+        if stage is None or run is None:
             return self.trainer
         config = self._trainer_config
         callbacks = copy.deepcopy(config.get("callbacks")) or []
@@ -153,14 +155,14 @@ class OVMLCLI(LightningCLI):
             for file in (f for f in files if f.is_file()):
                 model.load_learned(file)
                 evaluate(file.parent.name, model)
-            write_aside(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
-        Console().print(results_table(rows, verb))
+            if self.trainer.is_global_zero:
+                write_aside(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
+        if self.trainer.is_global_zero:
+            Console().print(results_table(rows, verb))
 
 
 def run_lightning(argv: list[str]) -> None:
     """Run one of Lightning's commands."""
-    saved = sys.argv
-    sys.argv = ["ovml"]  # LightningCLI warns where it finds arguments in both places
     try:
         with quiet_libraries():
             OVMLCLI(with_run_config(find_configs(argv)))
@@ -170,8 +172,6 @@ def run_lightning(argv: list[str]) -> None:
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
         raise cause or error from None
-    finally:
-        sys.argv = saved
 
 
 @contextmanager
@@ -186,6 +186,7 @@ def quiet_libraries() -> Iterator[None]:
     datasets.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         for message in (
+            "LightningCLI's args parameter is intended",  # other processes are started with the same arguments
             "Checkpoint directory .* exists and is not empty",  # the run folder is ovml's own
             "The number of training batches .* is smaller than the logging interval",
             r"Found \d+ module\(s\) in eval mode",  # the frozen teacher

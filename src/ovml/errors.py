@@ -7,3 +7,12 @@ class UserError(ValueError):
     The message is one line that names what is wrong, where, and what to do. The command line prints it
     without a traceback and exits with 2; in Python it is an ordinary `ValueError`.
     """
+
+
+def one_line(error: UserError) -> str:
+    r"""The message itself: a data loader's worker wraps it in the worker's traceback, whose last line it is.
+
+    >>> one_line(UserError("Caught UserError in worker process 0.\n...\novml.errors.UserError: a.png: broken"))
+    'a.png: broken'
+    """
+    return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")

@@ -214,9 +214,9 @@ def write_aside(path: Path, text: str) -> None:
 def fit_stages(
     model: OVMultiLabelClassifier,
     datamodule: LightningDataModule,
-    make_trainer: Callable[[Stage | None, RunFolder], Trainer],
-    run: RunFolder,
-) -> dict[str, dict[str, float]]:
+    make_trainer: Callable[[Stage | None, RunFolder | None], Trainer],
+    run: RunFolder | Callable[[], RunFolder],
+) -> RunFolder:
     """Train the model's stages one after the other, each with a trainer of its own.
 
     Each stage is one `Trainer.fit`: what learns differs between stages, and DDP fixes it when it wraps the model.
@@ -228,16 +228,19 @@ def fit_stages(
         datamodule: Gives training and validation data.
         make_trainer: Makes the trainer of a stage, which must write `run.checkpoint(stage.name)`; or, for `None`, one
             that only evaluates.
-        run: Where checkpoints and results are kept.
+        run: Where checkpoints and results are kept; or what makes the folder of a new run, called by one process.
 
     Returns:
-        Validation metrics by row: `zero-shot` and every stage.
+        The run; its `results` are the validation metrics by row: `zero-shot` and every stage.
     """
     if not model.stages:
         raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
-    if "zero-shot" not in run.results:
-        trainer = make_trainer(None, run)
+    if not isinstance(run, RunFolder) or "zero-shot" not in run.results:
+        trainer = make_trainer(None, None)
         trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
+        if not isinstance(run, RunFolder):
+            # From here on the processes know each other, so that all use the folder that the first one made.
+            run = trainer.strategy.broadcast(run() if trainer.is_global_zero else None)
         _record(run, trainer, "zero-shot")
     for stage in model.stages:
         checkpoint = run.checkpoint(stage.name)
@@ -253,7 +256,7 @@ def fit_stages(
             weights_only=True,
         )
         _record(run, trainer, stage.name)
-    return run.results
+    return run
 
 
 def _record(run: RunFolder, trainer: Trainer, row: str) -> None:

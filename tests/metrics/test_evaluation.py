@@ -111,3 +111,25 @@ def test_copies_are_independent(clone):
     other.update("zsl", *example(labels=6, seed=5))
     assert plain(other) != expected
     assert plain(evaluation) == expected
+
+
+def test_images_without_a_present_label_in_the_setting_scored_can_be_left_out():
+    preds, targets = example(images=30, labels=7)
+    targets[::3] = targets[::3].clamp(max=0)
+    targets[1, 4:] = 0  # no unseen label, though a seen one
+    targets[1, 0] = 1
+    every, labelled = (OpenVocabularyEvaluation(ks=(2,), images=images) for images in ("all", "labelled"))
+    for evaluation in (every, labelled):
+        for piece in zip(preds.split(8), targets.split(8), strict=True):
+            evaluation.update("gzsl", *piece)
+            evaluation.update("zsl", *(part[:, 4:] for part in piece))
+    for protocol, columns in (("gzsl", slice(None)), ("zsl", slice(4, None))):
+        kept = [i for i in range(30) if (targets[i, columns] == 1).any()]
+        for evaluation, rows in ((every, slice(None)), (labelled, kept)):
+            values = {k: v for k, v in plain(evaluation).items() if k.startswith(f"{protocol}/")}
+            part = preds[rows][:, columns], targets[rows][:, columns]
+            expected = {"mAP": MultilabelMeanAveragePrecision()(*part), **PrecisionRecallF1AtK(2)(*part)}
+            assert values == pytest.approx({f"{protocol}/{k}": float(v) for k, v in expected.items()}, abs=1e-7)
+    assert plain(every) != plain(labelled)
+    with pytest.raises(ValueError, match="images must be 'all' or 'labelled'"):
+        OpenVocabularyEvaluation(images="some")

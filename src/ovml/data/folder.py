@@ -39,7 +39,7 @@ class FolderDataModule(MultiLabelDataModule):
     """Where it is handed out, for messages."""
     has_validation: bool = True
     """Whether it has a validation split of its own."""
-    min_bytes: int = 1
+    min_bytes: int = 0
     """Smaller picture files count as missing."""
     placeholder_copies: int = 0
     """Pictures of which there are so many identical copies count as missing; 0 for never."""

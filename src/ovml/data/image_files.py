@@ -53,7 +53,7 @@ class ImageCheck:
 
 
 def check_images(
-    table: Table, cache_dir: str | Path | None, min_bytes: int = 1, placeholder_copies: int = 0
+    table: Table, cache_dir: str | Path | None, min_bytes: int = 0, placeholder_copies: int = 0
 ) -> ImageCheck:
     """Look for the pictures of a table; the result is kept until one of their folders changes.
 
@@ -72,7 +72,8 @@ def check_images(
     inputs = [folder for folder in folders if folder.is_dir()]
     with cached_folder(cache_dir, f"{table.folder.name}-images", inputs, settings) as (folder, aside):
         if aside is not None:
-            found = dict(_files(inputs, min_bytes))
+            # A size costs a system call for each file, so it is asked for only where it decides.
+            found = dict(_files(inputs, min_bytes, with_size=bool(min_bytes or placeholder_copies)))
             if placeholder_copies:
                 for path in _placeholders(found, placeholder_copies):
                     del found[path]
@@ -132,12 +133,11 @@ def _folders(table: Table) -> list[str]:
     return found
 
 
-def _files(folders: Sequence[Path], min_bytes: int) -> Iterator[tuple[str, int]]:
+def _files(folders: Sequence[Path], min_bytes: int, with_size: bool) -> Iterator[tuple[str, int]]:
     for folder in track(folders, "looking for images"):
         with os.scandir(folder) as entries:
             for entry in entries:
-                # The size costs a system call for each file, so it is asked for only where it decides.
-                size = entry.stat().st_size if min_bytes > 1 else 1
+                size = entry.stat().st_size if with_size else 0
                 if size >= min_bytes:
                     yield entry.path, size
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Transform = Callable[[Image.Image], Tensor]
 OnBroken = Literal["raise", "skip", "replace"]
 
+NO_ROW = -1
+"""Index that stands for no row."""
+
 MAX_REPLACEMENTS = 20
 """Broken pictures in a row after which the whole set is taken for broken."""
 
@@ -112,6 +115,8 @@ class TensorRows(Dataset[dict[str, Any]]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
         """Read rows by `(epoch, index)`; called by the data loader with a whole batch."""
+        if keys == [(0, NO_ROW)]:
+            return [{}]
         columns = self.rows[[index for _, index in keys]]
         return [
             self._read({name: values[position] for name, values in columns.items()}, *key)
@@ -132,7 +137,7 @@ class TensorRows(Dataset[dict[str, Any]]):
                     return {"broken": broken}
                 index = int(draw.integers(len(self.rows)))
                 row = self.rows[index]
-        raise UserError(f"{len(broken)} pictures in a row cannot be read; the first: {broken[0]}")
+        raise _all_broken(broken)
 
 
 class TensorStream(IterableDataset[dict[str, Any]]):
@@ -167,13 +172,16 @@ class TensorStream(IterableDataset[dict[str, Any]]):
         self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
         self.reader = reader
         self.on_broken = on_broken
+        self.rank, self.world_size = rank, world_size
+        self.shuffled = buffer_size > 0
         self.epoch = 0
         self.epoch_size = epoch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation; called before every epoch."""
         self.epoch = epoch
-        self.rows.set_epoch(epoch)
+        if self.shuffled:  # `datasets` would reorder the shards of any other stream too
+            self.rows.set_epoch(epoch)
 
     def __len__(self) -> int:
         if self.epoch_size is None:
@@ -182,31 +190,53 @@ class TensorStream(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        share = None
-        if self.epoch_size is not None:
-            number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-            share = self.epoch_size // count + (number < self.epoch_size % count)
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        share = self._share(number, workers)
         index = 0
+        broken: list[str] = []
         while share is None or index < share:
             start = index
-            broken: list[str] = []
             for row in self.rows:
                 if share is not None and index >= share:
                     return
                 try:
-                    item = self.reader.read(row, self.epoch, index)
+                    # Other workers and processes count from 0 as well; no two rows draw the same numbers.
+                    place = (index * workers + number) * self.world_size + self.rank
+                    item = self.reader.read(row, self.epoch, place)
                 except UserError as error:
                     if self.on_broken == "raise":
                         raise
                     broken.append(str(error))
                     if self.on_broken == "replace":
+                        if len(broken) >= MAX_REPLACEMENTS:
+                            raise _all_broken(broken) from error
                         continue
                     item = {}
                 yield {**item, "broken": broken}
                 broken = []
                 index += 1
-            if share is None or index == start:
+            if share is None:
+                if index == 0 and self.world_size > 1:
+                    yield {}  # an empty batch: the process must take part in the others' sums
                 return
+            if index == start:
+                raise UserError(
+                    f"the stream has no picture for worker {number} of process {self.rank} to train on; "
+                    "use fewer workers or processes, or more shards"
+                )
+
+    def _share(self, number: int, workers: int) -> int | None:
+        """Rows of this process that a worker yields: in proportion to its shards, of which it may have none."""
+        if self.epoch_size is None:
+            return None
+        shards = self.rows.num_shards
+        before = sum(len(range(other, shards, workers)) for other in range(number))
+        own = len(range(number, shards, workers))
+        return self.epoch_size * (before + own) // shards - self.epoch_size * before // shards
+
+
+def _all_broken(broken: Sequence[str]) -> UserError:
+    return UserError(f"{len(broken)} pictures in a row cannot be read; the first: {broken[0]}")
 
 
 def undecoded(rows: Any) -> Any:
@@ -241,10 +271,14 @@ class EvalSampler(DistributedSampler[Any]):
     """Every row exactly once over all processes, in order.
 
     The sampler of torch repeats rows until all processes have the same number; metrics would count those twice.
+    A process that is left without a row draws `NO_ROW`, an empty batch: it must take part in the others' sums.
     """
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((0, index) for index in range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+        return ((0, index) for index in self._share())
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+        return len(self._share())
+
+    def _share(self) -> Sequence[int]:
+        return range(self.rank, len(self.dataset), self.num_replicas) or [NO_ROW]  # type: ignore[arg-type]

@@ -1,0 +1,158 @@
+"""Annotations are read once; nothing half-written remains."""
+
+import errno
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ovml.data.image_files import check_images, lost_paths, verify_images
+from ovml.data.table import Ragged, cached_table, record_batch
+from ovml.errors import UserError
+
+
+@pytest.fixture
+def listing(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a.png\nb.png\n")
+    return path
+
+
+def maker(listing, calls):
+    def make(counts):
+        calls.append(1)
+        names = listing.read_text().split()
+        counts["images"] = len(names)
+        for name in names:
+            positive = Ragged(np.array([0, 0]), np.array([3, 1]), 1).slice(0, 1)
+            yield record_batch([str(listing.parent / name)], positive, None, [name])
+
+    return make
+
+
+def test_a_table_is_made_once_and_again_when_its_files_change(tmp_path, listing):
+    calls = []
+
+    def table(**settings):
+        return cached_table(tmp_path / "cache", "set", [listing], settings, maker(listing, calls))
+
+    first = table()
+    assert first.counts == {"images": 2}
+    assert first.rows["image_id"][:] == ["a.png", "b.png"]
+    assert first.rows["positive"][:] == [[3, 1], [3, 1]]
+    assert first.rows["negative"][:] == [[], []]
+    assert first.rows.cache_files, "the rows are in memory, not mapped"
+    assert table().rows.num_rows == 2
+    assert len(calls) == 1
+    table(other=1)
+    assert len(calls) == 2
+    listing.write_text("a.png\nb.png\nc.png\n")
+    assert table().rows.num_rows == 3
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, listing, number):
+    def make(counts):
+        yield from maker(listing, [])(counts)
+        raise OSError(number, os.strerror(number))
+
+    message = "the disk is full" if number == errno.ENOSPC else "Read-only file system"
+    with pytest.raises(UserError, match=rf"cache: cannot write the cache .*{message}.*--data.cache_dir"):
+        cached_table(tmp_path / "cache", "set", [listing], {}, make)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert cached_table(tmp_path / "cache", "set", [listing], {}, maker(listing, [])).rows.num_rows == 2
+
+
+def test_a_cache_that_is_a_file_is_named(tmp_path, listing):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match="cannot write the cache"):
+        cached_table(tmp_path / "cache" / "deeper", "set", [listing], {}, maker(listing, []))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_cache_is_named(tmp_path, listing):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(stat.S_IREAD | stat.S_IEXEC)
+    with pytest.raises(UserError, match="cannot write the cache"):
+        cached_table(tmp_path / "cache", "set", [listing], {}, maker(listing, []))
+
+
+def test_errors_of_the_reader_pass_through_and_leave_nothing(tmp_path, listing):
+    def make(counts):
+        raise UserError("list.txt: line 3 is wrong")
+        yield
+
+    with pytest.raises(UserError, match="line 3"):
+        cached_table(tmp_path / "cache", "set", [listing], {}, make)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_file_that_vanishes_is_not_the_cache_s_fault(tmp_path, listing):
+    def make(counts):
+        yield from maker(tmp_path / "none.txt", [])(counts)
+
+    with pytest.raises(FileNotFoundError):
+        cached_table(tmp_path / "cache", "set", [listing], {}, make)
+
+
+@given(lists=st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=12), cut=st.integers(0, 12))
+def test_ragged_lists_are_the_lists(lists, cut):
+    rows = np.repeat(np.arange(len(lists)), [len(x) for x in lists])
+    ragged = Ragged(rows, np.array([v for x in lists for v in x], dtype=np.int64), len(lists))
+    cut = min(cut, len(lists))
+    assert ragged.slice(0, cut).to_pylist() + ragged.slice(cut, len(lists)).to_pylist() == lists
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve listed pictures: 0 is missing, 1 too small, 2 truncated, 3 text, 4 to 7 identical, the rest whole."""
+    names = [f"{'even' if i % 2 == 0 else 'odd'}/{i}.png" for i in range(12)]
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(names[1:], start=1):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.zeros((20, 20, 3)) if 4 <= i < 8 else rng.integers(0, 256, (20, 20, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(path, compress_level=0)
+    paths = [tmp_path / "images" / name for name in names]
+    paths[1].write_bytes(b"")
+    paths[2].write_bytes(paths[2].read_bytes()[:600])
+    paths[3].write_text("not an image " * 60)
+
+    def make(counts):
+        positive = Ragged(np.arange(12), np.arange(12), 12).slice(0, 12)
+        yield record_batch([str(p) for p in paths], positive, None, names)
+
+    return cached_table(tmp_path / "cache", "pictures", [], {}, make), tmp_path / "cache", paths
+
+
+def test_missing_pictures_are_found_and_broken_ones_when_they_are_read(pictures):
+    table, cache, paths = pictures
+    check = check_images(table, cache)
+    assert check.missing.tolist() == [0]
+    assert lost_paths(table, check.missing) == [str(paths[0])]
+    assert check_images(table, cache, min_bytes=1).missing.tolist() == [0, 1]
+    assert check_images(table, cache, min_bytes=650).missing.tolist() == [0, 1, 2]
+    assert check_images(table, cache, placeholder_copies=4).missing.tolist() == [0, 4, 5, 6, 7]
+    assert check_images(table, cache, placeholder_copies=5).missing.tolist() == [0]
+    header = verify_images(table, check, "header")
+    assert header.unreadable.tolist() == [1, 3]
+    full = verify_images(table, check, workers=2)
+    assert full.unreadable.tolist() == [1, 2, 3]
+    assert full.lost.tolist() == [0, 1, 2, 3]
+    assert full.kept.tolist() == list(range(4, 12))
+    assert check_images(table, cache).unreadable.tolist() == [1, 2, 3], "the verification was forgotten"
+
+
+def test_pictures_are_looked_for_again_when_a_folder_changes(pictures):
+    table, cache, paths = pictures
+    assert 0 in check_images(table, cache).missing
+    Image.new("RGB", (9, 9)).save(paths[0])
+    folders = json.loads((table.folder / "folders.json").read_text())
+    assert sorted(folders) == sorted({str(path.parent) for path in paths})
+    assert 0 not in check_images(table, cache).missing

@@ -140,6 +140,48 @@ def test_pieces_are_the_whole(sizes):
     torch.testing.assert_close(metric.compute(), metric_of(preds, targets), atol=0, rtol=0)
 
 
+def mostly_unknown(images=60, labels=9, seed=0):
+    preds, targets = example(images, labels, seed=seed)
+    hidden = torch.rand(targets.shape, generator=torch.Generator().manual_seed(seed)) < 0.9
+    return preds, targets.masked_fill(hidden, -1)
+
+
+def test_of_mostly_unknown_marks_only_the_known_are_kept():
+    preds, targets = mostly_unknown(images=200)
+    metric = MultilabelMeanAveragePrecision(average="none")
+    for piece in zip(preds.split(30), targets.split(30), strict=True):
+        metric.update(*piece)
+    kept = sum(piece.numel() for piece in metric.known_preds)
+    assert kept == (targets != -1).sum()
+    assert not any(map(len, metric.preds))
+    torch.testing.assert_close(metric.compute(), by_sklearn(preds, targets), equal_nan=True)
+
+
+def test_mostly_known_and_mostly_unknown_batches_mix():
+    pairs = [example(seed=1), mostly_unknown(seed=2), example(seed=3), mostly_unknown(seed=4)]
+    metric = MultilabelMeanAveragePrecision(average="none")
+    for pair in pairs:
+        metric.update(*pair)
+    whole = [torch.cat(parts) for parts in zip(*pairs, strict=True)]
+    torch.testing.assert_close(metric.compute(), by_sklearn(*whole), equal_nan=True)
+
+
+def test_a_last_label_without_any_mark_is_still_counted():
+    metric = MultilabelMeanAveragePrecision(average="none", empty_labels="zero")
+    metric.update(torch.rand(9, 4), torch.full((9, 4), -1).index_fill(1, torch.tensor([0]), 1)[:, [0, 1, 2, 3]])
+    assert metric.compute().tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("make", [example, mostly_unknown])
+def test_scores_may_be_kept_in_half_precision(make):
+    preds, targets = make(images=100)
+    preds = preds + 1e-5 * torch.arange(len(preds)).unsqueeze(1)
+    metric = MultilabelMeanAveragePrecision(average="none", dtype=torch.float16)
+    metric.update(preds, targets)
+    assert all(piece.dtype == torch.float16 for piece in [*metric.preds, *metric.known_preds])
+    torch.testing.assert_close(metric.compute(), by_sklearn(preds.half(), targets), equal_nan=True)
+
+
 def test_reset_forgets():
     metric = MultilabelMeanAveragePrecision()
     metric.update(*example(seed=1))

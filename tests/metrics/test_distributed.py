@@ -9,10 +9,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def example():
+def example(unknown=0.0):
     generator = torch.Generator().manual_seed(0)
     preds = torch.randint(0, 20, (50, 9), generator=generator) / 20
-    return preds, torch.randint(-1, 2, (50, 9), generator=generator)
+    targets = torch.randint(-1, 2, (50, 9), generator=generator)
+    hidden = torch.rand(targets.shape, generator=generator) < unknown
+    return preds, targets.masked_fill(hidden, -1)
 
 
 def values(preds, targets, batch):
@@ -33,21 +35,21 @@ def values(preds, targets, batch):
     }
 
 
-def worker(rank, folder, split):
+def worker(rank, folder, split, unknown):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        preds, targets = example()
+        preds, targets = example(unknown)
         rows = slice(0, split) if rank == 0 else slice(split, None)
         torch.save(values(preds[rows], targets[rows], batch=10), f"{folder}/{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("split", [25, 13])
-def test_two_processes_give_the_result_of_one(tmp_path, split):
-    multiprocessing.spawn(worker, args=(str(tmp_path), split), nprocs=2)
-    expected = values(*example(), batch=50)
+@pytest.mark.parametrize(("split", "unknown"), [(25, 0.0), (13, 0.0), (30, 0.9)])
+def test_two_processes_give_the_result_of_one(tmp_path, split, unknown):
+    multiprocessing.spawn(worker, args=(str(tmp_path), split, unknown), nprocs=2)
+    expected = values(*example(unknown), batch=50)
     for rank in range(2):
         result = torch.load(tmp_path / f"{rank}.pt")
         assert result.keys() == expected.keys()

@@ -48,6 +48,13 @@ def test_naive_loop(k, more, images, seed):
     assert metric_of(*batch, k) == pytest.approx(naive(*batch, k), abs=1e-6)
 
 
+@given(st.integers(0, 1000))
+def test_several_k_at_once(seed):
+    batch = example(seed=seed)
+    ks = (5, 1, 3)
+    assert metric_of(*batch, ks) == pytest.approx({n: v for k in ks for n, v in metric_of(*batch, k).items()})
+
+
 def test_pooled_over_images_not_averaged():
     preds = torch.tensor([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]])
     targets = torch.tensor([[1, 0, 0], [0, 1, 1]])

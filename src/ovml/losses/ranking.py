@@ -23,8 +23,8 @@ class RankingLoss(Loss):
     where the count of violating pairs is a constant to the gradient; the batch's loss is the mean over images,
     with 0 for an image that lacks either kind. Unknown labels take no part.
 
-    The all-pairs form builds `[B, L, L]`; this one sorts the scores of each row once and counts by binary search:
-    same value, same gradient.
+    The all-pairs form builds `[B, L, L]`; this one sorts the present labels' scores and counts by binary search: same
+    value, same gradient.
 
     Args:
         margin: By how much a present label should lead.
@@ -66,29 +66,17 @@ def ranking_loss(logits: Tensor, targets: Tensor, margin: float = 1.0) -> Tensor
 
 
 class _Ranking(torch.autograd.Function):
-    """Value and gradient together: both come from the same sorted rows."""
+    """Value and gradient together: both come from the same counts."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, margin: float) -> Tensor:
         scores = logits.detach()
         scores = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores).contiguous()
-        present, absent = targets == 1, targets == 0
-        # Both counts compare the same two rounded numbers, or a pair on the edge would count on one side.
-        thresholds = scores - margin
-        above, above_sum = _above(thresholds, scores, absent)
-        # Pairs that a present label p violates: absent n with s_n > s_p - margin.
-        pairs = torch.where(present, above, 0)
-        # Cumulative sums run in float64: over thousands of labels float32 would lose the last digits.
-        hinge = torch.where(present, above * (margin - scores.to(above_sum.dtype)) + above_sum, 0).sum(dim=1)
-        count = pairs.sum(dim=1).to(above_sum.dtype)
-        loss = (hinge / (count + EPSILON)).mean()
-
-        present_below = _below(scores, thresholds, present)
-        gradient = torch.where(absent, present_below, 0) - pairs
-        scale = 1 / ((count + EPSILON) * len(scores))
+        hinge, pairs, gradient = _count_pairs(scores, targets, margin)
+        scale = 1 / (pairs + EPSILON)
         ctx.dtype = logits.dtype
-        ctx.save_for_backward(gradient * scale.unsqueeze(1).to(scores.dtype))
-        return loss.to(scores.dtype)
+        ctx.save_for_backward(gradient * (scale / len(scores)).unsqueeze(1).to(scores.dtype))
+        return (hinge * scale).mean().to(scores.dtype)
 
     @staticmethod
     @once_differentiable
@@ -98,17 +86,34 @@ class _Ranking(torch.autograd.Function):
         return (gradient * grad_output).to(ctx.dtype), None, None
 
 
-def _above(thresholds: Tensor, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row and threshold: how many masked scores are greater, and their sum; both `[B, L]`."""
+def _count_pairs(scores: Tensor, targets: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of hinges `[B]`, number of violating pairs `[B]`, and the gradient of the sum `[B, L]`.
+
+    A present label p asks for scores of at most `threshold_p = s_p - margin`. An absent label n violates those p whose
+    threshold lies below `s_n`: with a row's few thresholds in order, a binary search says how many, and adding the
+    absent scores up by that number says what each p suffers.
+    """
+    # Sums run in float64: over thousands of labels float32 would lose the last digits.
     wide = torch.float32 if scores.device.type == "mps" else torch.float64
-    ordered = scores.masked_fill(~mask, -torch.inf).sort(dim=1).values
-    not_above = torch.searchsorted(ordered, thresholds, right=True)
-    sums = ordered.masked_fill(ordered == -torch.inf, 0).to(wide).cumsum(dim=1)
-    sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1)
-    return scores.shape[1] - not_above, sums[:, -1:] - sums.gather(1, not_above)
+    rows, columns = (targets == 1).nonzero(as_tuple=True)
+    per_row = torch.bincount(rows, minlength=len(scores))
+    width = int(per_row.max())
+    slot = torch.arange(len(rows), device=scores.device) - (per_row.cumsum(0) - per_row)[rows]
+    thresholds = scores.new_full((len(scores), width), torch.inf)
+    thresholds[rows, slot] = scores[rows, columns] - margin
+    ordered, order = thresholds.sort(dim=1)
+    # Both counts compare the same two rounded numbers, or a pair on the edge would count on one side.
+    violated = torch.searchsorted(ordered, scores).mul_(targets == 0)
 
+    def violations(values: Tensor) -> Tensor:
+        """Per row and threshold, in their first order: sum of the values `[B, L]` of all n that violate it."""
+        sums = torch.zeros(len(scores), width + 1, dtype=wide, device=scores.device).scatter_add_(1, violated, values)
+        at_least = sums[:, 1:].flip(1).cumsum(1).flip(1)
+        return torch.empty_like(at_least).scatter_(1, order, at_least)[rows, slot]
 
-def _below(scores: Tensor, thresholds: Tensor, mask: Tensor) -> Tensor:
-    """Per row and score: how many masked thresholds are less; `[B, L]`."""
-    ordered = thresholds.masked_fill(~mask, torch.inf).sort(dim=1).values
-    return torch.searchsorted(ordered, scores, right=False)
+    pairs = violations(torch.ones((), dtype=wide, device=scores.device).expand_as(scores))
+    hinge = violations(scores.to(wide)) - pairs * (scores[rows, columns].to(wide) - margin)
+    gradient = violated.to(scores.dtype)
+    gradient[rows, columns] = -pairs.to(scores.dtype)
+    nothing = torch.zeros(len(scores), dtype=wide, device=scores.device)
+    return nothing.index_add(0, rows, hinge), nothing.index_add(0, rows, pairs), gradient

@@ -51,7 +51,7 @@ class OpenVocabularyEvaluation(nn.Module):
                 name: MetricCollection(
                     {
                         "mAP": MultilabelMeanAveragePrecision(empty_labels),
-                        **{f"at_{k}": PrecisionRecallF1AtK(k) for k in ks},
+                        **({"at_k": PrecisionRecallF1AtK(ks)} if ks else {}),
                     },
                     compute_groups=False,
                 )

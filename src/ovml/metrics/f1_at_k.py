@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ class PrecisionRecallF1AtK(Metric):
     """Precision, recall and F1 of the `k` best labels of every image, pooled over the whole set ("overall").
 
     `P@k = hits / (images k)`, `R@k = hits / positives`, `F1@k` their harmonic mean (the protocol of NUS-WIDE and
-    Open Images in the zero-shot literature). Only three counts are kept.
+    Open Images in the zero-shot literature). Only counts are kept.
 
     Args:
-        k: Labels taken per image.
+        k: Labels taken per image; several may be given.
         kwargs: See `torchmetrics.Metric`.
 
     Example:
@@ -34,22 +35,26 @@ class PrecisionRecallF1AtK(Metric):
     positives: Tensor
     images: Tensor
 
-    def __init__(self, k: int = 3, **kwargs: Any) -> None:
+    def __init__(self, k: int | Sequence[int] = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if k < 1:
+        self.ks = (k,) if isinstance(k, int) else tuple(k)
+        if not self.ks or min(self.ks) < 1:
             raise ValueError(f"k must be at least 1; got {k}")
-        self.k = k
-        for name in CountsAtK._fields:
-            self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("hits", default=torch.zeros(len(self.ks), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("positives", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("images", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, targets: Tensor) -> None:
         """Add scores `[B, L]` and targets `[B, L]`."""
-        counts = count_at_k(preds, targets, self.k)
+        counts = count_at_k(preds, targets, self.ks)
         self.hits += counts.hits
         self.positives += counts.positives
         self.images += counts.images
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the three values by name."""
-        values = precision_recall_f1(CountsAtK(self.hits, self.positives, self.images), self.k)
-        return dict(zip((f"P@{self.k}", f"R@{self.k}", f"F1@{self.k}"), values, strict=True))
+        """Return three values by name for every k."""
+        values: dict[str, Tensor] = {}
+        for k, hits in zip(self.ks, self.hits, strict=True):
+            three = precision_recall_f1(CountsAtK(hits, self.positives, self.images), k)
+            values |= dict(zip((f"P@{k}", f"R@{k}", f"F1@{k}"), three, strict=True))
+        return values

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 22  # scores sorted at once: some 100 MB of work space
+BLOCK = 1 << 22
+"""Scores that a thread works on at once: some tens of MB of work space."""
+
+Array = np.ndarray[Any, Any]
 
 
 def average_precision(preds: Tensor, targets: Tensor, ignore_index: int = -1) -> Tensor:
     """Average precision of every label over images, as scikit-learn defines it: tied scores are one threshold.
-
-    Works through the labels block by block, so that no second copy of the scores is made.
 
     Args:
         preds: Scores `[N, L]` of any float type.
@@ -30,30 +36,78 @@ def average_precision(preds: Tensor, targets: Tensor, ignore_index: int = -1) ->
     """
     if preds.ndim != 2 or preds.shape != targets.shape:
         raise ValueError(f"preds and targets must both be [N, L]; got {list(preds.shape)} and {list(targets.shape)}")
-    num_images, num_labels = preds.shape
-    if num_images == 0 or num_labels == 0:
-        return torch.full((num_labels,), torch.nan, device=preds.device)
-    step = max(1, BLOCK // num_images)
-    blocks = [
-        _block(preds[:, start : start + step], targets[:, start : start + step], ignore_index)
-        for start in range(0, num_labels, step)
-    ]
-    return torch.cat(blocks)
+    return average_precision_of_pieces([preds], [targets], ignore_index)
 
 
-def _block(preds: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    # Labels along the rows: sorting the last dimension is the fast way.
-    ordered, order = preds.T.contiguous().sort(dim=1, descending=True)
-    marks = targets.T.gather(1, order)
-    positive = marks == 1
-    hits = positive.cumsum(dim=1, dtype=torch.int32)
-    known = (marks != ignore_index).cumsum(dim=1, dtype=torch.int32)
-    precision = hits / known.clamp(min=1)
-    # A positive counts with the precision at the end of its group of ties.
-    position = torch.arange(ordered.shape[1], device=ordered.device)
-    last = torch.ones_like(positive)
-    last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
-    end = torch.where(last, position, len(position)).flip(1).cummin(dim=1).values.flip(1)
-    total = torch.where(positive, precision.gather(1, end), 0).sum(dim=1, dtype=torch.float64)
-    count = hits[:, -1]
-    return torch.where(count > 0, total / count, torch.nan).float()
+def average_precision_of_pieces(preds: Sequence[Tensor], targets: Sequence[Tensor], ignore_index: int = -1) -> Tensor:
+    """`average_precision` of pieces `[N_i, L]` that are never joined: block by block of labels, without a second copy.
+
+    Args:
+        preds: Scores, at least one piece.
+        targets: As many pieces of the same shapes.
+        ignore_index: Mark of unknown entries.
+    """
+    num_images, num_labels = sum(map(len, preds)), preds[0].shape[1]
+    step = max(1, BLOCK // max(1, num_images))
+
+    def block(start: int) -> list[float]:
+        columns = slice(start, start + step)
+        scores, marks = (_rows_of_labels([piece[:, columns] for piece in pieces]) for pieces in (preds, targets))
+        return [_one_label(*_known(row, mark, ignore_index)) for row, mark in zip(scores, marks, strict=True)]
+
+    # NumPy sorts without holding Python's lock.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        blocks = pool.map(block, range(0, num_labels, step))
+        values = [value for part in blocks for value in part]
+    return torch.tensor(values, device=preds[0].device)
+
+
+def average_precision_of_entries(preds: Tensor, labels: Tensor, positive: Tensor, num_labels: int) -> Tensor:
+    """`average_precision` of single entries: what is left of a score matrix of which most marks are unknown.
+
+    Args:
+        preds: Scores `[K]`.
+        labels: Label of each `[K]`.
+        positive: Whether it is present, else absent `[K]`.
+        num_labels: `L`.
+
+    Example:
+        >>> average_precision_of_entries(
+        ...     torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 1, 1]), torch.tensor([True, False, True]), 2)
+        tensor([   nan, 0.8333])
+    """
+    order = torch.argsort(labels, stable=True)
+    ends = torch.bincount(labels, minlength=num_labels).cumsum(0).cpu().numpy()[:-1]
+    scores, marks = (np.split(_numpy(values[order]), ends) for values in (preds, positive))
+    values = [_one_label(*pair) for pair in zip(scores, marks, strict=True)] if num_labels else []
+    return torch.tensor(values, device=preds.device)
+
+
+def _one_label(scores: Array, positive: Array) -> float:
+    """Average precision of one label over the images `[N]` where its mark is known.
+
+    Precision is asked for at the positives alone, and there it is (positives scored as high) / (images scored as
+    high): two counts in sorted scores, which need no knowledge of the marks.
+    """
+    thresholds = np.sort(scores[positive])
+    if len(thresholds) == 0:
+        return float("nan")
+    hits = len(thresholds) - np.searchsorted(thresholds, thresholds)
+    images = len(scores) - np.searchsorted(np.sort(scores), thresholds)
+    return float(np.mean(hits / images))
+
+
+def _known(scores: Array, marks: Array, ignore_index: int) -> tuple[Array, Array]:
+    known = marks != ignore_index
+    return (scores, marks == 1) if known.all() else (scores[known], marks[known] == 1)
+
+
+def _rows_of_labels(pieces: Sequence[Tensor]) -> Iterator[Array]:
+    """Columns of the pieces, joined, one after the other."""
+    yield from _numpy(torch.cat(list(pieces)).T.contiguous())
+
+
+def _numpy(values: Tensor) -> Array:
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values  # NumPy has no bfloat16
+    array: Array = values.cpu().numpy()
+    return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,31 +10,35 @@ from torch import Tensor
 
 
 class CountsAtK(NamedTuple):
-    """Counts over images: true positives among the k best, all positives, images."""
+    """Counts over images: true positives among the k best (one count for every k), all positives, images."""
 
     hits: Tensor
     positives: Tensor
     images: Tensor
 
 
-def count_at_k(preds: Tensor, targets: Tensor, k: int) -> CountsAtK:
+def count_at_k(preds: Tensor, targets: Tensor, k: int | Sequence[int]) -> CountsAtK:
     """Count one batch.
 
     Args:
         preds: Scores `[B, L]`.
         targets: `[B, L]`: 1 present; all else (absent or unknown) is no hit.
-        k: Labels taken per image.
+        k: Labels taken per image; of several, the best labels are looked for once.
 
     Raises:
         ValueError: Shapes do not fit, or there are fewer than `k` labels.
     """
     if preds.ndim != 2 or preds.shape != targets.shape:
         raise ValueError(f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}")
-    if preds.shape[1] < k:
-        raise ValueError(f"k must not exceed the number of labels; got k={k} and {preds.shape[1]} labels")
+    ks = [k] if isinstance(k, int) else list(k)
+    if preds.shape[1] < max(ks):
+        raise ValueError(f"k must not exceed the number of labels; got k={max(ks)} and {preds.shape[1]} labels")
     positive = targets == 1
-    hits = positive.gather(1, preds.topk(k, dim=1).indices).sum()
-    return CountsAtK(hits, positive.sum(), torch.tensor(len(preds), device=preds.device))
+    found = positive.gather(1, preds.topk(max(ks), dim=1).indices).sum(dim=0).cumsum(dim=0)
+    hits = found[torch.tensor(ks, device=preds.device) - 1]
+    return CountsAtK(
+        hits[0] if isinstance(k, int) else hits, positive.sum(), torch.tensor(len(preds), device=preds.device)
+    )
 
 
 def precision_recall_f1(counts: CountsAtK, k: int) -> tuple[Tensor, Tensor, Tensor]:

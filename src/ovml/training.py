@@ -255,15 +255,21 @@ def fit_stages(
             ckpt_path=checkpoint if checkpoint.is_file() else None,
             weights_only=True,
         )
+        if not _validation_metrics(trainer):  # the last epoch may be one without validation
+            trainer.validate(model, datamodule=datamodule, verbose=False)
         _record(run, trainer, stage.name)
     return run
 
 
 def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
-    metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    metrics = _validation_metrics(trainer)
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         run.add_result(row, metrics)
     trainer.strategy.barrier()
+
+
+def _validation_metrics(trainer: Trainer) -> dict[str, float]:
+    return {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

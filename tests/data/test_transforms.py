@@ -7,7 +7,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from ovml.checkpoints import ImageSpec
-from ovml.data.transforms import EvalTransform, TrainTransform
+from ovml.data.rand_augment import RandAugment
+from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, normalize
 
 SPEC = ImageSpec(32)
 
@@ -51,9 +52,45 @@ def test_training_transform_is_the_plain_one_when_nothing_is_random():
     torch.testing.assert_close(flipped.flip(-1), EvalTransform(SPEC)(image))
 
 
-def test_a_seed_repeats_the_augmentation():
-    def draw():
-        torch.manual_seed(3)
-        return TrainTransform(SPEC)(noise(60, 40))
+@pytest.mark.parametrize("rand_augment", [None, RandAugment()])
+def test_a_seed_repeats_the_augmentation(rand_augment):
+    def draw(seed):
+        torch.manual_seed(seed)
+        return TrainTransform(SPEC, rand_augment=rand_augment)(noise(60, 40))
 
-    assert torch.equal(draw(), draw())
+    assert torch.equal(draw(3), draw(3))
+    assert not torch.equal(draw(3), draw(4))
+
+
+class Outside(RandAugment):
+    """Shows the colour of what lies outside the crop."""
+
+    operations = {"Outside": lambda image, level, fill: Image.new("RGB", image.size, fill)}  # noqa: RUF012
+
+
+def test_outside_the_crop_is_the_mean_colour():
+    transform = TrainTransform(SPEC, rand_augment=Outside(prob=1))
+    assert transform(noise(60, 40)).abs().max() < 0.5 / 255 / min(SPEC.std) + 1e-6
+
+
+def test_rand_augment_sees_the_crop_as_an_rgb_picture_of_the_final_size():
+    seen = []
+
+    class Look(RandAugment):
+        def __call__(self, image, fill):
+            seen.append((image.mode, image.size))
+            return image
+
+    TrainTransform(SPEC, rand_augment=Look())(noise(60, 40))
+    assert seen == [("RGB", (32, 32))]
+
+
+@pytest.mark.parametrize("spec", [SPEC, ImageSpec(32, IMAGENET_MEAN, IMAGENET_STD), ImageSpec(32, (0,) * 3, (1,) * 3)])
+@given(width=st.integers(1, 40), height=st.integers(1, 40))
+def test_normalisation_is_the_plain_formula(spec, width, height):
+    image = noise(width, height)
+    values = normalize(image, spec)
+    plain = (np.asarray(image) / 255 - spec.mean) / spec.std
+    assert values.dtype == torch.float32
+    assert values.is_contiguous()
+    np.testing.assert_allclose(values.numpy(), plain.transpose(2, 0, 1), atol=1e-6, rtol=0)

@@ -3,5 +3,6 @@
 from ovml.data.base import MultiLabelDataModule
 from ovml.data.demo import DemoDataModule
 from ovml.data.folder import FolderDataModule
+from ovml.data.rand_augment import RandAugment
 
-__all__ = ["DemoDataModule", "FolderDataModule", "MultiLabelDataModule"]
+__all__ = ["DemoDataModule", "FolderDataModule", "MultiLabelDataModule", "RandAugment"]

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ovml.checkpoints import DEFAULT, ImageSpec, load_image_spec
+from ovml.data.rand_augment import RandAugment
 from ovml.data.rows import EvalSampler, OnBroken, RowReader, TensorRows, TensorStream, TrainSampler, Transform, collate
 from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
 from ovml.errors import UserError
@@ -43,6 +44,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         num_workers: Worker processes per data loader.
         augment: Random resized crop and flip in training.
         crop_scale: Least and greatest share of a picture's area that a training crop takes.
+        rand_augment: Random operations on the training crops; `ovml.data.RandAugment` is the MKT paper's.
         resize: Short side in pixels before the centre crop in evaluation. Default: the crop's own size.
         normalization: `clip`: the checkpoint's own mean and standard deviation; `imagenet`: ImageNet's, as in the
             published MKT code.
@@ -66,6 +68,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         augment: bool = True,
         crop_scale: tuple[float, float] = (0.08, 1.0),
+        rand_augment: RandAugment | None = None,
         resize: int | None = None,
         normalization: Literal["clip", "imagenet"] = "clip",
         skip_broken: bool = False,
@@ -74,6 +77,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
+        if rand_augment is not None and not augment:
+            raise UserError("data.rand_augment works on training crops, which data.augment false turns off; drop one")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -84,7 +89,9 @@ class MultiLabelDataModule(pl.LightningDataModule):
         if normalization == "imagenet":
             spec = ImageSpec(spec.size, IMAGENET_MEAN, IMAGENET_STD)
         self.eval_transform = EvalTransform(spec, resize)
-        self.train_transform = TrainTransform(spec, scale=crop_scale) if augment else self.eval_transform
+        self.train_transform = (
+            TrainTransform(spec, scale=crop_scale, rand_augment=rand_augment) if augment else self.eval_transform
+        )
 
     @property
     @abstractmethod

@@ -229,7 +229,7 @@ class TensorStream(IterableDataset[dict[str, Any]]):
         """Rows of this process that a worker yields: in proportion to its shards, of which it may have none."""
         if self.epoch_size is None:
             return None
-        shards = self.rows.num_shards
+        shards = int(self.rows.num_shards)
         before = sum(len(range(other, shards, workers)) for other in range(number))
         own = len(range(number, shards, workers))
         return self.epoch_size * (before + own) // shards - self.epoch_size * before // shards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ovml.checkpoints import ImageSpec
+from ovml.data.rand_augment import RandAugment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,13 +47,15 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random resized crop and horizontal flip; random numbers are torch's.
+    """Random resized crop, horizontal flip and, where asked for, RandAugment; random numbers are torch's.
 
     Args:
         spec: Size and normalisation.
         scale: Least and greatest share of the picture's area that a crop takes.
         ratio: Least and greatest width-to-height ratio of a crop.
         flip: Chance of a horizontal flip.
+        rand_augment: Random operations on the crop. What they bring in from outside it has the colour of the mean that
+            normalisation takes off, as in timm.
 
     Example:
         >>> TrainTransform(ImageSpec(64, (0.5,) * 3, (0.5,) * 3))(Image.new("RGB", (80, 120))).shape
@@ -64,11 +68,13 @@ class TrainTransform:
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        rand_augment: RandAugment | None = None,
     ) -> None:
         self.spec = spec
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
+        self.rand_augment = rand_augment
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel values `[3, size, size]`."""
@@ -76,6 +82,9 @@ class TrainTransform:
         image = image.resize(size, Image.Resampling.BICUBIC, box=self.crop_box(*image.size))
         if torch.rand(()).item() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.rand_augment is not None:
+            red, green, blue = (round(255 * value) for value in self.spec.mean)
+            image = self.rand_augment(image, fill=(red, green, blue))
         return normalize(image, self.spec)
 
     def crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
@@ -94,7 +103,14 @@ class TrainTransform:
 
 
 def normalize(image: Image.Image, spec: ImageSpec) -> Tensor:
-    """Pixel values `[3, H, W]`: `(rgb / 255 - mean) / std`."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return (pixels / 255 - mean) / std
+    """Pixel values `[3, H, W]`, contiguous: `(rgb / 255 - mean) / std`, as `rgb * scale + shift`."""
+    scale, shift = _scale_and_shift(tuple(spec.mean), tuple(spec.std))
+    # Channels first while the values are single bytes: moving floats would cost more.
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return pixels.float().mul_(scale).add_(shift)
+
+
+@lru_cache
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    means, stds = (torch.tensor(values, dtype=torch.float64, device="cpu").view(3, 1, 1) for values in (mean, std))
+    return (1 / (255 * stds)).float(), (-means / stds).float()

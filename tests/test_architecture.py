@@ -11,10 +11,10 @@ LAYERS = [
     {"vocabulary", "images", "checkpoints"},
     {"encoders"},
     {"heads", "prompts", "losses", "distillation", "metrics", "optim"},
-    {"training"},
+    {"training", "learned", "processes"},
     {"classifier", "data", "tagging", "reporting"},
     {"callbacks"},
-    {"cli", "cli_tag", "cli_lightning", "__main__"},
+    {"cli", "cli_prepare", "cli_tag", "cli_lightning", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALONE = {"heads", "prompts", "losses", "metrics", "distillation", "optim"}

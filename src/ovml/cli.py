@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ovml import __version__
-from ovml.errors import UserError
+from ovml.errors import UserError, one_line
 
 COMMANDS = {
+    "prepare": "check a data set on disk, count what is there, and read its annotations once",
     "fit": "train the stages of a configuration, one after the other",
     "validate": "evaluate on the validation split",
     "test": "evaluate on the test split: zero-shot CLIP and every stage",
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _command(args[0])(args)
     except UserError as error:
-        print(f"ovml: error: {error}", file=sys.stderr)
+        print(f"ovml: error: {one_line(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns an interrupt into an exit.
@@ -59,6 +60,10 @@ def _command(name: str) -> Callable[[list[str]], None]:
         from ovml.cli_tag import tag
 
         return tag
+    if name == "prepare":
+        from ovml.cli_prepare import prepare
+
+        return prepare
     if name in COMMANDS:
         from ovml.cli_lightning import run_lightning
 

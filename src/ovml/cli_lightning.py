@@ -191,6 +191,7 @@ def quiet_libraries() -> Iterator[None]:
             "The number of training batches .* is smaller than the logging interval",
             r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
             ".*does not have many workers",
+            "Your `IterableDataset` has `__len__` defined",  # each worker yields its share
             r".*isinstance\(treespec, LeafSpec\)",
             "`training_step` returned `None`",  # a batch without labels is skipped
             "Found keys that are in the model state dict but not in the checkpoint",  # the frozen CLIP's

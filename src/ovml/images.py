@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, Union
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ovml.errors import UserError
 
@@ -58,7 +58,8 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied for nothing
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it to 255
         values = np.asarray(image).astype(np.float64)
         image = Image.fromarray((values / (257 if values.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
@@ -68,7 +69,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()  # before its file is closed
+    return image
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:

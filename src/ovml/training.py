@@ -9,9 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
 
 from ovml.errors import UserError
@@ -235,20 +234,22 @@ def fit_stages(
     """
     if not model.stages:
         raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
-    if not isinstance(run, RunFolder) or "zero-shot" not in run.results:
+    folder = run if isinstance(run, RunFolder) else None
+    if folder is None or "zero-shot" not in folder.results:
         trainer = make_trainer(None, None)
         trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
-        if not isinstance(run, RunFolder):
+        if folder is None:
             # From here on the processes know each other, so that all use the folder that the first one made.
-            run = trainer.strategy.broadcast(run() if trainer.is_global_zero else None)
-        _record(run, trainer, "zero-shot")
+            made = run() if callable(run) and trainer.is_global_zero else None
+            folder = cast("RunFolder", trainer.strategy.broadcast(made))
+        _record(folder, trainer, "zero-shot")
     for stage in model.stages:
-        checkpoint = run.checkpoint(stage.name)
-        if stage.name in run.results:
+        checkpoint = folder.checkpoint(stage.name)
+        if stage.name in folder.results:
             model.load_learned(checkpoint)
             continue
         model.start_stage(stage)
-        trainer = make_trainer(stage, run)
+        trainer = make_trainer(stage, folder)
         trainer.fit(
             model,
             datamodule=datamodule,
@@ -257,8 +258,8 @@ def fit_stages(
         )
         if not _validation_metrics(trainer):  # the last epoch may be one without validation
             trainer.validate(model, datamodule=datamodule, verbose=False)
-        _record(run, trainer, stage.name)
-    return run
+        _record(folder, trainer, stage.name)
+    return folder
 
 
 def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
@@ -270,23 +271,3 @@ def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
 
 def _validation_metrics(trainer: Trainer) -> dict[str, float]:
     return {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Load a Lightning checkpoint without executing anything in it.
-
-    Raises:
-        UserError: The file is missing, is no checkpoint, or needs pickled code.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint; check the path") from error
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: not a checkpoint that ovml can read safely ({reason}); give one that ovml fit wrote"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: holds no state_dict; give a checkpoint that ovml fit wrote")
-    return checkpoint

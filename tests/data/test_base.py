@@ -52,7 +52,7 @@ def test_labels_not_listed_are_absent_where_annotation_is_exhaustive(tiny):
 
 
 def test_normalization_follows_the_checkpoint_or_imagenet(tiny):
-    ours, theirs = (Spots(clip=tiny, normalization=n).eval_transform.spec for n in ("clip", "imagenet"))
+    ours, theirs = (Spots(clip=tiny, normalization=n).image_spec for n in ("clip", "imagenet"))
     assert ours == load_image_spec(tiny)
     assert theirs.mean == IMAGENET_MEAN
 

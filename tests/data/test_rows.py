@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from ovml.data import MultiLabelDataModule
@@ -189,3 +190,31 @@ def test_streamed_training_needs_its_number_of_rows(tiny):
     data.streamed_rows = 4
     assert len(data.train_dataloader()) == 1
     assert sum(len(batch["image_id"]) for batch in data.val_dataloader()) == 6
+
+
+def test_a_trainer_gives_every_epoch_of_a_stream_its_own_order(tiny):
+    class Reader(LightningModule):
+        automatic_optimization = False
+        orders: tuple = ()
+
+        def on_train_epoch_start(self):
+            self.orders = (*self.orders, [])
+
+        def training_step(self, batch, batch_idx):
+            self.orders[-1].extend(batch["image_id"])
+
+        def configure_optimizers(self):
+            return None
+
+    data = Greys(clip=tiny, batch_size=2)
+    data.rows, data.streamed_rows = rows(size=12).to_iterable_dataset(num_shards=3), 12
+    reader = Reader()
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    Trainer(max_epochs=3, accelerator="cpu", limit_val_batches=0, **quiet).fit(reader, datamodule=data)
+    assert len({tuple(order) for order in reader.orders}) == 3
+    assert all(sorted(order) == sorted(f"p{i}" for i in range(12)) for order in reader.orders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -85,13 +86,30 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.skip_broken = skip_broken
         self.broken: set[str] = set()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        spec = load_image_spec(clip)
-        if normalization == "imagenet":
-            spec = ImageSpec(spec.size, IMAGENET_MEAN, IMAGENET_STD)
-        self.eval_transform = EvalTransform(spec, resize)
-        self.train_transform = (
-            TrainTransform(spec, scale=crop_scale, rand_augment=rand_augment) if augment else self.eval_transform
-        )
+        self.clip = clip
+        self.augment = augment
+        self.crop_scale = crop_scale
+        self.rand_augment = rand_augment
+        self.resize = resize
+        self.normalization = normalization
+
+    @cached_property
+    def image_spec(self) -> ImageSpec:
+        """Size and normalisation of the pictures; the checkpoint is asked when they are first needed."""
+        spec = load_image_spec(self.clip)
+        return ImageSpec(spec.size, IMAGENET_MEAN, IMAGENET_STD) if self.normalization == "imagenet" else spec
+
+    @cached_property
+    def eval_transform(self) -> Transform:
+        """From picture to pixel values in evaluation."""
+        return EvalTransform(self.image_spec, self.resize)
+
+    @cached_property
+    def train_transform(self) -> Transform:
+        """From picture to pixel values in training."""
+        if not self.augment:
+            return self.eval_transform
+        return TrainTransform(self.image_spec, scale=self.crop_scale, rand_augment=self.rand_augment)
 
     @property
     @abstractmethod
@@ -162,7 +180,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
                 buffer_size=self.shuffle_buffer if training else 0,
                 epoch_size=self._streamed_rows() // world_size if training else None,
             )
-        return DataLoader(
+        loader = DataLoader(
             source,
             batch_size=batch_size,
             sampler=sampler,
@@ -171,3 +189,6 @@ class MultiLabelDataModule(pl.LightningDataModule):
             generator=torch.Generator(),  # of its own, so that making a loader leaves the global one alone
             pin_memory=torch.cuda.is_available(),
         )
+        if training and isinstance(source, TensorStream):  # Lightning tells the epoch to the sampler alone
+            loader.sampler.set_epoch = source.set_epoch  # type: ignore[attr-defined]
+        return loader

@@ -111,8 +111,10 @@ class FolderDataModule(MultiLabelDataModule):
         return rows if len(kept) == len(rows) else rows.select(kept)
 
     def prepare_data(self) -> None:
-        """Read annotations and look for pictures, once on every machine."""
-        for split in self.own_splits:
+        """Read annotations and look for pictures, once on every machine: those of the splits that will be used."""
+        stage = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
+        for split in {self._own_split(split) for split in splits.get(stage, ("test",))}:
             self.check(split)
 
     @property

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +45,17 @@ class ImageCheck:
     @property
     def lost(self) -> Indices:
         """Rows that cannot be used."""
-        return np.union1d(self.missing, self.unreadable)
+        return np.flatnonzero(self._is_lost())
 
     @property
     def kept(self) -> Indices:
         """Rows that can be used."""
-        return np.delete(np.arange(self.listed), self.lost)
+        return np.flatnonzero(~self._is_lost())
+
+    def _is_lost(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        mask = np.zeros(self.listed, dtype=bool)
+        mask[self.missing] = mask[self.unreadable] = True
+        return mask
 
 
 def check_images(
@@ -73,12 +79,12 @@ def check_images(
     with cached_folder(cache_dir, f"{table.folder.name}-images", inputs, settings) as (folder, aside):
         if aside is not None:
             # A size costs a system call for each file, so it is asked for only where it decides.
-            found = dict(_files(inputs, min_bytes, with_size=bool(min_bytes or placeholder_copies)))
+            found = _files(inputs, min_bytes, with_size=bool(min_bytes or placeholder_copies))
             if placeholder_copies:
-                for path in _placeholders(found, placeholder_copies):
-                    del found[path]
-            known = pa.array(found, pa.string())
-            is_found = pc.is_in(_paths(table), value_set=known).to_numpy()
+                sizes = dict(found)
+                fakes = set(_placeholders(sizes, placeholder_copies))
+                found = ((path, size) for path, size in sizes.items() if path not in fakes)
+            is_found = pc.is_in(_paths(table), value_set=_strings(path for path, _ in found)).to_numpy()
             np.save(aside / "missing.npy", np.flatnonzero(~is_found))
             np.save(aside / "unreadable.npy", np.zeros(0, dtype=np.int64))
     missing, unreadable = (np.load(folder / f"{name}.npy") for name in ("missing", "unreadable"))
@@ -97,6 +103,8 @@ def verify_images(
         workers: Threads. Default: one per core.
     """
     present = np.setdiff1d(np.arange(check.listed), check.missing)
+    is_inside = pc.struct_field(table.rows.data.column("image"), "bytes").is_valid().to_numpy()
+    present = present[~is_inside[present]]  # pictures that are part of the rows have no file
     is_broken = _has_broken_header if depth == "header" else _is_broken
     paths = (path.as_py() for path in _paths(table).take(pa.array(present)))
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
@@ -116,6 +124,14 @@ def lost_paths(table: Table, rows: Sequence[int] | Indices) -> list[str]:
 
 def _paths(table: Table) -> pa.ChunkedArray:
     return pc.struct_field(table.rows.data.column("image"), "path")
+
+
+def _strings(values: Iterator[str]) -> pa.ChunkedArray:
+    """Millions of strings at a fraction of the memory that Python's own would take."""
+    pieces = []
+    while piece := list(islice(values, 1 << 20)):
+        pieces.append(pa.array(piece, pa.string()))
+    return pa.chunked_array(pieces, pa.string())
 
 
 def _folders(table: Table) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -53,8 +54,7 @@ class RowReader:
             UserError: The picture cannot be read.
         """
         image = read_image(row["image"], str(row["image_id"]))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(row_seed(self.seed, epoch, index))
+        with seeded(row_seed(self.seed, epoch, index)):
             pixel_values = self.transform(image)
         labels = self.targets(row["positive"], row["negative"])
         return {"pixel_values": pixel_values, "labels": labels, "image_id": str(row["image_id"])}
@@ -65,6 +65,20 @@ class RowReader:
         targets[torch.as_tensor(negative, dtype=torch.long)] = 0
         targets[torch.as_tensor(positive, dtype=torch.long)] = 1
         return targets
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator of the CPU for a while.
+
+    `torch.manual_seed` would see to every device as well, at half a millisecond a call.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 def row_seed(seed: int, epoch: int, index: int) -> int:

@@ -1,0 +1,57 @@
+"""What the benchmarks share: measuring in a fresh process, the machine in words, tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+
+def in_fresh_process(script: str | Path, *arguments: object, threads: int | None = None) -> Any:
+    """Run a script in a new interpreter and read the JSON that it prints as its last line."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    if result.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {result.returncode} (memory?)")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def peak_bytes() -> int:
+    """Highest resident size of this process so far (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def machine(*packages: str) -> str:
+    """Processor, cores, versions and date, for the line under a table."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages))
+    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}, {date.today():%Y-%m-%d}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def human_bytes(count: float) -> str:
+    """A size in MiB or GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A time in ms or s."""
+    return f"{seconds * 1000:,.1f} ms" if seconds < 1 else f"{seconds:,.1f} s"

@@ -60,8 +60,8 @@ def layer_decay_groups(
 def warmup_cosine(step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float) -> float:
     """Learning rate at a step: linear from 0 to `base_lr`, then half a cosine to `min_lr`.
 
-    >>> [round(warmup_cosine(s, 20, 2, 1e-3, 1e-6), 6) for s in (0, 1, 2, 20)]
-    [0.0, 0.0005, 0.001, 1e-06]
+    >>> tuple(round(warmup_cosine(s, 20, 2, 1e-3, 1e-6), 6) for s in (0, 1, 2, 20))
+    (0.0, 0.0005, 0.001, 1e-06)
     """
     if step < warmup_steps:
         return base_lr * step / warmup_steps

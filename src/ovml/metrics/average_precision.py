@@ -11,6 +11,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ovml.metrics.functional.average_precision import average_precision_of_entries, average_precision_of_pieces
 
+CHUNK = 1 << 25
+"""Bytes that are asked for at once, at most."""
 BYTES_PER_SCORE = 4 + 1
 """Of a score and its mark in a dense batch."""
 BYTES_PER_ENTRY = 4 + 4 + 1
@@ -94,8 +96,21 @@ class MultilabelMeanAveragePrecision(Metric):
         self.num_labels = self.num_labels.clamp(min=preds.shape[1])
 
     def _append(self, state: str, values: Tensor) -> None:
+        """Add rows to a state's last piece while its memory has room.
+
+        Keeping the caller's small tensors would leave holes between them, as large again as all that is kept.
+        """
         pieces: list[Tensor] = getattr(self, state)
-        pieces.append(values)
+        last = pieces[-1] if pieces else values[:0]
+        size, row = len(last) + len(values), values[:1].nbytes
+        is_alike = last.shape[1:] == values.shape[1:] and last.dtype == values.dtype and last.device == values.device
+        if pieces and is_alike and size * row <= last.untyped_storage().nbytes():
+            pieces[-1] = last.as_strided((size, *last.shape[1:]), last.stride())
+            pieces[-1][len(last) :] = values
+            return
+        grown = min(sum(map(len, pieces)), CHUNK // max(row, 1))
+        room = values.new_empty((max(len(values), grown), *values.shape[1:]))[: len(values)]
+        pieces.append(room.copy_(values))
 
     def compute(self) -> Tensor:
         """Return the mean, or `[L]` with `average="none"` (NaN for skipped labels)."""

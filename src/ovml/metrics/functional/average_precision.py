@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 22
-"""Scores that a thread works on at once: some tens of MB of work space."""
+BLOCK = 1 << 20
+"""Scores that a thread works on at once: some ten MB of work space."""
 
 Array = np.ndarray[Any, Any]
 

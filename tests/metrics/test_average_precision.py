@@ -182,6 +182,26 @@ def test_scores_may_be_kept_in_half_precision(make):
     torch.testing.assert_close(metric.compute(), by_sklearn(preds.half(), targets), equal_nan=True)
 
 
+@pytest.mark.parametrize("modes", [(True, False), (False, True)])
+def test_updates_in_and_outside_of_inference_mode_mix(modes):
+    preds, targets = example()
+    metric = MultilabelMeanAveragePrecision()
+    for piece, mode in zip(zip(preds.split(10), targets.split(10), strict=True), modes * 3, strict=True):
+        with torch.inference_mode(mode):
+            metric.update(*piece)
+    torch.testing.assert_close(metric.compute(), metric_of(preds, targets), atol=0, rtol=0)
+
+
+def test_scores_are_copied():
+    preds, targets = example()
+    metric = MultilabelMeanAveragePrecision()
+    given = preds.clone(), targets.clone()
+    metric.update(*given)
+    for tensor in given:
+        tensor.zero_()
+    torch.testing.assert_close(metric.compute(), metric_of(preds, targets), atol=0, rtol=0)
+
+
 def test_reset_forgets():
     metric = MultilabelMeanAveragePrecision()
     metric.update(*example(seed=1))

@@ -104,7 +104,9 @@ class MultilabelMeanAveragePrecision(Metric):
         last = pieces[-1] if pieces else values[:0]
         size, row = len(last) + len(values), values[:1].nbytes
         is_alike = last.shape[1:] == values.shape[1:] and last.dtype == values.dtype and last.device == values.device
-        if pieces and is_alike and size * row <= last.untyped_storage().nbytes():
+        # A tensor that was made in inference mode takes no writes outside of it.
+        is_open = torch.is_inference_mode_enabled() or not last.is_inference()
+        if pieces and is_alike and is_open and size * row <= last.untyped_storage().nbytes():
             pieces[-1] = last.as_strided((size, *last.shape[1:]), last.stride())
             pieces[-1][len(last) :] = values
             return

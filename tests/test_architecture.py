@@ -8,13 +8,15 @@ import ovml
 ROOT = Path(ovml.__file__).parent
 LAYERS = [
     {"errors"},
-    {"vocabulary", "images", "checkpoints"},
+    {"vocabulary", "images", "checkpoints", "prefix"},
+    {"blocks"},
     {"encoders"},
     {"heads", "prompts", "losses", "distillation", "metrics", "optim"},
     {"training", "learned", "processes"},
-    {"classifier", "data", "tagging", "reporting"},
-    {"callbacks"},
-    {"cli", "cli_prepare", "cli_tag", "cli_lightning", "__main__"},
+    {"classifier", "data", "tagging", "tag_files", "tag_output", "tagging_ray", "reporting"}
+    | {"hub", "saved_model", "model_card", "parts", "mkt_import"},
+    {"callbacks", "feature_cache", "plots"},
+    {"cli", "cli_doctor", "cli_explain", "cli_import", "cli_lightning", "cli_prepare", "cli_tag", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALONE = {"heads", "prompts", "losses", "metrics", "distillation", "optim"}

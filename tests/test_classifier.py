@@ -298,3 +298,31 @@ def test_a_batch_whose_pictures_were_all_broken_is_passed_over(model):
     model.validation_step(data, 0)
     assert not model.evaluation.compute()
     assert model.predict_step(data, 0)["image_id"] == []
+
+
+def test_a_step_may_rank_a_part_of_the_labels(tiny):
+    """All labels present in the batch and some others, scored as that label set alone would be."""
+    names = tuple("abcdefghij")
+    stages = [PromptStage(epochs=1, labels_per_step=4)]
+    model = trained(OVMultiLabelClassifier(tiny, list(names), head=GlobalHead(), stages=stages))
+    data = batch()
+    targets = torch.zeros(4, 10, dtype=torch.int8)
+    targets[:, 7], targets[0, 2] = 1, 1
+    data["labels"] = targets
+    drawn = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        embeds, kept = model._scored_labels(targets)
+        columns = [i for i in range(10) if any(torch.allclose(e, model.embed_labels([names[i]])[0]) for e in embeds)]
+        assert len(columns) == 4
+        assert {2, 7} <= set(columns)
+        assert torch.equal(kept, targets[:, columns])
+        torch.manual_seed(seed)
+        scores = model.head(model.encode_images(data["pixel_values"]), embeds)
+        torch.testing.assert_close(model.training_step(data, 0), ranking_loss(scores, kept), atol=1e-5, rtol=0)
+        drawn |= set(columns)
+    assert drawn == set(range(10))
+    targets[0] = 1  # more labels are present than a step ranks: all of them count
+    assert len(model._scored_labels(targets)[0]) == 10
+    with pytest.raises(UserError, match="labels_per_step must be at least 2"):
+        PromptStage(labels_per_step=1)

@@ -1,10 +1,12 @@
 """The command line, run as a person runs it."""
 
+import io
 import json
 import re
 import subprocess
 import sys
 
+import pandas
 import pytest
 import torch
 import yaml
@@ -12,6 +14,7 @@ from commands import SMALL, ovml
 from PIL import Image
 
 from ovml.cli import main
+from ovml.tag_files import JSONLines
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,87 @@ def test_tag_uses_the_vocabulary_where_no_labels_are_given(run, picture, tiny, c
     assert "no labels: give --labels" in capsys.readouterr().err
 
 
+@pytest.fixture
+def album(tmp_path):
+    """A folder of six images and one that is none."""
+    folder = tmp_path / "album"
+    (folder / "sub").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "c.png", "d.png", "sub/e.png", "sub/f.png", "z.png")):
+        Image.effect_mandelbrot((60, 50), (-2, -1.5, 1, 1), 10 + i).convert("RGB").save(folder / name)
+    (folder / "b.png").write_text("no image")
+    return folder
+
+
+def test_tag_goes_on_after_an_image_that_cannot_be_read(album, tiny, capsys):
+    assert main(["tag", str(album), "--labels", "cat,dog", "--model", tiny, "--batch-size", "2"]) == 0
+    done = capsys.readouterr()
+    assert "b.png: not an image that Pillow can read" in done.out
+    assert done.out.count("cat") == 6
+    assert "1 of 7 images could not be read" in done.err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_tag_writes_files(album, tiny, tmp_path, capsys, kind):
+    out = tmp_path / f"tags.{kind}"
+    command = ["tag", str(album), "--model", tiny, "--labels", "cat,dog,sky", "--top-k", "2", "--out", str(out)]
+    assert main(command) == 0
+    done = capsys.readouterr()
+    assert done.out == ""
+    assert re.search(rf"tags\.{kind}: 7 images, [\d.]+ images/s; 1 could not be read", done.err)
+    rows = pandas.read_json(out, lines=True) if kind == "jsonl" else getattr(pandas, f"read_{kind}")(out)
+    order = ["a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png", "z.png"]
+    assert list(rows["image"]) == [str(album / name) for name in order]
+    assert list(rows["error"].notna()) == [name == "b.png" for name in order]
+    assert main(command) == 2
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_tag_reads_paths_from_a_file_or_from_standard_input(album, tiny, tmp_path, capsys, monkeypatch):
+    paths = f"{album}/z.png\r\n\n{tmp_path}/none.png\n{album}/a.png"
+    (tmp_path / "paths.txt").write_text(paths)
+    command = ["tag", "--model", tiny, "--labels", "cat", "--images-file"]
+    assert main([*command, str(tmp_path / "paths.txt")]) == 0
+    table = capsys.readouterr().out
+    assert table.index("z.png") < table.index("none.png: no such file") < table.index("a.png")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths.encode())))
+    assert main([*command, "-"]) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_an_interrupted_tag_goes_on_by_the_same_command(album, tiny, tmp_path, capsys, monkeypatch):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "tags.jsonl"
+    command = ["tag", str(album), "--model", tiny, "--labels", "cat,dog", "--batch-size", "2", "--prompt", "a {}"]
+    assert main([*command, "--out", str(whole)]) == 0
+    write = JSONLines.write
+
+    def interrupted(file, rows):
+        if file.rows == 4:
+            raise KeyboardInterrupt
+        write(file, rows)
+
+    monkeypatch.setattr(JSONLines, "write", interrupted)
+    capsys.readouterr()
+    assert main([*command, "--out", str(out)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*command, "--out", str(out), "--threshold", "0"]) == 2
+    assert "begun with another threshold" in capsys.readouterr().err
+    assert main([*command, "--out", str(out)]) == 0
+    assert "going on after 4 images" in (err := capsys.readouterr().err)
+    assert "7 images (4 of them before)" in err
+    assert [json.loads(line)["image"] for line in out.open()] == [json.loads(line)["image"] for line in whole.open()]
+
+
+def test_tag_takes_labels_with_ids_and_a_threshold(picture, tiny, tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("id,name\n/m/1,bank\n/m/2,cat\n/m/3,Bank\n")
+    command = ["tag", str(picture), "--labels-file", str(tmp_path / "labels.csv"), "--model", tiny]
+    assert main(command) == 0
+    assert "bank (/m/1)" in (table := capsys.readouterr().out)
+    assert "Bank (/m/3)" in table
+    assert main([*command, "--threshold", "9"]) == 0
+    assert capsys.readouterr().out.split() == [str(picture)]
+
+
 def test_help_and_version(capsys):
     for arguments in ([], ["--help"]):
         assert main(arguments) == 0
@@ -170,10 +254,19 @@ BAD = {
         ["fit", "--config", "{config}", "--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "99"],
         "99",
     ),
-    "missing image": (["tag", "none.png", "--labels", "a"], "none.png: no such file"),
-    "no image": (
-        ["tag", "{text}", "--labels", "a", "--model", "{tiny}"],
-        "not an image that Pillow can read",
+    "missing image": (["tag", "{picture}", "none.png", "--labels", "a"], "none.png: no such file or folder"),
+    "missing file of images": (
+        ["tag", "--images-file", "none.txt", "--labels", "a"],
+        "--images-file none.txt: cannot be",
+    ),
+    "no match": (["tag", "{picture}", "none*.png", "--labels", "a"], "no file fits this pattern"),
+    "output": (["tag", "{picture}", "--labels", "a", "--out", "tags.xls"], r"tags\.xls: cannot tell what to write"),
+    "output there": (["tag", "{picture}", "--labels", "a", "--out", "{there}"], "there.csv: exists already"),
+    "top_k of tag": (["tag", "{picture}", "--top-k", "0"], "--top-k: must be at least 1; got 0"),
+    "batch size of tag": (["tag", "{picture}", "--batch-size", "x"], "--batch-size: expected a whole number, got 'x'"),
+    "template": (
+        ["tag", "{picture}", "--labels", "a", "--model", "{tiny}", "--prompt", "a photo"],
+        "template 'a photo' must hold",
     ),
     "no labels": (["tag", "{picture}", "--labels", " , "], "--labels: the list is empty"),
     "repeated labels": (
@@ -194,7 +287,10 @@ def test_bad_input_ends_in_one_clear_line(case, config, tiny, picture, tmp_path,
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "unknown.yaml").write_text("model: {colour: red}")
     places = {"config": config, "tiny": tiny, "picture": picture}
-    places |= {"text": tmp_path / "text.png", "unknown": tmp_path / "unknown.yaml"}
+    (tmp_path / "there.csv").write_text("")
+    places |= {
+        name: tmp_path / f"{name}.{kind}" for name, kind in (("text", "png"), ("unknown", "yaml"), ("there", "csv"))
+    }
     arguments, message = BAD[case]
     arguments = [a.format(**places) for a in arguments]
     if arguments[0] == "fit":

@@ -1,7 +1,7 @@
 import pytest
 
 from ovml.errors import UserError
-from ovml.vocabulary import LabelVocabulary, read_names
+from ovml.vocabulary import LabelVocabulary, read_names, read_vocabulary
 
 
 def test_seen_labels_come_first():
@@ -61,3 +61,39 @@ def test_labels_that_share_a_name_are_told_apart_by_id_and_keep_their_text():
     for texts in (("one",), ("one", " ")):
         with pytest.raises(UserError, match="one text is needed per label"):
             LabelVocabulary(("a", "b"), (), texts)
+
+
+def test_a_vocabulary_is_read_from_names_or_from_ids_and_names(tmp_path):
+    text, table, single = (tmp_path / name for name in ("names.txt", "labels.csv", "single.CSV"))
+    text.write_text("id,name\ncat, black\n")
+    assert read_vocabulary(text) == LabelVocabulary(("id,name", "cat, black"))
+    rows = '/m/1,Bank\r\n/m/2,"Cat, black"\r\n\r\n/m/3, bank \r\n'
+    expected = LabelVocabulary(("Bank (/m/1)", "Cat, black", "bank (/m/3)"), (), ("Bank", "Cat, black", "bank"))
+    for header in ("", "id,name\r\n", "LabelName,DisplayName\r\n"):
+        table.write_text("\ufeff" + header + rows, encoding="utf-8")
+        assert read_vocabulary(table) == expected
+    single.write_text('cat\n"dog, brown"\n')
+    assert read_vocabulary(single) == LabelVocabulary(("cat", "dog, brown"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"/m/1,cat\n/m/2,dog,3\n", r", line 2: expected an id and a name.*got \['/m/2', 'dog', '3'\]"),
+        (b"/m/1,cat\ndog\n", ", line 2: expected an id and a name"),
+        (b"cat\n/m/1,dog\n", ", line 2: expected an id and a name"),
+        (b"/m/1,cat\n/m/2,\n", ", line 2: expected an id and a name"),
+        (b"/m/1,cat\n/m/1,dog\n", ", line 2: the id '/m/1' is repeated"),
+        (b"cat\ncat\n", ": 'cat' .name 1. is repeated"),
+        (b"", ": the list is empty"),
+        (b"id,name\n", ": the list is empty"),
+        (b"\xff\n", ": not UTF-8 text"),
+    ],
+)
+def test_bad_tables_of_labels_are_named(tmp_path, content, message):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"labels\.csv{message}"):
+        read_vocabulary(path)
+    with pytest.raises(UserError, match=r"none\.csv: cannot read the label file"):
+        read_vocabulary(tmp_path / "none.csv")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ovml.classifier import OVMultiLabelClassifier as OVMultiLabelClassifier
     from ovml.errors import UserError as UserError
     from ovml.tagging import LabelScore as LabelScore
+    from ovml.tagging import Tagger as Tagger
     from ovml.training import PromptStage as PromptStage
     from ovml.training import Stage as Stage
     from ovml.training import VisionStage as VisionStage
@@ -25,6 +26,7 @@ _HOME = {
     "OVMultiLabelClassifier": "ovml.classifier",
     "PromptStage": "ovml.training",
     "Stage": "ovml.training",
+    "Tagger": "ovml.tagging",
     "UserError": "ovml.errors",
     "VisionStage": "ovml.training",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "OVMultiLabelClassifier",
     "PromptStage",
     "Stage",
+    "Tagger",
     "UserError",
     "VisionStage",
     "__version__",

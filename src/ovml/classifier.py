@@ -13,17 +13,20 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from ovml.blocks import Execution, check_compiler
 from ovml.checkpoints import DEFAULT, ImageSpec, load_clip, load_image_spec, load_tokenizer
 from ovml.distillation import Distillation, FeatureL1
 from ovml.encoders import ImageEncoder, ImageFeatures, TextEncoder
 from ovml.errors import UserError
 from ovml.heads import CosineHead, Head, TwoStreamHead
+from ovml.learned import check_learned, is_plain, read_checkpoint, signature
 from ovml.losses import Loss, RankingLoss
 from ovml.metrics import OpenVocabularyEvaluation
 from ovml.optim import WarmupCosineLR
+from ovml.processes import image_share, shard
 from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
-from ovml.training import PromptStage, Stage, VisionStage, read_checkpoint
+from ovml.training import PromptStage, Stage, VisionStage
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
@@ -49,6 +52,9 @@ class OVMultiLabelClassifier(pl.LightningModule):
         ks: The k of precision, recall and F1 at k; those above the number of seen or unseen labels are left out.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         tokenizer: Needed only where `clip` is a `CLIPModel`.
+        compile: Run the blocks of both towers through `torch.compile`. It pays in training; see docs/scaling.md.
+        gradient_checkpointing: Compute the activations of learning blocks again in the backward pass instead of
+            keeping them: less memory, one more forward pass through those blocks.
 
     Raises:
         UserError: The checkpoint cannot be loaded, or the labels are no proper list.
@@ -56,7 +62,8 @@ class OVMultiLabelClassifier(pl.LightningModule):
     Example:
         >>> model = OVMultiLabelClassifier("ovml-demo", labels=["red circle", "blue star"])
         >>> from PIL import Image
-        >>> [tag.label for tag in model.predict_labels(Image.new("RGB", (80, 80)), top_k=1)][0] in model.vocabulary
+        >>> (best,) = model.predict_labels(Image.new("RGB", (80, 80)), top_k=1)
+        >>> best.label in model.vocabulary
         True
     """
 
@@ -73,6 +80,8 @@ class OVMultiLabelClassifier(pl.LightningModule):
         ks: list[int] | None = None,
         images: Literal["all", "labelled"] = "all",
         tokenizer: Any = None,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
@@ -81,8 +90,9 @@ class OVMultiLabelClassifier(pl.LightningModule):
         model, tokenizer, self.image_spec = _load_parts(clip, tokenizer)
         model.requires_grad_(False)
 
-        self.image_encoder = ImageEncoder(model)
-        text_encoder = TextEncoder(model, tokenizer)
+        execution = Execution(compile, gradient_checkpointing)
+        self.image_encoder = ImageEncoder(model, execution)
+        text_encoder = TextEncoder(model, tokenizer, execution=execution)
         self.head = (
             head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
         )
@@ -107,7 +117,15 @@ class OVMultiLabelClassifier(pl.LightningModule):
     def forward(self, pixel_values: Tensor, labels: Sequence[str] | LabelVocabulary | None = None) -> Tensor:
         """Score normalised images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""
         label_embeds = self.embed_labels(labels)
-        logits: Tensor = self.head(self.image_encoder(pixel_values), label_embeds)
+        return self._score(self.image_encoder(pixel_values), label_embeds)
+
+    def _score(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
+        device = self.device.type
+        if torch.is_autocast_enabled(device):
+            # In half precision different scores would round to the same number, and their order be lost.
+            features, label_embeds = ImageFeatures(*(f.float() for f in features)), label_embeds.float()
+        with torch.autocast(device, enabled=False):
+            logits: Tensor = self.head(features, label_embeds)
         return logits
 
     def embed_labels(self, labels: Sequence[str] | LabelVocabulary | None = None) -> Tensor:
@@ -116,7 +134,8 @@ class OVMultiLabelClassifier(pl.LightningModule):
         # A parameter's version grows with every change in place (an optimizer step, a loaded state).
         key = (vocabulary, self.device, tuple(p._version for p in self.prompt.parameters()))
         if key not in self._label_embeds:
-            with torch.inference_mode(False), torch.no_grad():
+            # In full precision: it is done once, and what is kept serves with and without mixed precision.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 embeds = self.prompt(vocabulary)
             self._label_embeds = {**dict(list(self._label_embeds.items())[-7:]), key: embeds}
         return self._label_embeds[key]
@@ -171,17 +190,40 @@ class OVMultiLabelClassifier(pl.LightningModule):
 
     # ------------------------------------------------------------------ training
 
+    def setup(self, stage: str) -> None:
+        """See before the first batch that `compile` can work.
+
+        Raises:
+            UserError: It cannot.
+        """
+        self._label_embeds.clear()
+        if self.image_encoder.execution.compile:
+            check_compiler(self.trainer.strategy.root_device)
+
     def start_stage(self, stage: Stage) -> None:
         """Make this stage's parameters, and no others, learn."""
         self.stage = stage
         self.requires_grad_(False)
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        self._groups = []  # by name: a strategy may replace the parameters by shards of one dimension
         for group in stage.parameter_groups(self):
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
+            self._groups.append({**group, "params": [names[id(parameter)] for parameter in group["params"]]})
+
+    def configure_model(self) -> None:
+        """Cut the parameters into shards where Lightning's `ModelParallelStrategy` asks for it."""
+        if self.device_mesh is not None:
+            vision, text = self.image_encoder.vision_model, self.prompt.text_encoder.text_model
+            blocks = [*vision.encoder.layers, *text.encoder.layers, *self.teacher.layers]
+            entries = ("training_step", "validation_step", "test_step", "predict_step")
+            shard(self, blocks, self.device_mesh["data_parallel"], entries)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and half-cosine, stepped per batch."""
-        optimizer = torch.optim.AdamW(self.stage.parameter_groups(self), lr=self.stage.lr)
+        parameters = {name.replace("_fsdp_wrapped_module.", ""): p for name, p in self.named_parameters()}
+        groups = [{**group, "params": [parameters[name] for name in group["params"]]} for group in self._groups]
+        optimizer = torch.optim.AdamW(groups, lr=self.stage.lr)
         total = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or self.stage.epochs
         warmup = min(self.stage.warmup_epochs / epochs, 1) * total
@@ -189,35 +231,65 @@ class OVMultiLabelClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        """Loss of a batch; images without a present seen label are left out."""
-        targets = batch["labels"][:, self._vocabulary.seen_slice]
-        kept = (targets == 1).any(dim=1)
-        if not kept.any():
-            # In one process the step is skipped; over several, all must step together.
-            return None if self.trainer.world_size == 1 else self._zero_loss()
-        student, teacher = self._student_and_teacher(batch["pixel_values"][kept])
+        """Mean loss of a batch's images; those without a present seen label are left out.
+
+        Of several processes each counts as much as it has such images, so that the mean of their gradients is the
+        gradient of the mean over all images.
+        """
         seen = self._vocabulary.seen_slice
-        label_embeds = self.embed_labels()[seen] if self.stage.fixed_prompt else self.prompt(self._seen_vocabulary)
-        loss: Tensor = self.loss(self.head(student, label_embeds), targets[kept])
-        self.log("train/classification", loss, batch_size=int(kept.sum()))
+        targets = batch["labels"][:, seen]
+        kept = (targets == 1).any(dim=1)
+        images, together = int(kept.sum()), self.trainer.world_size > 1
+        share = image_share(images, self.device) if together else 1
+        if not images:
+            if not together:
+                return None  # the step is skipped
+            kept[0] = True  # all processes run the same modules, whose parameters they may share
+        student, teacher = self._student_and_teacher(batch, kept)
+        label_embeds, targets = self._scored_labels(targets[kept])
+        logits = self._score(student, label_embeds)
+        if not images:
+            return self._zero_loss(logits)
+        loss: Tensor = self.loss(logits, targets)
+        self.log("train/classification", loss, batch_size=images)
         if teacher is not None:
             distillation = self.distillation(student, teacher)
-            self.log("train/distillation", distillation, batch_size=int(kept.sum()))
+            self.log("train/distillation", distillation, batch_size=images)
             loss = loss + self.distillation_weight * distillation
-        self.log("train/loss", loss, prog_bar=True, batch_size=int(kept.sum()))
-        return loss
+        self.log("train/loss", loss, prog_bar=True, batch_size=images)
+        return loss * share
 
-    def _student_and_teacher(self, pixel_values: Tensor) -> tuple[ImageFeatures, ImageFeatures | None]:
+    def _scored_labels(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the seen labels that this step ranks, and their columns of the targets `[B, S]`."""
+        number = self.stage.labels_per_step
+        if number is None or number >= targets.shape[1]:
+            seen = self._vocabulary.seen_slice
+            return self.embed_labels()[seen] if self.stage.fixed_prompt else self.prompt(self._seen_vocabulary), targets
+        present = (targets == 1).any(dim=0)
+        # A random order with the batch's present labels first.
+        order = (torch.rand(len(present)).to(present.device) + present).argsort(descending=True)
+        columns = order[: max(number, int(present.sum()))].sort().values
+        if self.stage.fixed_prompt:
+            return self.embed_labels()[columns], targets[:, columns]
+        return self.prompt.embed(tuple(self._vocabulary.texts[i] for i in columns.tolist())), targets[:, columns]
+
+    def _student_and_teacher(
+        self, batch: Mapping[str, Any], kept: Tensor
+    ) -> tuple[ImageFeatures, ImageFeatures | None]:
+        if "features" in batch:
+            return ImageFeatures(*(part[kept] for part in self._features(batch))), None
         with torch.no_grad():
-            hidden_states = self.image_encoder.trunk(pixel_values, self.num_tail_layers)
+            hidden_states = self.image_encoder.trunk(batch["pixel_values"][kept], self.num_tail_layers)
         student = self.image_encoder.tail(self.num_tail_layers)(hidden_states)
         if not (self.stage.distil and self.distillation_weight):
             return student, None
         with torch.no_grad():
             return student, self.teacher(hidden_states)
 
-    def _zero_loss(self) -> Tensor:
-        return torch.stack([p.sum() * 0 for p in self.parameters() if p.requires_grad]).sum()
+    def _zero_loss(self, logits: Tensor) -> Tensor:
+        """A loss of 0 that all learning parameters take part in."""
+        parts = [*self.loss.parameters(), *self.distillation.parameters()]
+        return torch.stack([logits.sum(), *(p.sum() for p in parts if p.requires_grad)]).sum() * 0
 
     @property
     def _vocabulary(self) -> LabelVocabulary:
@@ -227,14 +299,19 @@ class OVMultiLabelClassifier(pl.LightningModule):
 
     # ------------------------------------------------------------------ evaluation
 
+    def on_validation_start(self) -> None:
+        """Forget label embeddings where the prompt learns: of a shard no version tells that it changed."""
+        if not self.stage.fixed_prompt:
+            self._label_embeds.clear()
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the metrics: unseen labels alone (ZSL), all labels (GZSL), seen labels alone."""
         if len(batch["image_id"]) == 0:  # all of its pictures were broken and left out
             return
-        features = self._tail_features(batch["pixel_values"])
+        features = self._features(batch)
         label_embeds = self.embed_labels()
         for protocol, columns in self._protocols().items():
-            logits = self.head(features, label_embeds[columns])
+            logits = self._score(features, label_embeds[columns])
             self.evaluation.update(protocol, logits, batch["labels"][:, columns])
 
     def _protocols(self) -> dict[str, slice]:
@@ -243,7 +320,14 @@ class OVMultiLabelClassifier(pl.LightningModule):
         unseen = {"zsl": vocabulary.unseen_slice, "gzsl": slice(None)} if vocabulary.unseen else {}
         return {"seen": vocabulary.seen_slice, **unseen}
 
-    def _tail_features(self, pixel_values: Tensor) -> ImageFeatures:
+    def _features(self, batch: Mapping[str, Any]) -> ImageFeatures:
+        """Features of a batch: kept on disk by `ovml.feature_cache`, or of its pictures."""
+        if "features" in batch:
+            return ImageFeatures(batch["features"][:, 0], batch["features"][:, 1:])
+        return self.encode_images(batch["pixel_values"])
+
+    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
+        """Features of normalised images `[B, 3, H, W]`, by the same blocks as in training."""
         features: ImageFeatures = self.image_encoder.tail(self.num_tail_layers)(
             self.image_encoder.trunk(pixel_values, self.num_tail_layers)
         )
@@ -300,22 +384,7 @@ class OVMultiLabelClassifier(pl.LightningModule):
         Raises:
             UserError: It was made by other parts, or lacks or adds weights.
         """
-        saved, own = checkpoint.get("ovml", {}).get("parts"), self._signature()
-        for part in own if saved else ():
-            if saved.get(part) != own[part]:
-                raise UserError(
-                    f"checkpoint: made with {part} {saved.get(part)}, this model has {own[part]}; "
-                    "build it with the same part"
-                )
-        missing = sorted(self._learned_names - set(checkpoint["state_dict"]))
-        unexpected = sorted(set(checkpoint["state_dict"]) - self._learned_names)
-        if missing or unexpected:
-            what = (
-                f"lacks {missing[0]!r} ({len(missing)} in all)"
-                if missing
-                else f"has {unexpected[0]!r}, which this model has not ({len(unexpected)} in all)"
-            )
-            raise UserError(f"checkpoint: {what}; it was made by a model of other parts or another CLIP")
+        check_learned(checkpoint, self._signature(), self._learned_names)
 
     def load_learned(self, path: str | Path) -> None:
         """Load learned weights from a checkpoint that `ovml fit` wrote.
@@ -350,22 +419,17 @@ class OVMultiLabelClassifier(pl.LightningModule):
             raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
     def _signature(self) -> dict[str, str]:
-        plain = (bool, int, float, str)
-        parts: dict[str, Any] = {"head": self.head, "prompt": self.prompt}
-        text = {}
-        for name, part in parts.items():
-            public = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
-            settings = ", ".join(f"{k}={v!r}" for k, v in sorted(public.items()) if isinstance(v, plain))
-            text[name] = f"{type(part).__module__}.{type(part).__qualname__}({settings})"
-        return text
+        return {"head": signature(self.head), "prompt": signature(self.prompt)}
 
     def _save_plain_hyperparameters(self) -> None:
         """Keep what a checkpoint can hold without pickling code; modules are described by the CLI's class paths."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
-            self.save_hyperparameters(ignore=["labels", "tokenizer"], frame=_caller_frame())
+            self.save_hyperparameters(
+                ignore=["labels", "tokenizer", "compile", "gradient_checkpointing"], frame=_caller_frame()
+            )
         for name, value in list(self.hparams.items()):
-            if not _is_plain(value):
+            if not is_plain(value):
                 del self.hparams[name]
         if self.vocabulary is not None:
             self.hparams["labels"] = self.vocabulary.to_dict()
@@ -381,14 +445,6 @@ def _caller_frame() -> Any:
     """The frame of the caller's caller: the constructor, whose arguments `save_hyperparameters` reads."""
     frame = inspect.currentframe()
     return frame.f_back.f_back if frame and frame.f_back else None
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _load_parts(clip: str | nn.Module, tokenizer: Any) -> tuple[CLIPModel, PreTrainedTokenizerBase, ImageSpec]:

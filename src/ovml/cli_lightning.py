@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from ovml.callbacks import EpochSeed, PredictionWriter, stage_checkpoint
@@ -22,6 +23,7 @@ from ovml.classifier import OVMultiLabelClassifier
 from ovml.cli import config_path
 from ovml.data import MultiLabelDataModule
 from ovml.errors import UserError
+from ovml.processes import cuts_models
 from ovml.reporting import results_table
 from ovml.training import RunFolder, Stage, fit_stages, write_aside
 
@@ -97,11 +99,16 @@ class OVMLCLI(LightningCLI):
         config = self._trainer_config
         kwargs.setdefault("callbacks", copy.deepcopy(config.get("callbacks")) or [])
         kwargs.setdefault("logger", False)
+        # Given as a class it is one object, and a strategy serves one trainer only.
+        kwargs.setdefault("strategy", copy.deepcopy(config.get("strategy")))
         if config.get("enable_progress_bar") is not False:
             kwargs["callbacks"].append(_ProgressBar())
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:  # of options that do not go together, or not here
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     @property
     def _trainer_config(self) -> dict[str, Any]:
@@ -141,6 +148,8 @@ class OVMLCLI(LightningCLI):
         rows: dict[str, dict[str, float]] = {}
 
         def evaluate(row: str, candidate: OVMultiLabelClassifier) -> None:
+            if cuts_models(self.trainer.strategy):
+                candidate = copy.deepcopy(candidate)
             getattr(self.trainer, verb)(candidate, datamodule=data, verbose=False)
             found = self.trainer.callback_metrics.items()
             rows[row] = {k.removeprefix(f"{split}/"): float(v) for k, v in found if k.startswith(f"{split}/")}

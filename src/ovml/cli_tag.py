@@ -1,17 +1,25 @@
-"""`ovml tag`: images in, ranked labels on the terminal."""
+"""`ovml tag`: images in, ranked labels on the terminal or in a file."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ovml.checkpoints import DEMO
 from ovml.errors import UserError
 from ovml.images import find_images
-from ovml.vocabulary import LabelVocabulary, check_names, read_names
+from ovml.vocabulary import LabelVocabulary, check_names, read_vocabulary
+
+if TYPE_CHECKING:
+    from ovml.classifier import OVMultiLabelClassifier
+    from ovml.tag_output import Written
+    from ovml.tagging import Tagger
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,55 +28,212 @@ class _Parser(argparse.ArgumentParser):
 
 
 def tag(argv: list[str]) -> None:
-    """Rank labels for images and print them as a table."""
+    """Rank labels for images; print them as a table or write them to a file."""
+    args = _parser().parse_args(argv[1:])
+    if not args.images and args.images_file is None:
+        raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
+    names: LabelVocabulary | None = None
+    if args.labels_file is not None:
+        names = read_vocabulary(args.labels_file)
+    elif args.labels is not None:
+        names = LabelVocabulary(check_names([n for n in args.labels.split(",") if n.strip()], where="--labels"))
+    images: Iterator[Path | str] = find_images(args.images)
+    if args.images_file is not None:
+        images = chain(images, _listed(args.images_file))
+    if args.out is not None:
+        from ovml.tag_output import check_out
+
+        check_out(args.out, args.overwrite)
+
+    import transformers
+
+    from ovml.tagging import Tagger
+
+    transformers.utils.logging.disable_progress_bar()
+    model = _model(args.model, args.device)
+    if names is None and model.vocabulary is None:
+        raise UserError("no labels: give --labels 'a,b' or --labels-file FILE; this model has no vocabulary of its own")
+    tagger = Tagger(
+        model,
+        names,
+        top_k=args.top_k,
+        batch_size=args.batch_size,
+        threshold=args.threshold,
+        num_workers=args.num_workers,
+        prompt=args.prompt,
+    )
+    if args.out is None:
+        _print(tagger, images)
+    else:
+        _write(tagger, images, args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ovml tag", description="Rank labels for images.")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images or folders of images")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="images, folders of images, or quoted patterns such as 'a/**/*.jpg'"
+    )
+    parser.add_argument("--images-file", metavar="FILE", help="paths of images, one a line; - for standard input")
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", metavar="A,B,...", help="label names, separated by commas")
-    labels.add_argument("--labels-file", type=Path, metavar="FILE", help="label names, one a line")
+    labels.add_argument(
+        "--labels-file", type=Path, metavar="FILE", help="label names, one a line; or a CSV file with columns id,name"
+    )
     parser.add_argument(
         "--model",
         default=DEMO,
         help="run folder or checkpoint of ovml fit, or a CLIP checkpoint's name such as openai/clip-vit-base-patch16 "
         f"(default: {DEMO}, which knows drawn shapes only)",
     )
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels per image (default: 5)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images run at once (default: 32)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEMPLATE",
+        help="such as 'a photo of a {}', in the place of the model's own; several are averaged",
+    )
+    parser.add_argument("--top-k", type=_at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
+    parser.add_argument("--threshold", type=float, metavar="S", help="least score of a label that is given out")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write tags.jsonl, tags.csv or tags.parquet; the same command goes on where it was interrupted",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin --out anew, whatever is there")
+    parser.add_argument(
+        "--batch-size", type=_at_least(1), default=32, metavar="B", help="images run at once (default: 32)"
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=_at_least(0),
+        metavar="N",
+        help="threads that read images while the model runs (default: one per core, eight at most)",
+    )
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
-    args = parser.parse_args(argv[1:])
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1; got {args.batch_size}")
+    return parser
 
-    names: Sequence[str] | LabelVocabulary | None = None
-    if args.labels_file is not None:
-        names = read_names(args.labels_file)
-    elif args.labels is not None:
-        names = check_names([name for name in args.labels.split(",") if name.strip()], where="--labels")
-    images = find_images(args.images)
 
-    import transformers
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
+        return value
+
+    return whole_number
+
+
+def _listed(file: str) -> Iterator[str]:
+    """Paths in a file, one a line, read as they are needed."""
+    if file == "-":
+        return _lines(sys.stdin.buffer)
+    try:
+        return _lines(open(file, "rb"))
+    except OSError as error:
+        raise UserError(f"--images-file {file}: cannot be read ({error.strerror}); check the path") from error
+
+
+def _lines(file: Iterable[bytes]) -> Iterator[str]:
+    for line in file:
+        if path := line.rstrip(b"\r\n"):
+            yield path.decode("utf-8", "surrogateescape")
+
+
+def _model(name: str, device: str) -> OVMultiLabelClassifier:
+    from ovml.tagging import load_model
+
+    if name == DEMO:
+        print(f"ovml: {DEMO} knows drawn shapes only; for photographs give --model", file=sys.stderr)
+    model = load_model(name)
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: not usable here ({str(error).splitlines()[0]}); try cpu") from error
+
+
+def _print(tagger: Tagger, images: Iterable[Path | str]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
     from ovml.reporting import tag_table
-    from ovml.tagging import Tagger, load_model
+    from ovml.tag_files import utf8
 
-    transformers.utils.logging.disable_progress_bar()
-    if args.model == DEMO:
-        print(f"ovml: {DEMO} knows drawn shapes only; for photographs give --model", file=sys.stderr)
-    model = load_model(args.model)
-    if names is None:
-        if model.vocabulary is None:
-            raise UserError(
-                "no labels: give --labels 'a,b' or --labels-file FILE; this model has no vocabulary of its own"
-            )
-        names = model.vocabulary
-    try:
-        model = model.to(args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {args.device}: not usable here ({str(error).splitlines()[0]}); try cpu") from error
-    tagger = Tagger(model, names, top_k=args.top_k, batch_size=args.batch_size)
     console = Console()
-    for image, tags in tagger.tag(images):
-        console.print(f"[bold]{escape(str(image))}[/bold]", soft_wrap=True, highlight=False)
+    errors = number = 0
+    for image, tags in tagger.tag(images, on_error="row"):
+        number += 1
+        if isinstance(tags, UserError):
+            errors += 1
+            console.print(f"[red]{escape(utf8(str(tags)))}[/red]", soft_wrap=True, highlight=False)
+            continue
+        console.print(f"[bold]{escape(utf8(str(image)))}[/bold]", soft_wrap=True, highlight=False)
         console.print(tag_table(tags))
+    if errors:
+        print(f"ovml: {errors:,} of {number:,} images could not be read", file=sys.stderr)
+
+
+def _write(tagger: Tagger, images: Iterable[Path | str], args: argparse.Namespace) -> None:
+    with _Progress(_total(args)) as progress:
+        try:
+            written = tagger.write(images, args.out, args.overwrite, progress.update)
+        except KeyboardInterrupt:
+            print("ovml: the same command goes on from here", file=sys.stderr)
+            raise
+    before = f" ({written.resumed:,} of them before)" if written.resumed else ""
+    lost = f"; {written.errors:,} could not be read" if written.errors else ""
+    print(f"ovml: {args.out}: {written.rows:,} images{before}, {progress.rate:.1f} images/s{lost}", file=sys.stderr)
+
+
+def _total(args: argparse.Namespace) -> int | None:
+    """The number of images, where it is known without searching through folders."""
+    if args.images_file == "-" or not all(map(os.path.isfile, args.images)):
+        return None
+    if args.images_file is None:
+        return len(args.images)
+    with open(args.images_file, "rb") as file:
+        return len(args.images) + sum(1 for _ in _lines(file))
+
+
+class _Progress:
+    """A bar on the terminal's error stream with images per second; without a terminal, no bar."""
+
+    def __init__(self, total: int | None) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        self._bar = progress.Progress(
+            progress.BarColumn(),
+            progress.TextColumn("{task.completed:,} images"),
+            progress.TextColumn("{task.fields[rate]:.1f} images/s"),
+            progress.TextColumn("{task.fields[errors]}"),
+            progress.TimeElapsedColumn(),
+            *([] if total is None else [progress.TimeRemainingColumn()]),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, rate=0.0, errors="")
+        self._start: float | None = None
+        self.rate = 0.0
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, written: Written) -> None:
+        """Show the counts so far."""
+        if self._start is None:
+            self._start = time.monotonic()
+            if written.resumed:
+                self._bar.console.print(f"ovml: going on after {written.resumed:,} images of an interrupted run")
+        else:
+            self.rate = (written.rows - written.resumed) / max(time.monotonic() - self._start, 1e-9)
+        errors = f"{written.errors:,} unreadable" if written.errors else ""
+        self._bar.update(self._task, completed=written.rows, rate=self.rate, errors=errors)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ovml.blocks import Execution, is_whole, run_image_blocks, run_text_blocks, run_text_blocks_with_prefix
 from ovml.errors import UserError
+from ovml.prefix import shared_length
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -37,18 +39,25 @@ class ImageTail(nn.Module):
         layers: Transformer blocks.
         post_layernorm: Applied to ALL tokens; `CLIPVisionModel` itself applies it to the class token only.
         visual_projection: Linear map `[W] -> [D]`.
+        execution: How the blocks are run.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], post_layernorm: nn.Module, visual_projection: nn.Module) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        post_layernorm: nn.Module,
+        visual_projection: nn.Module,
+        execution: Execution | None = None,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.post_layernorm = post_layernorm
         self.visual_projection = visual_projection
+        self.execution = execution or Execution()
 
     def forward(self, hidden_states: Tensor) -> ImageFeatures:
         """Run hidden states `[B, 1+P, W]` through the blocks to embeddings."""
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, None)
+        hidden_states = run_image_blocks(self.layers, hidden_states, self.execution)
         embeds = self.visual_projection(self.post_layernorm(hidden_states))
         return ImageFeatures(embeds[:, 0], embeds[:, 1:])
 
@@ -58,6 +67,7 @@ class ImageEncoder(nn.Module):
 
     Args:
         clip: The model whose vision tower is used (its modules are shared, not copied).
+        execution: How the blocks are run.
 
     Example:
         >>> from ovml.checkpoints import load_clip
@@ -67,8 +77,9 @@ class ImageEncoder(nn.Module):
         (2, True)
     """
 
-    def __init__(self, clip: CLIPModel) -> None:
+    def __init__(self, clip: CLIPModel, execution: Execution | None = None) -> None:
         super().__init__()
+        self.execution = execution or Execution()
         self.vision_model = clip.vision_model
         self.visual_projection = clip.visual_projection
         self.image_size: int = clip.config.vision_config.image_size
@@ -88,7 +99,7 @@ class ImageEncoder(nn.Module):
         if not 0 <= num_layers <= self.num_layers:
             raise UserError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
         layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
-        return ImageTail(layers, self.vision_model.post_layernorm, self.visual_projection)
+        return ImageTail(layers, self.vision_model.post_layernorm, self.visual_projection, self.execution)
 
     def replace_tail(self, tail: ImageTail) -> None:
         """Put other modules in the place of the last blocks, the layer norm and the projection."""
@@ -107,9 +118,8 @@ class ImageEncoder(nn.Module):
         """
         vision = self.vision_model
         hidden_states: Tensor = vision.pre_layrnorm(vision.embeddings(pixel_values))
-        for layer in vision.encoder.layers[: self.num_layers - num_tail_layers]:
-            hidden_states = layer(hidden_states, None)
-        return hidden_states
+        layers = vision.encoder.layers[: self.num_layers - num_tail_layers]
+        return run_image_blocks(layers, hidden_states, self.execution)
 
     def forward(self, pixel_values: Tensor) -> ImageFeatures:
         """Encode normalised images `[B, 3, H, W]`."""
@@ -121,12 +131,14 @@ class TextEncoder(nn.Module):
     """Text tower of CLIP from strings or token embeddings to text embeddings `[L, D]`, not L2-normalised.
 
     The tower is causal and read at the end token, so tokens after it never matter: texts run in batches of
-    similar length, padded to the longest of the batch and never to the context length. The result is the same.
+    similar length, padded to the longest of the batch and never to the context length; and the tokens that a batch
+    begins with ("a photo of a") have the same states in every text, so they are computed once. The result is the same.
 
     Args:
         clip: The model whose text tower is used (its modules are shared, not copied).
         tokenizer: The checkpoint's tokenizer (a fast one, which gives character offsets).
         batch_size: Texts run at once.
+        execution: How the blocks are run.
 
     Example:
         >>> from ovml.checkpoints import load_clip, load_tokenizer
@@ -135,8 +147,15 @@ class TextEncoder(nn.Module):
         True
     """
 
-    def __init__(self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        clip: CLIPModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 256,
+        execution: Execution | None = None,
+    ) -> None:
         super().__init__()
+        self.execution = execution or Execution()
         self.text_model = clip.text_model
         self.text_projection = clip.text_projection
         self.tokenizer = tokenizer
@@ -177,15 +196,17 @@ class TextEncoder(nn.Module):
         for batch in batches:
             tokens = pad_rows([ids[i] for i in batch]).to(self.token_embedding.weight.device)
             lengths = torch.tensor([len(ids[i]) for i in batch], device=tokens.device)
-            embeds.append(self.encode(self.token_embedding(tokens), lengths))
+            num_shared = shared_length([ids[i] for i in batch])
+            embeds.append(self.encode(self.token_embedding(tokens), lengths, num_shared))
         return restore_order(embeds, batches)
 
-    def encode(self, token_embeds: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, token_embeds: Tensor, lengths: Tensor, num_shared: int = 0) -> Tensor:
         """Run token embeddings through the tower and read it at the end token.
 
         Args:
             token_embeds: `[N, T, W]`, without positions; what stands after the end token is ignored.
             lengths: `[N]` number of tokens up to and with the end token.
+            num_shared: Tokens at the beginning that are the same in all rows, fewer than the shortest text's.
 
         Returns:
             Text embeddings `[N, D]`.
@@ -194,10 +215,15 @@ class TextEncoder(nn.Module):
 
         text = self.text_model
         hidden_states = text.embeddings(inputs_embeds=token_embeds)
-        mask = create_causal_mask(
-            config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
-        hidden_states = text.encoder(inputs_embeds=hidden_states, attention_mask=mask, is_causal=True).last_hidden_state
+        if num_shared and len(hidden_states) > 1 and not is_whole(text.encoder.layers[0]):
+            hidden_states = run_text_blocks_with_prefix(text.encoder.layers, hidden_states, num_shared, self.execution)
+            lengths = lengths - num_shared
+        else:
+            # None where attention masks by itself (SDPA). Built outside of what is compiled, where it never is None.
+            mask = create_causal_mask(
+                config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+            )
+            hidden_states = run_text_blocks(text.encoder.layers, hidden_states, mask, self.execution)
         end_token = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
         embeds: Tensor = self.text_projection(text.final_layer_norm(end_token))
         return embeds

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable, Iterator, Sequence, Set
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, Union
 
@@ -87,21 +90,88 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     return Image.fromarray(array.astype(np.uint8))
 
 
-def find_images(paths: list[str | Path]) -> list[Path]:
-    """Expand folders (searched through, in order of name) to the images in them; files stay as they are.
+def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Expand folders and patterns to the images in them; files stay as they are.
+
+    Folders are searched through in order of name, one at a time and no sooner than they are needed; links to folders
+    are not followed. A folder that cannot be listed is given out itself, so that it is not passed over in silence.
+
+    Args:
+        paths: Files, folders, or patterns such as `photos/**/*.jpg`, in which `**` is any number of folders.
 
     Raises:
-        UserError: A path does not exist, or a folder holds no image.
+        UserError: At once: a path does not exist, or there is no image in a folder or by a pattern.
     """
-    found: list[Path] = []
+    found = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-            if not inside:
-                raise UserError(f"{path}: no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}")
-            found += inside
+            inside = _search(path)
+            nothing = f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}"
         elif path.exists():
-            found.append(path)
+            inside = iter([path])
+            nothing = ""
+        elif _is_pattern(str(path)):
+            inside = _match(path)
+            nothing = "no file fits this pattern; check it"
         else:
             raise UserError(f"{path}: no such file or folder; check the path")
-    return found
+        first = next(inside, None)
+        if first is None:
+            raise UserError(f"{path}: {nothing}")
+        found.append(chain([first], inside))
+    return chain.from_iterable(found)
+
+
+def _match(pattern: Path) -> Iterator[Path]:
+    """What a pattern fits: files, and the images in folders."""
+    fixed = next(i for i, part in enumerate(pattern.parts) if _is_pattern(part))
+    folder, parts = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
+    parts = tuple(part for i, part in enumerate(parts) if part != "**" or parts[i - 1 : i] != ("**",))
+    return _search(folder, parts, {0}, inside=False) if folder.is_dir() else iter(())
+
+
+def _is_pattern(part: str) -> bool:
+    return any(character in part for character in "*?[")
+
+
+def _search(
+    folder: Path, pattern: Sequence[str] = (), at: Set[int] = frozenset(), inside: bool = True
+) -> Iterator[Path]:
+    """Walk through a folder.
+
+    Args:
+        folder: Where to look.
+        pattern: Parts of a pattern that paths must fit.
+        at: The parts of it that may come next.
+        inside: Whether all images in the folder are wanted anyhow.
+    """
+    at = at | {i + 1 for i in at if pattern[i : i + 1] == ("**",)}
+    for path, is_folder in _entries(folder):
+        after = {i + (pattern[i] != "**") for i in at if i < len(pattern) and _fits(path.name, pattern[i])}
+        fits = len(pattern) in after or (len(pattern) - 1 in after and pattern[-1] == "**")
+        if is_folder:
+            if inside or after:
+                yield from _search(path, pattern, after, inside or fits)
+        elif fits or (inside and path.suffix.lower() in EXTENSIONS) or path == folder:
+            yield path
+
+
+def _fits(name: str, part: str) -> bool:
+    # As in a shell, hidden files are found by patterns with a dot only.
+    return fnmatchcase(name, part) and (part[0] == "." or name[0] != ".")
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Files and folders in a folder, by name; the folder itself as a file where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                (entry.name, is_folder)
+                for entry in entries
+                if (is_folder := entry.is_dir(follow_symlinks=False)) or entry.is_file()
+            )
+    except OSError:
+        yield folder, False
+        return
+    for name, is_folder in names:
+        yield folder / name, is_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from torch import nn
 
 from ovml.errors import UserError
 from ovml.optim import layer_decay_groups
+from ovml.processes import cuts_models
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, Trainer
@@ -43,6 +45,8 @@ class Stage(ABC):
     """Whether the distillation loss is added."""
     fixed_prompt: bool = True
     """Whether label embeddings stay as they are, so that they are computed once."""
+    labels_per_step: int | None = None
+    """Seen labels that a step ranks; `None` for all."""
 
     def __init__(self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float) -> None:
         if epochs < 1 or not 0 <= warmup_epochs <= epochs:
@@ -109,6 +113,9 @@ class PromptStage(Stage):
         min_lr: See `Stage`.
         warmup_epochs: See `Stage`.
         weight_decay: See `Stage`.
+        labels_per_step: Rank only so many of the seen labels in a step: all that are present in the batch, and others
+            drawn at random. It bounds the text tower's work for thousands of labels, and is another loss: scores are
+            normalised over the labels drawn. Default: all labels, as the paper does.
     """
 
     name = "prompt"
@@ -121,8 +128,12 @@ class PromptStage(Stage):
         min_lr: float = 1e-8,
         warmup_epochs: float = 0,
         weight_decay: float = 0.05,
+        labels_per_step: int | None = None,
     ) -> None:
         super().__init__(epochs, lr, min_lr, warmup_epochs, weight_decay)
+        if labels_per_step is not None and labels_per_step < 2:
+            raise UserError(f"stage 'prompt': labels_per_step must be at least 2; got {labels_per_step}")
+        self.labels_per_step = labels_per_step
 
     def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
         """The prompt learner's own parameters."""
@@ -250,15 +261,18 @@ def fit_stages(
             continue
         model.start_stage(stage)
         trainer = make_trainer(stage, folder)
+        learner = copy.deepcopy(model) if cuts_models(trainer.strategy) else model
         trainer.fit(
-            model,
+            learner,
             datamodule=datamodule,
             ckpt_path=checkpoint if checkpoint.is_file() else None,
             weights_only=True,
         )
         if not _validation_metrics(trainer):  # the last epoch may be one without validation
-            trainer.validate(model, datamodule=datamodule, verbose=False)
+            trainer.validate(learner, datamodule=datamodule, verbose=False)
         _record(folder, trainer, stage.name)
+        if learner is not model and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            model.load_learned(checkpoint)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,13 +156,54 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     Raises:
         UserError: The file is missing, is not UTF-8 text, holds no name, or repeats one.
     """
+    lines = _read_text(Path(path)).splitlines()
+    return check_names([line.strip() for line in lines if line.strip()], where=str(path))
+
+
+def read_vocabulary(path: str | Path) -> LabelVocabulary:
+    """Read labels from a text file, one name a line, or from a CSV file with the columns `id,name`.
+
+    In a CSV file labels may share a name, and are then told apart by their ids, as in Open Images. A first line of
+    `id,name` or `LabelName,DisplayName` is taken for a header. A CSV file of one column is a list of names.
+
+    Raises:
+        UserError: The file is missing, is not UTF-8 text, holds no label, repeats one, or a row of a CSV file has
+            another number of columns.
+    """
     path = Path(path)
+    if path.suffix.lower() != ".csv":
+        return LabelVocabulary(read_names(path))
+    rows = csv.reader(io.StringIO(_read_text(path), newline=""))
+    names: dict[str, str] = {}
+    single: list[str] = []
+    for row in rows:
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or (not names and [cell.lower() for cell in cells] in CSV_HEADERS):
+            continue
+        where = f"{path}, line {rows.line_num}"
+        if len(cells) > 2 or "" in cells or (names if len(cells) == 1 else single):
+            raise UserError(f"{where}: expected an id and a name, or one name alone in every line; got {row!r}")
+        if len(cells) == 1:
+            single += cells
+        elif cells[0] in names:
+            raise UserError(f"{where}: the id {cells[0]!r} is repeated; keep one of its lines")
+        else:
+            names[cells[0]] = cells[1]
+    return (
+        LabelVocabulary.from_ids(list(names), (), names) if names else LabelVocabulary(check_names(single, str(path)))
+    )
+
+
+CSV_HEADERS = (["id", "name"], ["labelname", "displayname"])
+"""First lines of label files that are no label."""
+
+
+def _read_text(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"{path}: cannot read the label file ({error.strerror}); give a text file, one name a line"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save the label file as UTF-8, one name a line") from error
-    return check_names([line.strip() for line in lines if line.strip()], where=str(path))

@@ -3,10 +3,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from ovml.encoders import ImageFeatures
 from ovml.errors import UserError
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
+from ovml.heads.local import local_scores
 
 
 def features(batch=2, patches=5, dim=8, seed=0):
@@ -82,3 +85,58 @@ def test_top_k_beyond_the_patches_is_a_clear_error(top_k):
 def test_head_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Head()
+
+
+def all_at_once(image, embeds, top_k):
+    return (embeds @ image.patch_embeds.transpose(1, 2)).sort(dim=-1, descending=True).values[..., :top_k].mean(dim=-1)
+
+
+@given(labels=st.integers(1, 40), batch=st.integers(1, 4), top_k=st.integers(1, 5), budget=st.integers(1, 300))
+def test_labels_in_chunks_give_the_scores_and_gradients_of_all_at_once(labels, batch, top_k, budget):
+    image, embeds = features(batch=batch), torch.randn(labels, 8)
+    weights = torch.randn(batch, labels)
+    results = []
+    for score in (all_at_once, lambda *arguments: local_scores(*arguments, budget=budget)):
+        inputs = [image.patch_embeds.clone().requires_grad_(), embeds.clone().requires_grad_()]
+        scores = score(ImageFeatures(image.global_embeds, inputs[0]), inputs[1], top_k)
+        (scores * weights).sum().backward()
+        results.append([scores, *(value.grad for value in inputs)])
+    for expected, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", [LocalHead(top_k=2), TwoStreamHead(top_k=2), TwoStreamHead(top_k=2, normalize=False)])
+@pytest.mark.parametrize("budget", [1, 70, 1000])
+def test_heads_normalise_over_all_labels_not_over_chunks(head, budget, monkeypatch):
+    image, embeds = features(), torch.randn(37, 8)
+    expected = head(image, embeds)
+    monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", budget)
+    torch.testing.assert_close(head(image, embeds), expected, atol=1e-6, rtol=0)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of any tensor that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [value.numel() for value in tree_flatten(result)[0] if isinstance(value, torch.Tensor)]
+        self.size = max(self.size, *sizes, 0)
+        return result
+
+
+def test_a_large_vocabulary_takes_no_more_than_its_share_of_memory(monkeypatch):
+    monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", 1000)
+    image, embeds = features(batch=4, patches=20), torch.randn(300, 8)
+    for mode in (torch.inference_mode(), torch.enable_grad()):
+        with mode, Largest() as largest:
+            TwoStreamHead(top_k=4)(image, embeds)
+        assert largest.size <= max(1000, 4 * 300, embeds.numel())  # all at once: 24,000
+
+
+def test_scores_of_no_image():
+    empty = ImageFeatures(torch.zeros(0, 8), torch.zeros(0, 5, 8))
+    assert TwoStreamHead(top_k=2)(empty, torch.randn(4, 8)).shape == (0, 4)

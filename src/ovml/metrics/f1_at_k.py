@@ -47,9 +47,10 @@ class PrecisionRecallF1AtK(Metric):
     def update(self, preds: Tensor, targets: Tensor) -> None:
         """Add scores `[B, L]` and targets `[B, L]`."""
         counts = count_at_k(preds, targets, self.ks)
-        self.hits += counts.hits
-        self.positives += counts.positives
-        self.images += counts.images
+        # Not in place: a reset in inference mode leaves tensors that take no writes outside of it.
+        self.hits = self.hits + counts.hits
+        self.positives = self.positives + counts.positives
+        self.images = self.images + counts.images
 
     def compute(self) -> dict[str, Tensor]:
         """Return three values by name for every k."""

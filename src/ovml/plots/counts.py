@@ -1,0 +1,122 @@
+"""How often scores occur, among present and among absent marks, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 22
+"""Scores that are sorted into bins at once."""
+
+Array = np.ndarray[Any, Any]
+
+
+class ScoreCounts:
+    """Counts of scores in bins, updated batch by batch; the number of bins stays, whatever their range.
+
+    The width of a bin is a power of two, and its edges are whole multiples of it, so that a score is sorted without
+    rounding. Where scores come that the bins do not reach, the bins are moved, or joined in pairs: the counts at the
+    edges that remain are exact.
+
+    Args:
+        bins: Number of bins.
+        groups: Groups of labels that are counted apart.
+
+    Attributes:
+        counts: `[groups, 2, bins]`: absent, present.
+
+    Example:
+        >>> counts = ScoreCounts(bins=8)
+        >>> counts.update(torch.tensor([[0.9, 0.1], [0.8, 0.3]]), torch.tensor([[1, 0], [1, -1]]))
+        >>> counts.counts.sum(axis=(0, 2)).tolist()
+        [1, 2]
+    """
+
+    def __init__(self, bins: int = 1000, groups: int = 1) -> None:
+        self.counts: Array = np.zeros((groups, 2, bins), dtype=np.int64)
+        self._width = 0.0
+        self._first = 0  # the first bin begins at this many widths
+
+    @property
+    def edges(self) -> Array:
+        """Edges of the bins, `[bins + 1]`; a bin holds its lower edge."""
+        edges: Array = (self._first + np.arange(self.counts.shape[-1] + 1)) * self._width
+        return edges
+
+    def update(self, scores: Tensor, targets: Tensor, groups: Tensor | None = None) -> None:
+        """Count scores. Those that are not finite, and those with an unknown mark, are left out.
+
+        Args:
+            scores: Of any shape.
+            targets: Of the same shape: 1 present, 0 absent, -1 unknown.
+            groups: The group of each score, or of each of the last dimension's. Default: 0.
+        """
+        of_score = torch.zeros_like(targets) if groups is None else groups.to(targets.device).expand_as(targets)
+        flat = [tensor.reshape(-1) for tensor in (scores, targets, of_score)]
+        for start in range(0, scores.numel(), CHUNK):
+            self._update(*(tensor[start : start + CHUNK] for tensor in flat))
+
+    def _update(self, scores: Tensor, targets: Tensor, groups: Tensor) -> None:
+        kept = (targets >= 0) & scores.isfinite()
+        scores, rows = scores[kept].double(), 2 * groups[kept].long() + targets[kept].long()
+        if not len(scores):
+            return
+        self._reach(float(scores.min()), float(scores.max()))
+        bins = self.counts.shape[-1]
+        place = (scores / self._width).floor().long() - self._first
+        found = torch.bincount(rows * bins + place, minlength=self.counts.size)
+        self.counts += found.cpu().numpy().reshape(self.counts.shape)
+
+    def _reach(self, least: float, greatest: float) -> None:
+        """Move or widen the bins so that they hold the range from the least to the greatest score."""
+        bins = self.counts.shape[-1]
+        if not self._width:
+            scale = max(abs(least), abs(greatest)) or 1.0
+            # Half of the bins for what is known of the range; not finer than the scores' own precision.
+            self._width = 2.0 ** math.ceil(math.log2(max(2 * (greatest - least) / bins, scale * 2.0**-24)))
+            self._first = math.floor((least + greatest) / 2 / self._width) - bins // 2
+        while True:
+            start, end = math.floor(least / self._width), math.floor(greatest / self._width)
+            filled = np.flatnonzero(self.counts.any(axis=(0, 1)))
+            if len(filled):
+                start, end = min(start, self._first + int(filled[0])), max(end, self._first + int(filled[-1]))
+            if end - start < bins:
+                break
+            self._rearrange(2)
+        if start < self._first or end >= self._first + bins:
+            self._rearrange(1, start - (bins - 1 - (end - start)) // 2)
+
+    def _rearrange(self, joined: int, first: int | None = None) -> None:
+        """Join so many neighbouring bins into one, and let the first bin begin elsewhere."""
+        bins = self.counts.shape[-1]
+        places = (self._first + np.arange(bins)) // joined
+        self._first = int(places[0]) if first is None else first
+        self._width *= joined
+        counts, filled = self.counts, np.flatnonzero(self.counts.any(axis=(0, 1)))
+        self.counts = np.zeros_like(counts)
+        np.add.at(self.counts.T, places[filled] - self._first, counts[..., filled].T)
+
+    def precision_recall(self) -> tuple[Array, Array, Array]:
+        """Precision and recall over all groups, of calling present what scores at least a bin's lower edge.
+
+        Returns:
+            precision, recall, thresholds as scikit-learn's `precision_recall_curve` gives them: thresholds rise, and
+            of precision and recall there is one more, 1 and 0. Edges of empty bins are left out. Recall is NaN where
+            no mark is present.
+        """
+        absent, present = self.counts.sum(axis=0)
+        filled = absent + present > 0
+        hits, false = (np.cumsum(counts[filled][::-1])[::-1] for counts in (present, absent))
+        precision = np.append(hits / (hits + false), 1.0)
+        total = present.sum()
+        recall = np.append(hits / total if total else np.full(len(hits), np.nan), 0.0)
+        return precision, recall, self.edges[:-1][filled]
+
+    def average_precision(self) -> float:
+        """Average precision over all groups as the bins tell it: scores in one bin count as ties. NaN without a hit."""
+        precision, recall, _ = self.precision_recall()
+        return float((-np.diff(recall) * precision[:-1]).sum())

@@ -185,9 +185,12 @@ def _label_step(ours: bool) -> Side:
         places = torch.tensor([[rows.get(token, -1) for token in row] for row in padded.tolist()])
 
         def padded_run() -> None:
-            embeds = torch.where((places >= 0).unsqueeze(-1), prompt.context[places.clamp(min=0)], table(padded))
-            encoded = [_plain_tower(encoder, e, n) for e, n in zip(embeds.split(256), lengths.split(256), strict=True)]
-            torch.cat(encoded).square().mean().backward()
+            # Backward label batch by label batch: all 925 at once would keep 20 GB of activations.
+            for part in range(0, len(labels), 256):
+                some = slice(part, part + 256)
+                learned = prompt.context[places[some].clamp(min=0)]
+                embeds = torch.where((places[some] >= 0).unsqueeze(-1), learned, table(padded[some]))
+                (_plain_tower(encoder, embeds, lengths[some]).square().sum() / (len(labels) * 512)).backward()
 
         return padded_run
 
@@ -317,7 +320,7 @@ CASES = [
         "8x",
         _label_step(True),
         _label_step(False),
-        (2, 1),
+        (1, 0),
     ),
     Case(
         "mAP + F1@3,5 of 107,859 x 1,006",

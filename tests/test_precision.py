@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage, blocks
 from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import ImageEncoder, TextEncoder
-from ovml.heads import LocalHead
+from ovml.heads import GlobalHead, LocalHead
 
 VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "sea", "sun", "tree", "house"))
 STAGES = ["vision", "prompt"]
@@ -20,7 +20,9 @@ STAGES = ["vision", "prompt"]
 def classifier(tiny, vision_layers=2, **flags):
     torch.manual_seed(0)
     stages = [VisionStage(epochs=1, warmup_epochs=0, num_layers=vision_layers), PromptStage(epochs=1)]
-    return OVMultiLabelClassifier(tiny, VOCABULARY, head=LocalHead(top_k=2), stages=stages, ks=[1], **flags)
+    return OVMultiLabelClassifier(
+        tiny, VOCABULARY, **{"head": LocalHead(top_k=2), "stages": stages, "ks": [1], **flags}
+    )
 
 
 def pictures(size=8):
@@ -131,7 +133,8 @@ def test_mixed_precision_gives_the_gradient_up_to_rounding(tiny, stage, precisio
     results = {}
     for name in ("32-true", precision):
         flags = {"accelerator": accelerator, "precision": name, "devices": 1}
-        trainer, (gradients,) = fit(classifier(tiny), stage, **flags)
+        # Of patches that score alike rounding may choose another one: the global stream alone chooses nothing.
+        trainer, (gradients,) = fit(classifier(tiny, head=GlobalHead()), stage, **flags)
         results[name] = gradients, {k: float(v) for k, v in trainer.callback_metrics.items()}
     (exact, numbers), (rough, rough_numbers) = results.values()
     assert all(g.dtype == torch.float32 for g in rough.values())

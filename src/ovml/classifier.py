@@ -52,7 +52,7 @@ class OVMultiLabelClassifier(pl.LightningModule, HubMixin):
         ks: The k of precision, recall and F1 at k; those above the number of seen or unseen labels are left out.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         tokenizer: Needed only where `clip` is a `CLIPModel`.
-        compile: Run the blocks of both towers through `torch.compile`. It pays in training; see docs/scaling.md.
+        compile: Run the blocks of both towers through `torch.compile`; see docs/scaling.md.
         gradient_checkpointing: Compute the activations of learning blocks again in the backward pass instead of
             keeping them: less memory, one more forward pass through those blocks.
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage, blocks
@@ -17,20 +18,18 @@ VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "se
 STAGES = ["vision", "prompt"]
 
 
-def classifier(tiny, vision_layers=2, **flags):
+def classifier(clip, vision_layers=2, head=None, **flags):
     torch.manual_seed(0)
     stages = [VisionStage(epochs=1, warmup_epochs=0, num_layers=vision_layers), PromptStage(epochs=1)]
-    return OVMultiLabelClassifier(
-        tiny, VOCABULARY, **{"head": LocalHead(top_k=2), "stages": stages, "ks": [1], **flags}
-    )
+    return OVMultiLabelClassifier(clip, VOCABULARY, head=head or LocalHead(top_k=2), stages=stages, ks=[1], **flags)
 
 
-def pictures(size=8):
+def pictures(size=8, side=48):
     """Rows with at least one present and one absent seen label."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 2, (size, len(VOCABULARY)), generator=generator).to(torch.int8)
     labels[:, 0], labels[:, 1] = 1, 0
-    pixels = torch.randn(size, 3, 48, 48, generator=generator)
+    pixels = F.interpolate(torch.randn(size, 3, 6, 6, generator=generator), side, mode="bilinear")
     return [{"pixel_values": x, "labels": y, "image_id": "x"} for x, y in zip(pixels, labels, strict=True)]
 
 
@@ -52,7 +51,8 @@ def fit(model, stage="vision", size=8, batch_size=8, **flags):
         **{"accelerator": "cpu", "max_epochs": 1, "logger": False, "callbacks": [gradients], **flags},
         **dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
     )
-    trainer.fit(model, *(DataLoader(pictures(size), batch_size) for _ in range(2)))
+    rows = pictures(size, model.image_encoder.image_size)
+    trainer.fit(model, DataLoader(rows, batch_size), DataLoader(rows, batch_size))
     return trainer, gradients.steps
 
 
@@ -114,13 +114,13 @@ def relative_error(ours, theirs):
 
 
 PRECISIONS = [
-    # Sums run in float32; what enters them is rounded to 8 bits (2**-9, 0.2 %) once per matrix on the way.
-    pytest.param("bf16-mixed", "cpu", 0.05, id="bf16-mixed"),
+    # What enters a matrix product is rounded to 8 bits (2**-9, 0.2 %); its sums run in float32.
+    pytest.param("bf16-mixed", "cpu", 0.03, id="bf16-mixed"),
     # To 11 bits.
     pytest.param(
         "16-mixed",
         "gpu",
-        0.01,
+        0.005,
         id="16-mixed",
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 with a scaler needs a GPU"),
     ),
@@ -129,12 +129,13 @@ PRECISIONS = [
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("precision", "accelerator", "tolerance"), PRECISIONS)
-def test_mixed_precision_gives_the_gradient_up_to_rounding(tiny, stage, precision, accelerator, tolerance):
+def test_mixed_precision_gives_the_gradient_up_to_rounding(stage, precision, accelerator, tolerance):
+    """On trained weights: random ones give all labels nearly the same embedding, and rounding hides the difference."""
     results = {}
     for name in ("32-true", precision):
         flags = {"accelerator": accelerator, "precision": name, "devices": 1}
         # Of patches that score alike rounding may choose another one: the global stream alone chooses nothing.
-        trainer, (gradients,) = fit(classifier(tiny, head=GlobalHead()), stage, **flags)
+        trainer, (gradients,) = fit(classifier("ovml-demo", head=GlobalHead()), stage, **flags)
         results[name] = gradients, {k: float(v) for k, v in trainer.callback_metrics.items()}
     (exact, numbers), (rough, rough_numbers) = results.values()
     assert all(g.dtype == torch.float32 for g in rough.values())

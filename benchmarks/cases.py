@@ -225,13 +225,13 @@ def _evaluation(
     """Update with every batch, then compute; drawing the scores is timed on both sides."""
 
     def side(quick: bool) -> Run:
+        from torchmetrics.classification import MultilabelAveragePrecision
+
+        from ovml.metrics import MultilabelMeanAveragePrecision, PrecisionRecallF1AtK
+
         images, labels = (num_images // 20, num_labels // 4) if quick else (num_images, num_labels)
 
         def run() -> None:
-            from torchmetrics.classification import MultilabelAveragePrecision
-
-            from ovml.metrics import MultilabelMeanAveragePrecision, PrecisionRecallF1AtK
-
             if ours:
                 metrics: list[Any] = [MultilabelMeanAveragePrecision(), PrecisionRecallF1AtK(ks)]
             else:

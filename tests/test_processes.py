@@ -14,6 +14,7 @@ from commands import ovml
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
+from ovml.cli import main
 from ovml.data import DemoDataModule
 
 pytestmark = pytest.mark.skipif(
@@ -65,6 +66,22 @@ def test_predictions_of_two_processes_stand_in_the_order_of_the_pictures(run):
             [t["score"] for t in theirs["labels"]], abs=1e-5
         )
     assert not list(run.glob("*.part*"))
+
+
+@pytest.mark.parametrize("strategy", ["lightning.pytorch.strategies.ModelParallelStrategy", "fsdp"])
+def test_a_strategy_that_cannot_serve_is_one_clear_error(config, tmp_path, capsys, strategy):
+    """Checkpoints in shards, which are this strategy's default; and FSDP without a GPU."""
+    arguments = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", strategy]
+    message = "trainer: The strategy `fsdp` requires a GPU"
+    if strategy != "fsdp":
+        arguments += ["--trainer.strategy.data_parallel_size", "1", "--trainer.strategy.tensor_parallel_size", "1"]
+        message = "ovml keeps a checkpoint in one file; add --trainer.strategy.save_distributed_checkpoint false"
+    arguments += ["--trainer.default_root_dir", str(tmp_path), "--data.eval_size", "2"]
+    assert main(["fit", "--config", config, *arguments]) == 2
+    assert not distributed.is_initialized()
+    assert not list(tmp_path.iterdir())
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ovml: error")]
+    assert message in line
 
 
 # ---------------------------------------------------------------------- training
@@ -129,15 +146,17 @@ def alone(uneven):
 
 
 def assert_same_training(ours, theirs, gradient=1e-6, weight=1e-5, metric=1e-6):
-    """Gradients, summed in another order, to 1e-6. Weights to 1e-5, a hundredth of the rate: AdamW divides a gradient
-    by its own size, and so makes as much of its last digits as of itself where it is near 0; of a key's bias, whose
-    gradient is 0 in exact arithmetic, it is nothing but last digits."""
+    """Gradients, summed in another order, to 1e-6 and 1e-5 of their size.
+
+    Weights to 1e-5, a hundredth of the rate: AdamW divides a gradient by its own size, and so makes as much of its last
+    digits as of itself where it is near 0; of a key's bias, whose gradient is 0 in exact arithmetic, of nothing else.
+    """
     (gradients, weights, metrics), (their_gradients, their_weights, their_metrics) = ours, theirs
     assert gradients.keys() == their_gradients.keys() == {"vision-0", "vision-1", "prompt-0", "prompt-1"}
     for step in gradients:
         assert gradients[step].keys() == their_gradients[step].keys()
         for name, value in gradients[step].items():
-            torch.testing.assert_close(value, their_gradients[step][name], atol=gradient, rtol=0)
+            torch.testing.assert_close(value, their_gradients[step][name], atol=gradient, rtol=10 * gradient)
     assert weights.keys() == their_weights.keys()
     for name in weights:
         if not name.endswith("k_proj.bias"):
@@ -157,6 +176,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(alone, together):
     assert_same_training(together, alone)
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch's FSDP2 does not run on a CPU")
 def test_parameters_in_shards_train_as_whole_ones(alone, uneven):
     strategy = ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
     for option, value in {

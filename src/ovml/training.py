@@ -248,6 +248,7 @@ def fit_stages(
     folder = run if isinstance(run, RunFolder) else None
     if folder is None or "zero-shot" not in folder.results:
         trainer = make_trainer(None, None)
+        cuts_models(trainer.strategy)  # what a stage would stumble over is said before the first evaluation
         trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
         if folder is None:
             # From here on the processes know each other, so that all use the folder that the first one made.

@@ -224,6 +224,12 @@ TRAINABLE, DESCRIPTIONS = "classes-trainable.txt", "class-descriptions.csv"
     ("file", "old", "new", "message"),
     [
         (TRAIN, ",LabelName,", ",Label,", r"train-annotations.*: no column LabelName; its first line is 'ImageID,So"),
+        (
+            TRAIN,
+            ",Confidence\n",
+            ",Confidence,Colour\n",
+            r"train-ann.*: unknown column 'Colour' beside ImageID, LabelName",
+        ),
         (TRAIN, "a2,verification,/m/0dog,1", "a2,verification,/m/0dog", r"train-ann.*, line 5: 3 fields where 4"),
         (TRAIN, "a2,verification,/m/0dog,1", 'a2,verification,"/m/0dog,1', r"line 5: unexpected end of data"),
         (TRAIN, "/m/0dog,0", "/m/0dog,0.7", r"line 3: Confidence is '0.7', but human-verified labels have 0 or 1"),

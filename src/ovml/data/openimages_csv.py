@@ -37,12 +37,13 @@ def read_marks(path: Path, label_ids: Sequence[str] = (), listed: pa.Array | Non
         Ids of the images, in the order of the list and the file, and the marks.
 
     Raises:
-        UserError: A column is missing, a line is malformed, or a Confidence is neither 0 nor 1; the line is named.
+        UserError: A column is missing or unknown, a line is malformed, or a Confidence is neither 0 nor 1; the line is
+            named.
     """
     collector = MarkCollector(label_ids)
     images = [] if listed is None else [listed]  # those of each block: an id may occur again in another block
     offset = sum(map(len, images))
-    for block in _blocks(path, COLUMNS):
+    for block in _blocks(path, COLUMNS, others=("Source",)):
         image, label, confidence = (column.dictionary_encode() for column in block.columns)
         present = [_mark(value) for value in confidence.dictionary.to_pylist()]
         if None in present or any(pc.any(pc.equal(ids.dictionary, "")).as_py() for ids in (image, label)):
@@ -77,7 +78,10 @@ def read_image_list(path: Path, split: str) -> pa.Array:
     return ids
 
 
-def _blocks(path: Path, columns: Sequence[str], newlines_in_values: bool = False) -> Iterator[pa.RecordBatch]:
+def _blocks(
+    path: Path, columns: Sequence[str], others: Sequence[str] | None = None, newlines_in_values: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a file, as a stream; `others` are the only ones that it may have beside them."""
     header = _header(path)
     missing = [name for name in columns if name not in header]
     if missing:
@@ -85,6 +89,9 @@ def _blocks(path: Path, columns: Sequence[str], newlines_in_values: bool = False
             f"{path}: no column {', '.join(missing)}; its first line is {','.join(header)!r}, and it should name "
             f"{', '.join(columns)}; {AGAIN}"
         )
+    unknown = [name for name in header if others is not None and name not in (*columns, *others)]
+    if unknown:
+        raise UserError(f"{path}: unknown column {', '.join(map(repr, unknown))} beside {', '.join(columns)}; {AGAIN}")
     convert = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns))
     parse = pacsv.ParseOptions(newlines_in_values=newlines_in_values)
     total = math.ceil(path.stat().st_size / BLOCK_BYTES)

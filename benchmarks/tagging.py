@@ -56,7 +56,7 @@ from transformers import pipeline
 model, images, labels, template, out = sys.argv[1:]
 tag = pipeline("zero-shot-image-classification", model=model, device="cpu")
 images, labels = json.loads(images), open(labels).read().splitlines()
-with open(out, "w") as file:
+with open(out, "w", buffering=1) as file:
     for image in images:
         ranked = tag(image, candidate_labels=labels, hypothesis_template=template)[:5]
         file.write(json.dumps({"image": image, "labels": ranked}) + "\\n")

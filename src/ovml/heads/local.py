@@ -9,8 +9,8 @@ from ovml.encoders import ImageFeatures
 from ovml.errors import UserError
 from ovml.heads.base import Head, normalize_over_labels
 
-CPU_BUDGET, DEVICE_BUDGET = 2**21, 2**26
-"""Label-patch similarities held at once: as many as a processor's cache holds (8 MB), and 256 MB on other devices."""
+CPU_BUDGET, DEVICE_BUDGET = 2**22, 2**26
+"""Label-patch similarities held at once: as many as a processor's cache holds (16 MB), and 256 MB on other devices."""
 
 
 def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budget: int | None = None) -> Tensor:

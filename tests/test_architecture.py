@@ -16,6 +16,7 @@ LAYERS = [
     {"classifier", "data", "tagging", "tag_files", "tag_output", "tagging_ray", "reporting"}
     | {"hub", "saved_model", "model_card", "parts", "mkt_import"},
     {"callbacks", "feature_cache", "plots"},
+    {"cli_parser"},
     {"cli", "cli_doctor", "cli_explain", "cli_import", "cli_lightning", "cli_prepare", "cli_tag", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from ovml.checkpoints import DEFAULT
+from ovml.cli_parser import Parser
 from ovml.errors import UserError
 from ovml.vocabulary import LabelVocabulary, read_names, read_vocabulary
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see 'ovml import-mkt --help'")
 
 
 def import_mkt(argv: list[str]) -> None:
@@ -46,7 +41,7 @@ def _labels(seen: Path | None, unseen: Path | None) -> LabelVocabulary | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ovml import-mkt", description="Turn checkpoints of the published MKT code into a model.")
+    parser = Parser(prog="ovml import-mkt", description="Turn checkpoints of the published MKT code into a model.")
     parser.add_argument("--stage1", type=Path, required=True, metavar="FILE", help="first stage: the vision tower")
     parser.add_argument("--stage2", type=Path, required=True, metavar="FILE", help="second stage: the text tower")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the saved model")

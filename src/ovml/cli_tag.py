@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from ovml.checkpoints import DEMO
+from ovml.cli_parser import Parser, add_scoring_options, chosen_labels, chosen_model
 from ovml.errors import UserError
 from ovml.images import find_images
-from ovml.vocabulary import LabelVocabulary, check_names, read_vocabulary
 
 if TYPE_CHECKING:
     from ovml.classifier import OVMultiLabelClassifier
@@ -22,21 +21,12 @@ if TYPE_CHECKING:
     from ovml.tagging import Tagger
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see 'ovml tag --help'")
-
-
 def tag(argv: list[str]) -> None:
     """Rank labels for images; print them as a table or write them to a file."""
     args = _parser().parse_args(argv[1:])
     if not args.images and args.images_file is None:
         raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
-    names: LabelVocabulary | None = None
-    if args.labels_file is not None:
-        names = read_vocabulary(args.labels_file)
-    elif args.labels is not None:
-        names = LabelVocabulary(check_names([n for n in args.labels.split(",") if n.strip()], where="--labels"))
+    names = chosen_labels(args)
     images: Iterator[Path | str] = find_images(args.images)
     if args.images_file is not None:
         images = chain(images, _listed(args.images_file))
@@ -45,14 +35,9 @@ def tag(argv: list[str]) -> None:
 
         check_out(args.out, args.overwrite)
 
-    import transformers
-
     from ovml.tagging import Tagger
 
-    transformers.utils.logging.disable_progress_bar()
-    model = _model(args.model, args.device)
-    if names is None and model.vocabulary is None:
-        raise UserError("no labels: give --labels 'a,b' or --labels-file FILE; this model has no vocabulary of its own")
+    model = _on_device(chosen_model(args, names), args.device)
     tagger = Tagger(
         model,
         names,
@@ -69,28 +54,12 @@ def tag(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ovml tag", description="Rank labels for images.")
+    parser = Parser(prog="ovml tag", description="Rank labels for images.")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="images, folders of images, or quoted patterns such as 'a/**/*.jpg'"
     )
     parser.add_argument("--images-file", metavar="FILE", help="paths of images, one a line; - for standard input")
-    labels = parser.add_mutually_exclusive_group()
-    labels.add_argument("--labels", metavar="A,B,...", help="label names, separated by commas")
-    labels.add_argument(
-        "--labels-file", type=Path, metavar="FILE", help="label names, one a line; or a CSV file with columns id,name"
-    )
-    parser.add_argument(
-        "--model",
-        default=DEMO,
-        help="run folder or checkpoint of ovml fit, or a CLIP checkpoint's name such as openai/clip-vit-base-patch16 "
-        f"(default: {DEMO}, which knows drawn shapes only)",
-    )
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        metavar="TEMPLATE",
-        help="such as 'a photo of a {}', in the place of the model's own; several are averaged",
-    )
+    add_scoring_options(parser)
     parser.add_argument("--top-k", type=_at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
     parser.add_argument("--threshold", type=float, metavar="S", help="least score of a label that is given out")
     parser.add_argument(
@@ -142,12 +111,7 @@ def _lines(file: Iterable[bytes]) -> Iterator[str]:
             yield path.decode("utf-8", "surrogateescape")
 
 
-def _model(name: str, device: str) -> OVMultiLabelClassifier:
-    from ovml.tagging import load_model
-
-    if name == DEMO:
-        print(f"ovml: {DEMO} knows drawn shapes only; for photographs give --model", file=sys.stderr)
-    model = load_model(name)
+def _on_device(model: OVMultiLabelClassifier, device: str) -> OVMultiLabelClassifier:
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

@@ -53,9 +53,10 @@ class FeatureCache(Callback):
         if model.stage.num_layers or any(p.requires_grad for p in model.image_encoder.parameters()):
             return
         splits: tuple[Split, ...] = ("validation",) if data.augment else ("train", "validation")
+        weights = _digest(model)
         for split in splits:
             if hasattr(data.dataset(split), "select"):  # a stream has no rows to number
-                data.feature_stores[split] = self._store(trainer, model, data, split)
+                data.feature_stores[split] = self._store(trainer, model, data, split, weights)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the data module its pictures back."""
@@ -63,11 +64,16 @@ class FeatureCache(Callback):
         data.feature_stores = {}
 
     def _store(
-        self, trainer: pl.Trainer, model: OVMultiLabelClassifier, data: MultiLabelDataModule, split: Split
+        self,
+        trainer: pl.Trainer,
+        model: OVMultiLabelClassifier,
+        data: MultiLabelDataModule,
+        split: Split,
+        weights: str,
     ) -> FeatureStore:
         rows: Any = data.dataset(split)
         settings = {
-            "weights": _digest(model),
+            "weights": weights,
             "rows": rows._fingerprint,
             "size": len(rows),
             "image": vars(data.image_spec),

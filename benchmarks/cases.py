@@ -24,10 +24,10 @@ class Case:
 
     Attributes:
         name: What is measured, and at which size.
-        quick_name: The same at the sizes of `--quick`.
+        quick_name: The same at the sizes of `--quick`; empty where it would take too long there.
         against: The other way, in words.
         aim: The least ratio, or what else is asked of it.
-        ours: Our side.
+        ours: Our side; its function is timed, or gives back what it measured itself.
         theirs: The other side; `None` where it does not fit into memory, or there is none.
         repeats: Timed calls of ours and theirs, after one that is not timed; 0 times the first call.
     """
@@ -96,7 +96,7 @@ def _vision_step(ours: bool) -> Side:
         from ovml.losses import ranking_loss
         from ovml.optim import layer_decay_groups
 
-        clip = _clip(text_layers=1)
+        clip = _clip(vision_layers=6 if quick else 12, text_layers=1)
         encoder = ImageEncoder(clip)
         head, distil = TwoStreamHead(top_k=16), FeatureL1()
         generator = torch.Generator().manual_seed(0)
@@ -292,6 +292,21 @@ def _huge_vocabulary(ours: bool) -> Side:
     return side
 
 
+# ---------------------------------------------------------------- tagging
+
+
+def _tagging(ours: bool) -> Side:
+    """The whole command; see `tagging.py`."""
+
+    def side(quick: bool) -> Run:
+        import tagging
+
+        way = tagging.ovml_tag if ours else tagging.pipeline
+        return lambda: way("vit-b-32", 64, 1000)
+
+    return side
+
+
 CASES = [
     Case(
         f"ranking loss, forward + backward, {batch} x {labels:,}",
@@ -306,7 +321,7 @@ CASES = [
 ] + [
     Case(
         "stage-1 step, ViT-B/16, 8 images",
-        "stage-1 step, ViT-B/16, 1 image",
+        "stage-1 step, half of ViT-B/16, 1 image",
         "separate full teacher, graph through frozen blocks",
         "1.5x",
         _vision_step(True),
@@ -348,5 +363,14 @@ CASES = [
         _huge_vocabulary(True),
         _huge_vocabulary(False),
         (5, 5),
+    ),
+    Case(
+        "tagging 64 images with 1,000 labels, ViT-B/32",
+        "",
+        "transformers' zero-shot pipeline, its time computed from 1 and 3 images",
+        "20x",
+        _tagging(True),
+        _tagging(False),
+        (0, 0),
     ),
 ]

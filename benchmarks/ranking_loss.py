@@ -25,11 +25,11 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common import in_fresh_process, peak_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,15 +69,8 @@ def once(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tens
     return value.detach(), logits.grad
 
 
-def peak_kib() -> int:
-    """Highest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def measure(side: str, batch: int, labels: int, repeats: int) -> dict[str, Any]:
     """Seconds and bytes of one side, in a process that did nothing else."""
-    import torch
-
     from ovml.losses import ranking_loss
 
     loss = ranking_loss if side == "ours" else all_pairs
@@ -85,11 +78,11 @@ def measure(side: str, batch: int, labels: int, repeats: int) -> dict[str, Any]:
     pair = inputs(batch, labels)
 
     # What was used and given back since the start would hide as much of the call's own memory.
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * (resource.getpagesize() // 1024)
-    ballast = torch.ones(max(0, peak_kib() - resident) * 1024 + 1, dtype=torch.uint8)
-    before = peak_kib()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    ballast = b"\1" * max(0, peak_bytes() - resident)
+    before = peak_bytes()
     value, _ = once(loss, *pair)
-    memory = (peak_kib() - before) * 1024
+    memory = peak_bytes() - before
     del ballast
 
     seconds = []
@@ -98,15 +91,6 @@ def measure(side: str, batch: int, labels: int, repeats: int) -> dict[str, Any]:
         once(loss, *pair)
         seconds.append(time.perf_counter() - start)
     return {"seconds": statistics.median(seconds), "memory": memory, "loss": float(value)}
-
-
-def in_fresh_process(*arguments: object) -> dict[str, Any]:
-    """Run `measure` in a new interpreter."""
-    command = [sys.executable, __file__, "--measure", *map(str, arguments)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {result.returncode} (memory?)")
-    return json.loads(result.stdout)
 
 
 def check() -> dict[str, float]:
@@ -129,8 +113,8 @@ def run(cases: list[tuple[int, int, int, int]]) -> list[dict[str, Any]]:
     """Measure all cases; one row for each."""
     rows = []
     for batch, labels, our_repeats, their_repeats in cases:
-        ours = in_fresh_process("ours", batch, labels, our_repeats)
-        theirs = in_fresh_process("theirs", batch, labels, their_repeats)
+        ours = in_fresh_process(__file__, "--measure", "ours", batch, labels, our_repeats)
+        theirs = in_fresh_process(__file__, "--measure", "theirs", batch, labels, their_repeats)
         rows.append(
             {
                 "name": f"ranking loss, {batch} images, {labels} labels",

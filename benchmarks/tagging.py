@@ -1,6 +1,6 @@
-"""Bulk tagging: `ovml tag` against the zero-shot pipeline of transformers, and large vocabularies.
+"""Bulk tagging: `ovml tag` against the zero-shot pipeline of transformers; and a million paths.
 
-Usage: `python benchmarks/tagging.py [--images 64] [--labels 1000] [--clip vit-b-32] [--quick] [--json FILE]`
+Usage: `python benchmarks/tagging.py [--images 64] [--labels 1000] [--clip vit-b-32] [--paths 1000000] [--quick]`
 
 First table: the same images, labels, template and CLIP, on the processor, each side a process of its own from its start
 to its end (Python, imports, loading, all labels of all images ranked). Processor seconds are those of all cores; unlike
@@ -15,11 +15,11 @@ those of the clock they hardly depend on what else the machine does.
 `vit-b-32` is a CLIP of the shape of openai/clip-vit-base-patch32 with random weights, which take the same time, and the
 tokenizer of ovml-demo; `ovml-demo` is the embedded CLIP.
 
-Second table: `TwoStreamHead` on 8 images of 196 patches, D = 512, 100,000 labels: labels in chunks, as it comes, and
-all at once. Best of the rounds, in which both take turns; memory is the peak of a process that does one of them once,
-and what that process had before (most of it PyTorch and the label embeddings).
+Second table (`--paths`, left out with 0): `ovml tag --images-file` of so many paths and of a hundredth of them, into
+each kind of file: most memory that the command held. Of 100 paths one is a picture of 32 x 32 pixels and 99 are of
+files that are not there, whose rows tell so: rows are what could pile up, and pictures take the time.
 
-`--quick` tags 8 images with 100 labels by ovml-demo, and scores 10,000 labels.
+`--quick` tags 8 images with 100 labels by ovml-demo, and 10,000 paths.
 """
 
 from __future__ import annotations
@@ -27,26 +27,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from common import human_bytes, machine, markdown
 from PIL import Image
 
 from ovml.checkpoints import checkpoint_path, load_tokenizer
 from ovml.data.demo_world import COLOURS, PATTERNS, SHAPES
-from ovml.encoders import ImageFeatures
-from ovml.heads import TwoStreamHead, local
 
 TEMPLATE = "a photo of a {}"
 FEW = 3
@@ -102,96 +97,67 @@ def vit_b_32(folder: Path) -> str:
     return str(folder)
 
 
-def seconds(command: list[str]) -> tuple[float, float]:
-    """Wall-clock and processor seconds of a command."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def measured(command: list[str]) -> dict[str, float]:
+    """Seconds, processor seconds and most memory of a command."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            errors.seek(0)
+            raise SystemExit(errors.read())
+    return {"seconds": seconds, "memory": usage.ru_maxrss * 1024, "processor": usage.ru_utime + usage.ru_stime}
 
 
-def against_pipeline(clip: str, num_images: int, num_labels: int) -> list[dict[str, Any]]:
+def _prepared(folder: Path, clip: str, num_images: int, num_labels: int) -> tuple[str, list[str], Path]:
+    """Model, images and file of labels."""
+    (folder / "images").mkdir()
+    images, labels = write_images(folder / "images", num_images), folder / "labels.txt"
+    write_labels(labels, num_labels)
+    return vit_b_32(folder / "clip") if clip == "vit-b-32" else checkpoint_path(clip), images, labels
+
+
+def ovml_tag(clip: str, num_images: int, num_labels: int) -> dict[str, float]:
+    """Measure `ovml tag`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "images").mkdir()
-        images, labels = write_images(folder / "images", num_images), folder / "labels.txt"
-        write_labels(labels, num_labels)
-        model = vit_b_32(folder / "clip") if clip == "vit-b-32" else checkpoint_path(clip)
-        tag = ["-m", "ovml", "tag", str(folder / "images"), "--labels-file", str(labels), "--model", model]
-        ours = seconds([sys.executable, *tag, "--prompt", TEMPLATE, "--out", str(folder / "tags.jsonl")])
+        model, _, labels = _prepared(folder, clip, num_images, num_labels)
+        options = ["--labels-file", str(labels), "--model", model, "--prompt", TEMPLATE]
+        command = [sys.executable, "-m", "ovml", "tag", str(folder / "images"), *options]
+        found = measured([*command, "--out", str(folder / "tags.jsonl")])
         assert len((folder / "tags.jsonl").read_text().splitlines()) == num_images
+        return found
 
-        def pipeline(count: int) -> tuple[float, float]:
+
+def pipeline(clip: str, num_images: int, num_labels: int) -> dict[str, float]:
+    """Measure transformers' pipeline on few images, and compute what all of them take."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, images, labels = _prepared(folder, clip, num_images, num_labels)
+
+        def run(count: int) -> dict[str, float]:
             arguments = [model, json.dumps(images[:count]), str(labels), TEMPLATE, str(folder / "pipeline.jsonl")]
-            return seconds([sys.executable, "-c", PIPELINE, *arguments])
+            return measured([sys.executable, "-c", PIPELINE, *arguments])
 
         few = min(FEW, num_images)
-        one, some = pipeline(1), pipeline(few)
-        wall, processor = (a + (b - a) / (few - 1) * (num_images - 1) for a, b in zip(one, some, strict=True))
-        theirs = wall, processor
-    work = {"CLIP": clip, "images": num_images, "labels": num_labels}
-    return [
-        {**work, "way": way, "seconds": wall, "times faster": theirs[0] / wall, "processor seconds": processor}
-        for way, (wall, processor) in {"ovml tag": ours, "pipeline": theirs}.items()
-    ]
+        one, some = run(1), run(few)
+    more = (num_images - 1) / (few - 1)
+    grown = {key: one[key] + (some[key] - one[key]) * more for key in ("seconds", "processor")}
+    return {**grown, "memory": some["memory"]}
 
 
-def score(num_labels: int, budget: int | None, rounds: int) -> tuple[list[float], float, float]:
-    """Seconds of each round, and GiB before and at the peak."""
-    torch.manual_seed(0)
-    features = ImageFeatures(torch.randn(8, 512), torch.randn(8, 196, 512))
-    label_embeds = torch.randn(num_labels, 512)
-    local.CPU_BUDGET = budget or local.CPU_BUDGET
-    head, times = TwoStreamHead(16), []
-    before = peak_memory()
-    with torch.inference_mode():
-        for _ in range(rounds):
-            start = time.perf_counter()
-            head(features, label_embeds)
-            times.append(time.perf_counter() - start)
-    return times, before, peak_memory()
-
-
-def peak_memory() -> float:
-    """Most memory that this process had, in GiB; `ru_maxrss` would have the parent's, which it begins with."""
-    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
-
-
-def large_vocabulary(num_labels: int, rounds: int) -> list[dict[str, Any]]:
-    ways = {"chunks": local.CPU_BUDGET, "all at once": 2**40}
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    memory = {}
-    for way, budget in ways.items():
-        command = [sys.executable, __file__, "--score", str(num_labels), str(budget)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        memory[way] = json.loads(done.stdout)
-    for _ in range(rounds):
-        for way, budget in ways.items():
-            times[way] += score(num_labels, budget, 1)[0]
-    return [
-        {
-            "labels": num_labels,
-            "way": way,
-            "seconds": min(times[way]),
-            "GiB before": memory[way][0],
-            "GiB": memory[way][1],
-        }
-        for way in ways
-    ]
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print a Markdown table."""
-    table = [list(rows[0])]
-    table += [[f"{v:.2f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values()]
-              for row in rows]  # fmt: skip
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    table.insert(1, ["-" * width for width in widths])
-    for line in table:
-        print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |")
-    print(flush=True)
+def many_paths(count: int, suffix: str) -> dict[str, float]:
+    """Measure `ovml tag` of a list of paths."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        picture, paths = folder / "picture.png", folder / "paths.txt"
+        Image.new("RGB", (32, 32)).save(picture)
+        with paths.open("w") as file:
+            file.writelines(f"{folder / f'{i:09d}.png' if i % 100 else picture}\n" for i in range(count))
+        command = [sys.executable, "-m", "ovml", "tag", "--images-file", str(paths), "--labels", "red circle,blue star"]
+        return measured([*command, "--out", str(folder / f"tags{suffix}")])
 
 
 def main() -> None:
@@ -199,28 +165,41 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--labels", type=int, default=1000)
     parser.add_argument("--clip", choices=["vit-b-32", "ovml-demo"], default="vit-b-32")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--paths", type=int, default=1_000_000)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--score", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.score:
-        print(json.dumps(score(*options.score, 1)[1:]))
-        return
     if options.quick:
-        options.images, options.labels, options.clip, options.rounds = 8, 100, "ovml-demo", 2
-    versions = {
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        options.images, options.labels, options.clip, options.paths = 8, 100, "ovml-demo", 10_000
+    work = options.clip, options.images, options.labels
+    if options.images:
+        sides = {"ovml tag": ovml_tag(*work), "pipeline": pipeline(*work)}
+        cells = [
+            [
+                way,
+                f"{row['seconds']:,.1f}",
+                f"{sides['pipeline']['seconds'] / row['seconds']:,.1f}",
+                f"{row['processor']:,.1f}",
+                human_bytes(row["memory"]),
+            ]
+            for way, row in sides.items()
+        ]
+        print(f"{options.clip}, {options.images} images, {options.labels:,} labels\n")
+        print(
+            markdown(["way", "seconds", "times faster", "processor seconds", "memory"], cells), end="\n\n", flush=True
+        )
+    else:
+        sides = {}
+    counts = [options.paths // 100, options.paths] if options.paths else []
+    rows = {
+        f"{count:,} paths, {suffix}": many_paths(count, suffix)
+        for suffix in (".jsonl", ".csv", ".parquet")
+        for count in counts
     }
-    print("; ".join(f"{name} {version}" for name, version in versions.items()), f"{os.cpu_count()} cores\n", sep="; ")
-    results = {"pipeline": against_pipeline(options.clip, options.images, options.labels)}
-    show(results["pipeline"])
-    results["vocabulary"] = large_vocabulary(10_000 if options.quick else 100_000, options.rounds)
-    show(results["vocabulary"])
+    cells = [[name, f"{row['seconds']:,.1f}", human_bytes(row["memory"])] for name, row in rows.items()]
+    print(markdown(["work", "seconds", "memory"], cells), f"\n{machine('transformers')}", sep="\n")
     if options.json:
-        options.json.write_text(json.dumps({"versions": versions, **results}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**sides, **rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

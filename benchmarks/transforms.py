@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
+from common import markdown
 from PIL import Image
 
 from ovml.checkpoints import ImageSpec
@@ -233,12 +234,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
         return "" if value is None else str(value)
 
-    table = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    table.insert(1, ["-" * width for width in widths])
-    for line in table:
-        print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |")
-    print(flush=True)
+    print(markdown(list(rows[0]), [[cell(value) for value in row.values()] for row in rows]), flush=True)
+    print()
 
 
 def main() -> None:

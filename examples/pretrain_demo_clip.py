@@ -243,7 +243,7 @@ def train(args: argparse.Namespace) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     CONSOLE.log(f"{parameters:,} parameters, {len(tokenizer)} tokens; drawing {args.scenes} scenes")
     scenes = draw_scenes(tokenizer, "pretrain", args.scenes, args.seed)
-    validation = draw_scenes(tokenizer, "validation", 1000, args.seed)
+    validation = draw_scenes(tokenizer, "validation", args.eval_scenes, args.seed)
     names_bare = torch.tensor(tokenizer(list(NAMES), padding="max_length", max_length=32)["input_ids"])
     in_template = [TEMPLATE.format(name) for name in NAMES]
     names_full = torch.tensor(tokenizer(in_template, padding="max_length", max_length=32)["input_ids"])
@@ -314,7 +314,7 @@ def train(args: argparse.Namespace) -> None:
                 "steps done, batch size, learning rate": f"{step + 1}, {args.batch_size}, {args.lr}",
                 "wall-clock minutes": f"{minutes:.1f} on {os.cpu_count()} cores ({platform.machine()})",
                 "caption loss, name loss (last 100 steps)": f"{caption_mean:.3f}, {name_mean:.3f}",
-                "zero-shot mAP on 1,000 validation scenes, seen labels": f"{scored['seen']:.3f}",
+                f"zero-shot mAP on {args.eval_scenes:,} validation scenes, seen labels": f"{scored['seen']:.3f}",
                 "the same, unseen labels": f"{scored['unseen']:.3f}",
                 "chance, all labels": f"{scored['chance']:.3f}",
                 "world version": str(world.WORLD_VERSION),
@@ -337,6 +337,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--eval-every", type=int, default=500, help="steps between evaluations, each saved to --out")
+    parser.add_argument("--eval-scenes", type=int, default=1000, help="scenes of an evaluation")
     parser.add_argument("--state", type=Path, help="file that lets an interrupted run go on, kept up to date")
     train(parser.parse_args())
 

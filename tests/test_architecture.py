@@ -8,16 +8,19 @@ import ovml
 ROOT = Path(ovml.__file__).parent
 LAYERS = [
     {"errors"},
-    {"vocabulary", "images", "checkpoints", "prefix"},
+    {"vocabulary", "images", "checkpoints", "prefix", "notices"},
     {"blocks"},
     {"encoders"},
     {"heads", "prompts", "losses", "distillation", "metrics", "optim"},
-    {"training", "learned", "processes"},
+    {"calibration"},
+    {"training", "scoring", "learned", "learning", "evaluating", "processes"},
     {"classifier", "data", "tagging", "tag_files", "tag_output", "tagging_ray", "reporting"}
-    | {"hub", "saved_model", "model_card", "parts", "mkt_import"},
+    | {"hub", "saved_model", "model_card", "parts", "mkt_import", "label_embeddings", "export"},
     {"callbacks", "feature_cache", "plots"},
+    {"app"},
     {"cli_parser"},
-    {"cli", "cli_doctor", "cli_explain", "cli_import", "cli_lightning", "cli_prepare", "cli_tag", "__main__"},
+    {"cli", "cli_app", "cli_completion", "cli_doctor", "cli_embed", "cli_explain", "cli_export", "cli_import"}
+    | {"cli_lightning", "cli_prepare", "cli_tag", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALONE = {"heads", "prompts", "losses", "metrics", "distillation", "optim"}

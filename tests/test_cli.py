@@ -313,3 +313,40 @@ def test_importing_ovml_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_probabilities_are_fitted_in_fit_kept_in_the_run_and_judged_by_test(run):
+    tested = ovml("test", "--ckpt_path", str(run), "--trainer.accelerator", "cpu")
+    assert tested.returncode == 0, tested.stderr
+    rows = json.loads((run / "test_results.json").read_text())
+    assert "calibration/ECE" not in rows["zero-shot"]
+    assert 0 <= rows["prompt"]["calibration/ECE"] < 0.2
+    assert 0 < rows["prompt"]["calibration/F1"] <= 1
+    assert "ECE given" in tested.stdout
+    kept = torch.load(run / "prompt" / "last.ckpt", weights_only=True)["ovml"]["calibration"]
+    assert kept["slope"] > 0
+
+
+def test_tag_gives_probabilities_and_those_above_the_models_own_threshold(run, picture, capsys):
+    command = ["tag", str(picture), "--model", str(run), "--top-k", "500"]
+    assert main([*command, "--probabilities"]) == 0
+    everything = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert all(0 <= p <= 1 for p in everything)
+    assert main([*command, "--threshold", "calibrated"]) == 0
+    given_out = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    threshold = torch.load(run / "prompt" / "last.ckpt", weights_only=True)["ovml"]["calibration"]["threshold"]
+    assert given_out == [p for p in everything if p >= threshold - 5e-5]
+    assert main(["tag", str(picture), "--labels", "heart", "--probabilities"]) == 2
+    assert "this model was never calibrated" in capsys.readouterr().err
+
+
+def test_quiet_leaves_results_alone(picture, tmp_path):
+    out = tmp_path / "tags.jsonl"
+    command = ["tag", str(picture), "--labels", "heart", "--out", str(out)]
+    assert "1 images" in ovml(*command).stderr
+    quiet = ovml("--quiet", *command, "--overwrite")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert out.is_file()
+    wrong = ovml(*command, "--quiet", "--threshold", "much")
+    assert wrong.returncode == 2
+    assert "expected a number or 'calibrated'" in wrong.stderr

@@ -10,6 +10,7 @@ from my_parts import MaxPatchHead
 from transformers import CLIPModel
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
+from ovml.calibration import Calibration
 from ovml.checkpoints import load_clip
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
 from ovml.learned import signature
@@ -88,6 +89,19 @@ def test_a_loaded_model_scores_the_same_to_the_last_bit(tiny, tmp_path, parts):
     assert {n for n, p in again.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
+
+
+def test_the_calibration_is_saved_and_goes_with_the_parts_that_it_is_of(model, tmp_path):
+    model.calibration = Calibration(3.0, -1.0, 0.3, model.vocabulary, (0.1, 0.2, 0.3))
+    model.save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved").calibration == model.calibration
+    assert load(tmp_path / "saved", labels=["other"]).calibration == model.calibration
+    assert load(tmp_path / "saved", head=CosineHead()).calibration is None
+    model.calibration = None
+    model.save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved").calibration is None
+    (tmp_path / "saved" / "calibration.json").write_text('{"slope": 1}')
+    assert "calibration.json: not a calibration" in error(tmp_path / "saved")
 
 
 def test_half_precision_stays_half(tiny, tmp_path):

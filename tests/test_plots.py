@@ -14,8 +14,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, UserError, VisionStage
 from ovml.data import DemoDataModule
-from ovml.metrics import MultilabelMeanAveragePrecision
-from ovml.plots import EvaluationPlots, ScoreCounts, evaluation_figures
+from ovml.metrics import MultilabelMeanAveragePrecision, ScoreCounts
+from ovml.plots import EvaluationPlots, evaluation_figures
 from ovml.plots.callback import count_metric
 from ovml.plots.curves import BARS, labels_figure
 

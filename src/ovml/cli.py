@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from ovml import __version__
 from ovml.errors import UserError, one_line
+from ovml.notices import QUIET
 
 COMMANDS = {
     "prepare": ("ovml.cli_prepare:prepare", "check a data set on disk, count what is there, read its annotations once"),
@@ -17,26 +19,33 @@ COMMANDS = {
     "test": ("ovml.cli_lightning:run_lightning", "evaluate on the test split: zero-shot CLIP and every stage"),
     "predict": ("ovml.cli_lightning:run_lightning", "write the best labels of every test image"),
     "tag": ("ovml.cli_tag:tag", "rank labels for images, folders of images, or both"),
+    "embed-labels": ("ovml.cli_embed:embed_labels", "write the embeddings of label names"),
     "explain": ("ovml.cli_explain:explain_command", "draw where in an image its best labels are found"),
+    "export": ("ovml.cli_export:export_command", "write a model as ONNX or torch.export, to run without ovml"),
+    "app": ("ovml.cli_app:app", "open a web page that tags pictures"),
     "import-mkt": ("ovml.cli_import:import_mkt", "turn checkpoints of the published MKT code into a model"),
+    "completion": ("ovml.cli_completion:completion", "print a script that lets a shell complete commands"),
     "doctor": ("ovml.cli_doctor:doctor", "show what is installed here and whether it works"),
 }
 """Where each command's function is, and what it does; its module is loaded when it is run."""
 
-HELP = """usage: ovml [-h] [--version] COMMAND ...
+HELP = """usage: ovml [-h] [--version] [--quiet] COMMAND ...
 
 Open-vocabulary multi-label image classification.
 
 commands:
 {commands}
 
-'ovml COMMAND --help' tells more. Try: ovml fit --config demo.yaml
+'ovml COMMAND --help' tells more; --quiet leaves out all but results and errors. Try: ovml fit --config demo.yaml
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if "--quiet" in args:
+        args.remove("--quiet")
+        os.environ[QUIET] = "1"
     if not args or args[0] in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items())), end="")
         return 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli_parser import Parser, add_scoring_options, chosen_labels, chosen_model
+from ovml.cli_parser import Parser, add_scoring_options, at_least, chosen_labels, chosen_model
 from ovml.errors import UserError
 
 
 def explain_command(argv: list[str]) -> None:
     """Draw why labels were ranked as they were."""
-    args = _parser().parse_args(argv[1:])
+    args = make_parser().parse_args(argv[1:])
     if args.out.suffix.lower() != ".png":
         raise UserError(f"--out {args.out}: cannot tell what to write; let the name end in .png")
     if args.out.exists() and args.image.exists() and args.out.samefile(args.image):
@@ -28,19 +28,16 @@ def explain_command(argv: list[str]) -> None:
     print(f"picture: {save_png(picture, args.out)}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of `ovml explain`."""
     parser = Parser(prog="ovml explain", description="Show where in an image its best labels are found.")
     parser.add_argument("image", type=Path, metavar="IMAGE")
     add_scoring_options(parser)
-    parser.add_argument("--top-k", type=_positive, default=8, metavar="N", help="labels drawn, best first (default: 8)")
+    parser.add_argument(
+        "--top-k", type=at_least(1), default=8, metavar="N", help="labels drawn, best first (default: 8)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("explain.png"), metavar="FILE", help="the picture (default: explain.png)"
     )
     parser.add_argument("--font", type=Path, metavar="FILE", help="a .ttf or .otf file, for labels in other scripts")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)

@@ -13,7 +13,7 @@ from ovml.vocabulary import LabelVocabulary, read_names, read_vocabulary
 
 def import_mkt(argv: list[str]) -> None:
     """Read the two files, and save the model."""
-    args = _parser().parse_args(argv[1:])
+    args = make_parser().parse_args(argv[1:])
     labels = _labels(args.labels_file, args.unseen_file)
 
     import transformers
@@ -40,7 +40,8 @@ def _labels(seen: Path | None, unseen: Path | None) -> LabelVocabulary | None:
     return LabelVocabulary(read_names(seen), read_names(unseen))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of `ovml import-mkt`."""
     parser = Parser(prog="ovml import-mkt", description="Turn checkpoints of the published MKT code into a model.")
     parser.add_argument("--stage1", type=Path, required=True, metavar="FILE", help="first stage: the vision tower")
     parser.add_argument("--stage2", type=Path, required=True, metavar="FILE", help="second stage: the text tower")

@@ -23,8 +23,9 @@ from ovml.classifier import OVMultiLabelClassifier
 from ovml.cli import config_path
 from ovml.data import MultiLabelDataModule
 from ovml.errors import UserError
+from ovml.notices import is_quiet
 from ovml.processes import cuts_models
-from ovml.reporting import results_table
+from ovml.reporting import calibration_table, results_table
 from ovml.training import RunFolder, Stage, fit_stages, write_aside
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ class OVMLCLI(LightningCLI):
         kwargs.setdefault("logger", False)
         # Given as a class it is one object, and a strategy serves one trainer only.
         kwargs.setdefault("strategy", copy.deepcopy(config.get("strategy")))
-        if config.get("enable_progress_bar") is not False:
+        if is_quiet():
+            kwargs["enable_progress_bar"] = False
+        elif config.get("enable_progress_bar") is not False:
             kwargs["callbacks"].append(_ProgressBar())
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
@@ -183,6 +186,8 @@ class OVMLCLI(LightningCLI):
                 write_aside(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
         if self.trainer.is_global_zero:
             Console().print(results_table(rows, verb))
+            if (probabilities := calibration_table(rows, verb)) is not None:
+                Console().print(probabilities)
             if plots is not None:
                 Console().print(f"pictures: {folder}", soft_wrap=True)
 

@@ -1,14 +1,15 @@
-"""What the commands that score labels share: their parser, the options of labels and model."""
+"""What the commands that score labels share: their parser, the options of labels, model and device."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ovml.checkpoints import DEMO
 from ovml.errors import UserError
+from ovml.notices import notice
 from ovml.vocabulary import LabelVocabulary, check_names, read_vocabulary
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--labels-file", type=Path, metavar="FILE", help="label names, one a line; or a CSV file with columns id,name"
     )
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--model` and `--prompt`."""
     parser.add_argument(
         "--model",
         default=DEMO,
@@ -69,8 +75,40 @@ def chosen_model(args: argparse.Namespace, names: LabelVocabulary | None) -> OVM
 
     transformers.utils.logging.disable_progress_bar()
     if args.model == DEMO:
-        print(f"ovml: {DEMO} knows drawn shapes only; for photographs give --model", file=sys.stderr)
+        notice(f"{DEMO} knows drawn shapes only; for photographs give --model")
     model = load_model(args.model)
     if names is None and model.vocabulary is None:
         raise UserError("no labels: give --labels 'a,b' or --labels-file FILE; this model has no vocabulary of its own")
     return model
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
+
+
+def on_device(model: OVMultiLabelClassifier, device: str) -> OVMultiLabelClassifier:
+    """Move a model to the device that `--device` names.
+
+    Raises:
+        UserError: It cannot be used here.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: not usable here ({str(error).splitlines()[0]}); try cpu") from error
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, and not less than `least`."""
+
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
+        return value
+
+    return whole_number

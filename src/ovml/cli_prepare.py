@@ -53,6 +53,16 @@ class _Parser(jsonargparse.ArgumentParser):
 
 def prepare(argv: list[str]) -> None:
     """Read annotations, look for pictures, verify them, print counts, list what is missing."""
+    arguments = make_parser().parse_args(argv[1:])
+    options = arguments[arguments.data_set].as_dict()
+    verify, workers, out = (options.pop(name) for name in ("verify", "workers", "out"))
+    options.pop("config", None)
+    data = DATA_SETS[arguments.data_set](**options)
+    _report(data, verify, workers, out)
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """The options of `ovml prepare`, of each data set."""
     parser = _Parser(prog="ovml prepare", description="Check a data set on disk and read its annotations once.")
     commands = parser.add_subcommands(dest="data_set", required=True)
     for name, cls in DATA_SETS.items():
@@ -67,12 +77,7 @@ def prepare(argv: list[str]) -> None:
         command.add_argument("--workers", type=int | None, default=None, help="threads (default: one per core)")
         command.add_argument("--out", type=Path | None, default=None, help="folder of the lists (default: the cache)")
         commands.add_subcommand(name, command, help=f"{cls.title}")
-    arguments = parser.parse_args(argv[1:])
-    options = arguments[arguments.data_set].as_dict()
-    verify, workers, out = (options.pop(name) for name in ("verify", "workers", "out"))
-    options.pop("config", None)
-    data = DATA_SETS[arguments.data_set](**options)
-    _report(data, verify, workers, out)
+    return parser
 
 
 def _report(data: FolderDataModule, verify: Any, workers: int | None, out: Path | None) -> None:

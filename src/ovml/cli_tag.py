@@ -6,24 +6,32 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from ovml.cli_parser import Parser, add_scoring_options, chosen_labels, chosen_model
+from ovml.cli_parser import (
+    Parser,
+    add_device_option,
+    add_scoring_options,
+    at_least,
+    chosen_labels,
+    chosen_model,
+    on_device,
+)
 from ovml.errors import UserError
 from ovml.images import find_images
+from ovml.notices import notice, shows_progress
 
 if TYPE_CHECKING:
-    from ovml.classifier import OVMultiLabelClassifier
     from ovml.tag_output import Written
     from ovml.tagging import Tagger
 
 
 def tag(argv: list[str]) -> None:
     """Rank labels for images; print them as a table or write them to a file."""
-    args = _parser().parse_args(argv[1:])
+    args = make_parser().parse_args(argv[1:])
     if not args.images and args.images_file is None:
         raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
     names = chosen_labels(args)
@@ -37,7 +45,7 @@ def tag(argv: list[str]) -> None:
 
     from ovml.tagging import Tagger
 
-    model = _on_device(chosen_model(args, names), args.device)
+    model = on_device(chosen_model(args, names), args.device)
     tagger = Tagger(
         model,
         names,
@@ -46,6 +54,7 @@ def tag(argv: list[str]) -> None:
         threshold=args.threshold,
         num_workers=args.num_workers,
         prompt=args.prompt,
+        probabilities=args.probabilities,
     )
     if args.out is None:
         _print(tagger, images)
@@ -53,15 +62,26 @@ def tag(argv: list[str]) -> None:
         _write(tagger, images, args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of `ovml tag`."""
     parser = Parser(prog="ovml tag", description="Rank labels for images.")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="images, folders of images, or quoted patterns such as 'a/**/*.jpg'"
     )
     parser.add_argument("--images-file", metavar="FILE", help="paths of images, one a line; - for standard input")
     add_scoring_options(parser)
-    parser.add_argument("--top-k", type=_at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
-    parser.add_argument("--threshold", type=float, metavar="S", help="least score of a label that is given out")
+    parser.add_argument("--top-k", type=at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        metavar="S",
+        help="least score of a label that is given out; 'calibrated': the model's own thresholds of probabilities",
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="calibrated probabilities in the place of scores; of models that were validated on labelled images",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -70,29 +90,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="begin --out anew, whatever is there")
     parser.add_argument(
-        "--batch-size", type=_at_least(1), default=32, metavar="B", help="images run at once (default: 32)"
+        "--batch-size", type=at_least(1), default=32, metavar="B", help="images run at once (default: 32)"
     )
     parser.add_argument(
         "--num-workers",
-        type=_at_least(0),
+        type=at_least(0),
         metavar="N",
         help="threads that read images while the model runs (default: one per core, eight at most)",
     )
-    parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
+    add_device_option(parser)
     return parser
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
-        return value
-
-    return whole_number
+def _threshold(text: str) -> float | Literal["calibrated"]:
+    if text == "calibrated":
+        return "calibrated"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text!r}") from error
 
 
 def _listed(file: str) -> Iterator[str]:
@@ -109,13 +125,6 @@ def _lines(file: Iterable[bytes]) -> Iterator[str]:
     for line in file:
         if path := line.rstrip(b"\r\n"):
             yield path.decode("utf-8", "surrogateescape")
-
-
-def _on_device(model: OVMultiLabelClassifier, device: str) -> OVMultiLabelClassifier:
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not usable here ({str(error).splitlines()[0]}); try cpu") from error
 
 
 def _print(tagger: Tagger, images: Iterable[Path | str]) -> None:
@@ -136,7 +145,7 @@ def _print(tagger: Tagger, images: Iterable[Path | str]) -> None:
         console.print(f"[bold]{escape(utf8(str(image)))}[/bold]", soft_wrap=True, highlight=False)
         console.print(tag_table(tags))
     if errors:
-        print(f"ovml: {errors:,} of {number:,} images could not be read", file=sys.stderr)
+        notice(f"{errors:,} of {number:,} images could not be read")
 
 
 def _write(tagger: Tagger, images: Iterable[Path | str], args: argparse.Namespace) -> None:
@@ -144,11 +153,11 @@ def _write(tagger: Tagger, images: Iterable[Path | str], args: argparse.Namespac
         try:
             written = tagger.write(images, args.out, args.overwrite, progress.update)
         except KeyboardInterrupt:
-            print("ovml: the same command goes on from here", file=sys.stderr)
+            notice("the same command goes on from here")
             raise
     before = f" ({written.resumed:,} of them before)" if written.resumed else ""
     lost = f"; {written.errors:,} could not be read" if written.errors else ""
-    print(f"ovml: {args.out}: {written.rows:,} images{before}, {progress.rate:.1f} images/s{lost}", file=sys.stderr)
+    notice(f"{args.out}: {written.rows:,} images{before}, {progress.rate:.1f} images/s{lost}")
 
 
 def _total(args: argparse.Namespace) -> int | None:
@@ -178,7 +187,7 @@ class _Progress:
             *([] if total is None else [progress.TimeRemainingColumn()]),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not shows_progress(),
         )
         self._task = self._bar.add_task("", total=total, rate=0.0, errors="")
         self._start: float | None = None
@@ -196,7 +205,7 @@ class _Progress:
         if self._start is None:
             self._start = time.monotonic()
             if written.resumed:
-                self._bar.console.print(f"ovml: going on after {written.resumed:,} images of an interrupted run")
+                notice(f"going on after {written.resumed:,} images of an interrupted run")
         else:
             self.rate = (written.rows - written.resumed) / max(time.monotonic() - self._start, 1e-9)
         errors = f"{written.errors:,} unreadable" if written.errors else ""

@@ -11,11 +11,25 @@ from ovml.encoders import ImageFeatures
 
 
 class Distillation(nn.Module, ABC):
-    """Compares the features of the adapted tower with those of the frozen original on the same images."""
+    """Compares the features of the adapted tower with those of the frozen original on the same images.
+
+    Subclass it, write `forward`, and name the class on the command line: `--model.distillation my_pkg.MyDistillation`.
+    Its parameters learn in the vision stage.
+
+    Example:
+        >>> class PatchL2(Distillation):
+        ...     def forward(self, student, teacher):
+        ...         return (student.patch_embeds - teacher.patch_embeds).square().mean()
+    """
 
     @abstractmethod
     def forward(self, student: ImageFeatures, teacher: ImageFeatures) -> Tensor:
-        """Return a scalar; the teacher's features carry no gradient."""
+        """Return a scalar.
+
+        Args:
+            student: Global embeddings `[B, D]` and patch embeddings `[B, P, D]` of the tower that learns.
+            teacher: The same of the original; they carry no gradient.
+        """
 
 
 class FeatureL1(Distillation):

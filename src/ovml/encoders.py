@@ -26,6 +26,11 @@ class ImageFeatures(NamedTuple):
     Attributes:
         global_embeds: Class-token embeddings `[B, D]`.
         patch_embeds: Patch embeddings `[B, P, D]`, row by row over the picture.
+
+    Example:
+        >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
+        >>> features.patch_embeds.shape
+        torch.Size([2, 4, 8])
     """
 
     global_embeds: Tensor
@@ -40,6 +45,14 @@ class ImageTail(nn.Module):
         post_layernorm: Applied to ALL tokens; `CLIPVisionModel` itself applies it to the class token only.
         visual_projection: Linear map `[W] -> [D]`.
         execution: How the blocks are run.
+
+    Example:
+        >>> from ovml.checkpoints import load_clip
+        >>> encoder = ImageEncoder(load_clip("ovml-demo"))
+        >>> pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size)
+        >>> in_two, whole = encoder.tail(2)(encoder.trunk(pixels, 2)), encoder(pixels)
+        >>> in_two.patch_embeds.allclose(whole.patch_embeds, atol=1e-5)
+        True
     """
 
     def __init__(

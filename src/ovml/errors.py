@@ -6,6 +6,14 @@ class UserError(ValueError):
 
     The message is one line that names what is wrong, where, and what to do. The command line prints it
     without a traceback and exits with 2; in Python it is an ordinary `ValueError`.
+
+    Example:
+        >>> from ovml import LabelVocabulary
+        >>> try:
+        ...     LabelVocabulary(("cat", "Cat"))
+        ... except UserError as error:
+        ...     print(error)
+        labels: 'Cat' (name 1) and 'cat' differ only in case or blanks (name 0); keep one of them
     """
 
 

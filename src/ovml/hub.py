@@ -195,6 +195,7 @@ class HubMixin(ModelHubMixin, library_name="ovml", tags=["open-vocabulary", "mul
             "images": f"{model.image_spec.size} px",
             "labels": labels,
             **{part: f"`{type(getattr(model, part)).__qualname__}`" for part in PARTS},
+            "probabilities": "calibrated" if model.calibration is not None else "not calibrated",
             "stages": ", ".join(stage.name for stage in model.stages) or "none",
         }
         return ModelCard(model_card(data, source, __version__, facts, metrics))

@@ -7,15 +7,20 @@ import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
+from ovml.calibration import Calibration
 from ovml.errors import UserError
+from ovml.scoring import ScoringModule
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
+    from typing_extensions import Self
+
+    from ovml.classifier import OVMultiLabelClassifier
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -113,3 +118,72 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(is_plain(v) for v in value)
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+class LearnedWeights(ScoringModule):
+    """The checkpoints' part of a LightningModule: they hold what learned, and are read without running anything."""
+
+    _learned_names: frozenset[str]
+
+    def _find_learned_names(self) -> frozenset[str]:
+        """Names of all that a checkpoint must hold: what any stage changes."""
+        model = cast("OVMultiLabelClassifier", self)
+        learned = {id(p) for stage in self.stages for group in stage.parameter_groups(model) for p in group["params"]}
+        parts = ("head.", "loss.", "distillation.")
+        names = {name for name, p in self.named_parameters() if id(p) in learned}
+        own = {name for name in self.state_dict() if name.startswith(parts)}
+        own |= {f"prompt.{name}" for name in self.prompt.state_dict() if not name.startswith("text_encoder.")}
+        return frozenset(names | own)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what learned; the frozen CLIP is loaded by its name."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in self._learned_names}
+        checkpoint["ovml"] = {"stage": self.stage.name if self.stages else None, "parts": self._signature()}
+        if self.calibration is not None:
+            checkpoint["ovml"]["calibration"] = self.calibration.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check that a checkpoint belongs to a model made of these parts.
+
+        Raises:
+            UserError: It was made by other parts, or lacks or adds weights.
+        """
+        check_learned(checkpoint, self._signature(), self._learned_names)
+        calibration = checkpoint.get("ovml", {}).get("calibration")
+        self.calibration = None if calibration is None else Calibration.from_dict(calibration)
+
+    def load_learned(self, path: str | Path) -> None:
+        """Load learned weights from a checkpoint that `ovml fit` wrote.
+
+        Raises:
+            UserError: The file is missing, unreadable, or of a model of other parts.
+        """
+        checkpoint = read_checkpoint(path)
+        try:
+            self.on_load_checkpoint(checkpoint)
+            self.load_state_dict(checkpoint["state_dict"], strict=False)
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **parts: Any) -> Self:
+        """Load a model from a checkpoint: what learned from the file, the frozen CLIP by its name.
+
+        Args:
+            path: A checkpoint that `ovml fit` or a `Trainer` wrote.
+            parts: Constructor arguments that a checkpoint cannot hold: parts that were made in Python.
+
+        Raises:
+            UserError: The file is missing or unreadable, or was made by a model of other parts.
+        """
+        read_checkpoint(path)
+        try:
+            # The file holds what learned: that the frozen weights are not in it is as it should be.
+            warnings.filterwarnings("ignore", "Found keys that are in the model state dict but not in the checkpoint")
+            return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+    def _signature(self) -> dict[str, str]:
+        return {"head": signature(self.head), "prompt": signature(self.prompt)}

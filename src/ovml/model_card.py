@@ -15,7 +15,8 @@ Rows = Mapping[str, Mapping[str, float]]
 TEMPLATE = """# {title}
 
 Open-vocabulary multi-label image classifier, saved by ovml {version}: any list of label names can be scored, also names
-that were not seen in training. Scores rank the labels of one image; they are no probabilities.
+that were not seen in training. Scores rank the labels of one image; they are no probabilities. Of a calibrated model
+`probabilities=True` (`--probabilities`) gives those.
 
 ```python
 from ovml import OVMultiLabelClassifier

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ovml.errors import UserError
+from ovml.heads import Head
 from ovml.learned import is_plain, signature
 
 
@@ -102,8 +103,8 @@ def _init_args(part: Any) -> dict[str, Any]:
 
 
 def _traits(part: Any) -> tuple[str, dict[str, Any]]:
-    """Settings and, except where they come with a text tower, the shapes of weights."""
-    bound = hasattr(part, "bind") or not isinstance(part, nn.Module)
+    """Settings and, except where they come with the towers, the shapes of weights."""
+    bound = getattr(type(part), "bind", Head.bind) is not Head.bind or not isinstance(part, nn.Module)
     return signature(part), {} if bound else {k: tuple(v.shape) for k, v in part.state_dict().items()}
 
 

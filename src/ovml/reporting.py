@@ -25,7 +25,7 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """
     from rich.table import Table
 
-    names = list(next(iter(rows.values()), {}))
+    names = [name for name in next(iter(rows.values()), {}) if name.partition("/")[0] in PROTOCOL_TITLES]
     protocols = [p for p in ("zsl", "gzsl") if any(n.startswith(f"{p}/") for n in names)] or ["seen"]
     metrics = sorted({n.split("/")[1] for n in names}, key=_column_order)
     table = Table(title=f"{title} (%)")
@@ -41,6 +41,29 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
                 *(f"{100 * values[f'{protocol}/{metric}']:.1f}" for metric in metrics),
                 end_section=position == len(rows) - 1,
             )
+    return table
+
+
+def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table | None:
+    """A table of how far probabilities can be trusted, in percent; `None` where no row is calibrated.
+
+    Args:
+        rows: Metrics by row name, with the keys `calibration/ECE` and so on (`ovml.calibration.Calibration.evaluate`).
+        title: What was evaluated.
+    """
+    from rich.table import Table
+
+    calibrated = {row: values for row, values in rows.items() if "calibration/ECE" in values}
+    if not calibrated:
+        return None
+    columns = ("ECE", "ECE given", "F1")
+    table = Table(title=f"{title}, probabilities (%)")
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row, values in calibrated.items():
+        numbers = [100 * values[f"calibration/{column}"] for column in columns]
+        table.add_row(ROW_TITLES.get(row, row), f"{numbers[0]:.2f}", *(f"{number:.1f}" for number in numbers[1:]))
     return table
 
 

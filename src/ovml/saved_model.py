@@ -4,6 +4,7 @@ config.json               the CLIP's configuration; under the key `ovml` the par
 model.safetensors         the CLIP's weights with what learned in its place, then the parts' own
 preprocessor_config.json, tokenizer*.json
 labels.json               the vocabulary, where there is one
+calibration.json          what turns scores into probabilities, where the model was validated
 README.md                 the model card
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from ovml.calibration import Calibration
 from ovml.distillation import Distillation
 from ovml.errors import UserError
 from ovml.heads import Head
@@ -35,6 +37,7 @@ FORMAT = 1
 """Grows when older versions of ovml could not read what is written."""
 PARTS: dict[str, type] = {"head": Head, "prompt": PromptLearner, "loss": Loss, "distillation": Distillation}
 CONFIG, WEIGHTS, LABELS, CARD = "config.json", "model.safetensors", "labels.json", "README.md"
+CALIBRATION = "calibration.json"
 
 
 def saved_config(model: OVMultiLabelClassifier) -> dict[str, Any]:
@@ -104,6 +107,8 @@ def write_model(model: OVMultiLabelClassifier, config: dict[str, Any], folder: P
     ).save_pretrained(folder)
     if model.vocabulary is not None:
         (folder / LABELS).write_text(json.dumps(model.vocabulary.to_dict(), indent=1, ensure_ascii=False), "utf-8")
+    if model.calibration is not None:
+        (folder / CALIBRATION).write_text(json.dumps(model.calibration.to_dict(), ensure_ascii=False), "utf-8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
 
@@ -116,7 +121,7 @@ def put_in_place(aside: Path, target: Path, keep_card: bool) -> None:
     if not target.is_dir():
         raise UserError(f"{target}: is a file; give a folder")
     present = {path.name for path in target.iterdir()}
-    others = sorted(present - {path.name for path in aside.iterdir()} - {LABELS})
+    others = sorted(present - {path.name for path in aside.iterdir()} - {LABELS, CALIBRATION})
     if present and "ovml" not in read_json(target / CONFIG, missing={}):
         others = sorted(present)
     if others:
@@ -174,6 +179,8 @@ def read_model(cls: Any, folder: Path, saved: Any, parts: Mapping[str, Any]) -> 
                 getattr(model, part).load_state_dict(state, strict=False, assign=True)  # keeps their precision
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); save or download the model again") from error
+    if (folder / CALIBRATION).is_file() and not {"head", "prompt"} & set(parts):
+        model.calibration = Calibration.from_dict(read_json(folder / CALIBRATION), str(folder / CALIBRATION))
     model._hub_base_model = saved.get("base_model")
     return model.eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 
 class LabelScore(NamedTuple):
-    """A label and how well it fits; scores rank labels of one image and are no probabilities."""
+    """A label and how well it fits: a score, which ranks the labels of one image, or a calibrated probability.
+
+    >>> LabelScore("red circle", 0.7).label
+    'red circle'
+    """
 
     label: str
     score: float
@@ -43,15 +48,18 @@ class Tagger:
         labels: Label names or a vocabulary. Default: the model's own.
         top_k: Labels per image; `None` for all.
         batch_size: Images run at once.
-        threshold: Least score of a label that is given out; an image may then have none.
+        threshold: Least score (or probability) of a label that is given out; an image may then have none.
+            `calibrated`: the probabilities from which on the model's calibration calls each label present.
         num_workers: Threads that read pictures while the model runs; 0 to read them in between. Default: one per core,
             eight at most.
         prompt: Takes the place of the model's own prompt: a template such as `"a photo of a {}"`, several of them,
             which are averaged, or a `PromptLearner`.
+        probabilities: Give calibrated probabilities in the place of scores. The labels are scored together with those
+            that the model was calibrated with; see `ovml.calibration.Calibration`.
 
     Raises:
-        UserError: `top_k` or `batch_size` is less than 1, `num_workers` less than 0, a template lacks its `{}`, or
-            there are no proper labels.
+        UserError: `top_k` or `batch_size` is less than 1, `num_workers` less than 0, a template lacks its `{}`, there
+            are no proper labels, or probabilities are asked of a model that was never calibrated.
 
     Example:
         >>> from PIL import Image
@@ -67,9 +75,10 @@ class Tagger:
         labels: Sequence[str] | LabelVocabulary | None = None,
         top_k: int | None = 5,
         batch_size: int = 32,
-        threshold: float | None = None,
+        threshold: float | Literal["calibrated"] | None = None,
         num_workers: int | None = None,
         prompt: PromptLearner | str | Sequence[str] | None = None,
+        probabilities: bool = False,
     ) -> None:
         from ovml.data.transforms import EvalTransform
 
@@ -84,6 +93,14 @@ class Tagger:
         self.threshold = threshold
         self.num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
         self.prompt = None if prompt is None else self._bound(prompt)
+        self.probabilities = probabilities or threshold == "calibrated"
+        self.calibration = model.calibration if self.probabilities else None
+        if self.probabilities and self.calibration is None:
+            raise UserError(
+                "probabilities: this model was never calibrated; validate it on labelled images (ovml fit does), "
+                "or take its scores"
+            )
+        self._scored = self.vocabulary if self.calibration is None else self.calibration.together(self.vocabulary)
         self.transform = EvalTransform(model.image_spec)
         self._label_embeds: Tensor | None = None
 
@@ -94,14 +111,15 @@ class Tagger:
         return prompt if hasattr(prompt, "text_encoder") else prompt.bind(self.model.prompt.text_encoder)
 
     def label_embeds(self) -> Tensor:
-        """Label embeddings `[L, D]`; the model keeps those of its own prompt, the tagger those of another one."""
+        """Embeddings `[L, D]` of all labels that are scored, those asked for first."""
+        # The model keeps the embeddings of its own prompt, the tagger those of another one.
         device = self.model.device
         if self.prompt is None:
-            return self.model.embed_labels(self.vocabulary)
+            return self.model.embed_labels(self._scored)
         if self._label_embeds is None:
             # As the model embeds its own prompt: in full precision, since it is done once.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                self._label_embeds = self.prompt.to(device)(self.vocabulary)
+                self._label_embeds = self.prompt.to(device)(self._scored)
         return self._label_embeds.to(device)
 
     @overload
@@ -175,6 +193,7 @@ class Tagger:
             "labels": _digest("\n".join([*self.labels, *self.vocabulary.texts])),
             "top_k": self.top_k,
             "threshold": self.threshold,
+            **({} if self.calibration is None else {"calibration": _digest(json.dumps(self.calibration.to_dict()))}),
         }
 
     def _prepare(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
@@ -212,12 +231,23 @@ class Tagger:
         model, training = self.model, self.model.training
         model.eval()
         with torch.inference_mode():
-            logits = model.head(model.image_encoder(pixels.to(model.device)), label_embeds).float()
+            features = model.image_encoder(pixels.to(model.device))
+            scores = model.score(features, label_embeds)[:, : len(self.labels)].float()
         model.train(training)
-        best = logits.topk(self.top_k)
-        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        least = -float("inf") if self.threshold is None else self.threshold
-        return [[LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= least] for row in rows]
+        if self.calibration is not None:
+            scores = self.calibration.probabilities(scores)
+        best = scores.topk(self.top_k)
+        least = self._least()
+        return [
+            [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= least[c]]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def _least(self) -> list[float]:
+        """Of each label the least score that is given out."""
+        if self.threshold == "calibrated" and self.calibration is not None:
+            return self.calibration.thresholds(self.vocabulary).tolist()
+        return [-float("inf") if self.threshold is None else float(self.threshold)] * len(self.labels)
 
 
 def load_model(name: str | Path) -> OVMultiLabelClassifier:

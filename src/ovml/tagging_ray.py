@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ovml.errors import UserError
 from ovml.images import ImageLike, find_images
@@ -36,10 +36,11 @@ class TaggerOptions(NamedTuple):
     model: str
     labels: Sequence[str] | LabelVocabulary | None = None
     top_k: int | None = 5
-    threshold: float | None = None
+    threshold: float | Literal["calibrated"] | None = None
     prompt: str | Sequence[str] | None = None
     batch_size: int = 32
     num_workers: int | None = None
+    probabilities: bool = False
 
     def tagger(self, device: str) -> Tagger:
         """The tagger on a device."""

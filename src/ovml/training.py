@@ -35,6 +35,14 @@ class Stage(ABC):
         min_lr: Rate at the end of the half-cosine.
         warmup_epochs: Linear warm-up from 0, in epochs.
         weight_decay: Decoupled weight decay (AdamW); never on 1-D parameters.
+
+    Example:
+        >>> class ProjectionStage(Stage):
+        ...     name = "projection"
+        ...     def parameter_groups(self, model):
+        ...         return [{"params": list(model.image_encoder.visual_projection.parameters()), "name": "projection"}]
+        >>> ProjectionStage(epochs=1, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0).fixed_prompt
+        True
     """
 
     name: str
@@ -78,6 +86,10 @@ class VisionStage(Stage):
         weight_decay: See `Stage`.
         layer_decay: Block `i` of `N` learns at `lr * layer_decay ** (N + 1 - i)`.
         num_layers: Number of last blocks that learn ("fix_layer 10" of 12 in the published code).
+
+    Example:
+        >>> VisionStage(epochs=5, num_layers=3).warmup_epochs
+        2
     """
 
     name = "vision"
@@ -116,6 +128,10 @@ class PromptStage(Stage):
         labels_per_step: Rank only so many of the seen labels in a step: all that are present in the batch, and others
             drawn at random. It bounds the text tower's work for thousands of labels, and is another loss: scores are
             normalised over the labels drawn. Default: all labels, as the paper does.
+
+    Example:
+        >>> PromptStage(epochs=2, labels_per_step=500).fixed_prompt
+        False
     """
 
     name = "prompt"
@@ -153,6 +169,10 @@ class RunFolder:
 
     Args:
         path: `ROOT/version_N`.
+
+    Example:
+        >>> RunFolder(Path("runs/demo/version_0")).checkpoint("vision").as_posix()
+        'runs/demo/version_0/vision/last.ckpt'
     """
 
     path: Path

@@ -1,5 +1,9 @@
+import errno
+import os
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -259,3 +263,44 @@ def test_wrong_shapes(score, preds, targets):
 def test_wrong_arguments(name):
     with pytest.raises(ValueError, match=f"{name} must be one of .*'weighted'"):
         MultilabelMeanAveragePrecision(**{name: "weighted"})
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_scores_in_files_give_the_same_and_leave_nothing_behind(unknown, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    torch.manual_seed(0)
+    metrics = [MultilabelMeanAveragePrecision(dtype=dtype, memory=memory) for memory in (1 << 30, 500, 0)]
+    for size in (5, 40, 1, 0, 17):
+        scores, targets = torch.randn(size, 12), (torch.rand(size, 12) < 0.3).long()
+        targets[torch.rand(size, 12) < unknown] = -1
+        for metric in metrics:
+            metric.update(scores, targets)
+    values = [metric.per_label() for metric in metrics]
+    torch.testing.assert_close(values[1:], [values[0]] * 2, rtol=0, atol=0, equal_nan=True)
+    mapped = [_mapped(metric, tmp_path) for metric in metrics]
+    assert not mapped[0]
+    assert mapped[1]
+    assert mapped[2]
+    assert not list(tmp_path.iterdir())
+    metrics[2].reset()
+    metrics[2].update(torch.tensor([[0.9, 0.1]]), torch.tensor([[1, 0]]))
+    assert metrics[2].compute() == 1
+
+
+def _mapped(metric, folder):
+    """Addresses of the metric's pieces that lie in files of a folder."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ranges = [line.split()[0].split("-") for line in lines if str(folder) in line]
+    addresses = [piece.data_ptr() for piece in [*metric.preds, *metric.targets, *metric.known_preds] if len(piece)]
+    return [a for a in addresses for start, end in ranges if int(start, 16) <= a < int(end, 16)]
+
+
+def test_on_a_full_disk_scores_stay_in_memory(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    metric = MultilabelMeanAveragePrecision(memory=0)
+    metric.update(torch.tensor([[0.9], [0.1]]), torch.tensor([[1], [0]]))
+    assert metric.compute() == 1

@@ -53,6 +53,19 @@ class MultiLabelDataModule(pl.LightningDataModule):
         skip_broken: Leave pictures that cannot be read out of the evaluation, with a warning that names them.
         seed: Seed of the order and the augmentation of the training images. Default: that of
             `lightning.pytorch.seed_everything`, which the command line calls, else 0.
+
+    Example:
+        >>> import datasets
+        >>> from PIL import Image
+        >>> class TwoPictures(MultiLabelDataModule):
+        ...     vocabulary = LabelVocabulary(seen=("cat", "dog"), unseen=("black cat",))
+        ...     def dataset(self, split):
+        ...         pictures = [Image.new("RGB", (80, 80)) for _ in range(2)]
+        ...         rows = {"image": pictures, "positive": [[0, 2], []], "negative": [[], []], "image_id": ["a", "b"]}
+        ...         return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        >>> batch = next(iter(TwoPictures("ovml-demo", batch_size=2).test_dataloader()))
+        >>> batch["labels"].tolist(), batch["pixel_values"].shape
+        ([[1, 0, 1], [0, 0, 0]], torch.Size([2, 3, 72, 72]))
     """
 
     exhaustive: bool = True

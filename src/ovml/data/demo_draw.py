@@ -1,4 +1,4 @@
-"""Draws the objects and backgrounds of the demo world with Pillow (see :mod:`ovml.data.demo_world`)."""
+"""Draws the objects and backgrounds of the demo world with Pillow (see `ovml.data.demo_world`)."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Thing:
     """One object of a scene.
 
     Attributes:
-        shape: One of :data:`SHAPES`.
-        colour: One of :data:`COLOURS`.
-        pattern: One of :data:`PATTERNS`, or "" for a plain object.
+        shape: One of `SHAPES`.
+        colour: One of `COLOURS`.
+        pattern: One of `PATTERNS`, or "" for a plain object.
         x: Centre from the left, in pixels of the final picture.
         y: Centre from the top.
         radius: Half the object's extent.
@@ -214,7 +214,7 @@ def draw(things: tuple[Thing, ...], ground: str, rng: random.Random) -> Image.Im
 
     Args:
         things: The objects, later ones on top of earlier ones.
-        ground: The background's name, one of :data:`GROUNDS`.
+        ground: The background's name, one of `GROUNDS`.
         rng: Source of the colour jitter, clutter and noise.
 
     Returns:

@@ -5,7 +5,7 @@ background. A label names a shape ("circle"), a coloured shape ("red circle"), a
 circle") or all three ("striped red circle"), and is present when any object fits it.
 
 There are two kinds of unseen labels: held-out combinations of words that do occur in other seen labels, and
-every label of the shapes in :data:`HELD_OUT_SHAPES`. Objects of unseen labels do appear in the pictures of the
+every label of the shapes in `HELD_OUT_SHAPES`. Objects of unseen labels do appear in the pictures of the
 supervised ``train`` split; only their labels are to be withheld, as in NUS-WIDE.
 
 The demo's CLIP was trained on clean drawings (``pretrain``). Labelled scenes are busier and look like snapshots of
@@ -94,7 +94,7 @@ class Scene:
 
     @cached_property
     def label_ids(self) -> list[int]:
-        """Ids into :data:`LABELS` of the labels that some object fits, ascending."""
+        """Ids into `LABELS` of the labels that some object fits, ascending."""
         names = {name for thing in self.objects for name in object_names(thing)}
         return sorted(_IDS[name] for name in names if name in _IDS)
 
@@ -145,7 +145,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
 
     Args:
         seed: Seed of the world.
-        split: One of :data:`SPLITS`.
+        split: One of `SPLITS`.
         index: Position of the scene in its split.
 
     Returns:
@@ -225,13 +225,13 @@ def scenes(split: str, size: int, seed: int, cache_dir: str | None = None) -> da
     """Draws a split, or reads it from the cache where it was drawn before.
 
     Args:
-        split: One of :data:`SPLITS`.
+        split: One of `SPLITS`.
         size: Number of scenes; a larger size continues the same stream of scenes.
         seed: Seed of the world.
         cache_dir: Folder for the Arrow files; the ``datasets`` library's own by default.
 
     Returns:
-        Memory-mapped rows: ``image``, ``positive`` (ids into :data:`LABELS`), ``negative`` (always empty: what
+        Memory-mapped rows: ``image``, ``positive`` (ids into `LABELS`), ``negative`` (always empty: what
         is not positive is absent) and ``image_id``.
 
     Raises:

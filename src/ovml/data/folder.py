@@ -31,6 +31,23 @@ class FolderDataModule(MultiLabelDataModule):
 
     Raises:
         UserError: There is no such folder.
+
+    Example:
+        >>> import tempfile
+        >>> import pyarrow as pa
+        >>> from PIL import Image
+        >>> from ovml import LabelVocabulary
+        >>> from ovml.data.table import cached_table, record_batch
+        >>> class OnePicture(FolderDataModule):
+        ...     vocabulary = LabelVocabulary(seen=("sea", "sand"), unseen=("palm",))
+        ...     def read_annotations(self, split):
+        ...         def make(counts):  # here one batch of one row
+        ...             yield record_batch([str(self.root / "a.png")], pa.array([[0, 2]]), None, ["a"])
+        ...         return cached_table(self.cache_dir, f"one-{split}", [], {"root": str(self.root)}, make)
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     Image.new("RGB", (80, 80)).save(f"{root}/a.png")
+        ...     OnePicture(root, cache_dir=f"{root}/cache").dataset("train")[0]["positive"]
+        [0, 2]
     """
 
     title: str = "data set"

@@ -65,6 +65,16 @@ class HubDataModule(MultiLabelDataModule):
 
     Raises:
         UserError: Arguments contradict each other. What is wrong with the set is said when it is first read.
+
+    Example:
+        ```yaml
+        data:
+          class_path: ovml.data.HubDataModule
+          init_args:
+            path: someone/birds
+            label_column: species
+            unseen: [kingfisher, wren]
+        ```
     """
 
     def __init__(

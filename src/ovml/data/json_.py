@@ -67,6 +67,16 @@ class JSONDataModule(FolderDataModule):
         UserError: There is no such folder, or no test file is given. Reading a file raises one as well, with the
             place: it is missing or of another form, a class is repeated or both seen and unseen, a label stands in
             no class list, an image is listed twice with different labels, no image is listed.
+
+    Example:
+        ```yaml
+        data:
+          class_path: ovml.data.JSONDataModule
+          init_args:
+            root: /data/coco
+            train_file: train.json
+            gzsl_file: test.json
+        ```
     """
 
     title = "the data set"

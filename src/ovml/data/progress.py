@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from ovml.notices import shows_progress
+
 T = TypeVar("T")
 
 
@@ -19,5 +21,5 @@ def track(items: Iterable[T], description: str, total: float | None = None) -> I
 
     console = Console(stderr=True)
     yield from rich_track(
-        items, description, total=total, console=console, transient=True, disable=not console.is_terminal
+        items, description, total=total, console=console, transient=True, disable=not shows_progress()
     )

@@ -39,7 +39,8 @@ def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budg
     budget = budget or (CPU_BUDGET if patch_embeds.device.type == "cpu" else DEVICE_BUDGET)
     chunk_size = max(1, budget // max(1, num_images * num_patches))
     scores = []
-    for chunk in torch.split(label_embeds, chunk_size):
+    # Where a graph is traced, sizes are symbols, over which no loop can run.
+    for chunk in [label_embeds] if torch.compiler.is_compiling() else torch.split(label_embeds, chunk_size):
         similarity = chunk @ patch_embeds.transpose(1, 2)  # [B, chunk, P]: topk is fastest along contiguous memory
         scores.append(similarity.topk(top_k, dim=-1, sorted=False).values.mean(dim=-1))
     return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)

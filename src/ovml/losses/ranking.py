@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ovml.errors import UserError
 from ovml.losses.base import Loss, check_pair
 
 EPSILON = 1e-8
@@ -28,6 +29,11 @@ class RankingLoss(Loss):
 
     Args:
         margin: By how much a present label should lead.
+        temperature: The scores are divided by it first. Scores that a head normalises over hundreds of labels are so
+            small that with 1, the paper's, nearly every pair violates the margin and the loss is close to linear.
+
+    Raises:
+        UserError: The temperature is not positive.
 
     Example:
         >>> loss = RankingLoss()
@@ -35,12 +41,17 @@ class RankingLoss(Loss):
         tensor(0.5000)
     """
 
-    def __init__(self, margin: float = 1.0) -> None:
+    def __init__(self, margin: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
+        if temperature <= 0:
+            raise UserError(f"RankingLoss: temperature must be greater than 0; got {temperature}")
         self.margin = margin
+        self.temperature = temperature
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over images; logits and targets `[B, L]`."""
+        if self.temperature != 1:
+            logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / self.temperature
         return ranking_loss(logits, targets, self.margin)
 
 
@@ -57,6 +68,10 @@ def ranking_loss(logits: Tensor, targets: Tensor, margin: float = 1.0) -> Tensor
 
     Raises:
         ValueError: Shapes or kinds do not fit, or the batch is empty.
+
+    Example:
+        >>> ranking_loss(torch.tensor([[0.9, 0.4]]), torch.tensor([[1, 0]]), margin=0.2)
+        tensor(0.)
     """
     check_pair(logits, targets)
     if logits.numel() == 0:

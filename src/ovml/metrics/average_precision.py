@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -9,10 +13,17 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ovml.metrics.functional.average_precision import average_precision_of_entries, average_precision_of_pieces
+from ovml.metrics.functional.average_precision import (
+    OfLabel,
+    each_label_of_entries,
+    each_label_of_pieces,
+    label_average_precision,
+)
 
 CHUNK = 1 << 25
 """Bytes that are asked for at once, at most."""
+MEMORY = 2 << 30
+"""Bytes of scores and marks of one metric that are kept in memory before files are used."""
 BYTES_PER_SCORE = 4 + 1
 """Of a score and its mark in a dense batch."""
 BYTES_PER_ENTRY = 4 + 4 + 1
@@ -33,6 +44,8 @@ class MultilabelMeanAveragePrecision(Metric):
         ignore_index: Mark of unknown entries.
         dtype: Float type that scores are kept in. `float16` halves the memory; scores that it rounds to the same
             number are ties. Default: float32, or what is given if that is wider.
+        memory: Bytes that are kept in the processor's memory at most; further scores go to temporary files (in
+            `TMPDIR`), opened memory-mapped. Where the disk has no room they stay in memory.
         kwargs: See `torchmetrics.Metric`.
 
     Example:
@@ -57,6 +70,7 @@ class MultilabelMeanAveragePrecision(Metric):
         average: Literal["macro", "none"] = "macro",
         ignore_index: int = -1,
         dtype: torch.dtype | None = None,
+        memory: int = MEMORY,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -70,6 +84,7 @@ class MultilabelMeanAveragePrecision(Metric):
         self.average = average
         self.ignore_index = ignore_index
         self.score_dtype = dtype
+        self.memory = memory
         for name in ("preds", "targets", "known_preds", "known_labels", "known_positive"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self.add_state("num_labels", default=torch.tensor(0), dist_reduce_fx="max")
@@ -111,8 +126,19 @@ class MultilabelMeanAveragePrecision(Metric):
             pieces[-1][len(last) :] = values
             return
         grown = min(sum(map(len, pieces)), CHUNK // max(row, 1))
-        room = values.new_empty((max(len(values), grown), *values.shape[1:]))[: len(values)]
+        room = self._new_piece((max(len(values), grown), *values.shape[1:]), values)[: len(values)]
         pieces.append(room.copy_(values))
+
+    def _new_piece(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Room for values, in memory or in a file."""
+        states = (self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
+        kept = sum(piece.untyped_storage().nbytes() for pieces in states for piece in pieces)
+        size = math.prod(shape)
+        if like.device.type == "cpu" and size and kept + size * like.element_size() > self.memory:
+            mapped = mapped_file(size, like.dtype)
+            if mapped is not None:
+                return mapped.view(shape)
+        return like.new_empty(shape)
 
     def compute(self) -> Tensor:
         """Return the mean, or `[L]` with `average="none"` (NaN for skipped labels)."""
@@ -121,8 +147,12 @@ class MultilabelMeanAveragePrecision(Metric):
             per_label = per_label.nan_to_num(0)
         return per_label.nanmean() if self.average == "macro" else per_label
 
-    def per_label(self) -> Tensor:
-        """Average precision of every label `[L]` over what this process holds; NaN without positives."""
+    def per_label(self, of_label: OfLabel = label_average_precision) -> Tensor:
+        """Average precision of every label `[L]` over what this process holds; NaN without positives.
+
+        Args:
+            of_label: Another number than the average precision.
+        """
         # After a sync over processes a state is one tensor instead of a list of pieces.
         preds, targets = ([s] if isinstance(s, Tensor) else s for s in (self.preds, self.targets))
         entries = [
@@ -130,11 +160,42 @@ class MultilabelMeanAveragePrecision(Metric):
             for s in (self.known_preds, self.known_labels, self.known_positive)
         ]
         if len(entries[0]) == 0:
-            return average_precision_of_pieces(preds, targets)
+            return each_label_of_pieces(of_label, preds, targets)
         if any(map(len, preds)):  # some batches were mostly known, others mostly unknown
             for p, t in zip(preds, targets, strict=True):
                 rows, labels = (t != -1).nonzero(as_tuple=True)
                 found = (p[rows, labels], labels.int(), t[rows, labels] == 1)
                 entries = [torch.cat(pair) for pair in zip(entries, found, strict=True)]
         scores, labels, positive = entries
-        return average_precision_of_entries(scores, labels, positive, int(self.num_labels))
+        return each_label_of_entries(of_label, scores, labels, positive, int(self.num_labels))
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """What this process holds, piece by piece: scores, marks (1, 0, -1) and labels.
+
+        Scores and marks are `[N, L]`, and the labels `None`; or of mostly unknown batches single entries `[K]` with the
+        label of each `[K]`.
+        """
+        states = (self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
+        preds, targets, entries, labels, positive = ([s] if isinstance(s, Tensor) else s for s in states)
+        for scores, marks in zip(preds, targets, strict=True):
+            yield scores, marks, None
+        for scores, columns, marks in zip(entries, labels, positive, strict=True):
+            yield scores, marks.to(torch.int8), columns.long()
+
+
+def mapped_file(size: int, dtype: torch.dtype) -> Tensor | None:
+    """So many values in a temporary file that goes with the tensor; `None` where the disk has no room.
+
+    >>> mapped_file(3, torch.float32).fill_(2).sum()
+    tensor(6.)
+    """
+    descriptor, path = tempfile.mkstemp(prefix="ovml-scores-")
+    try:
+        # Room is taken now: writing into a mapped file on a full disk would end the process.
+        os.posix_fallocate(descriptor, 0, size * dtype.itemsize)
+        return torch.from_file(path, shared=True, size=size, dtype=dtype)
+    except (OSError, AttributeError):
+        return None
+    finally:
+        os.close(descriptor)
+        os.unlink(path)  # what is mapped stays until it is let go

@@ -4,8 +4,7 @@
 """
 
 from ovml.plots.callback import EvaluationPlots
-from ovml.plots.counts import ScoreCounts
 from ovml.plots.curves import evaluation_figures
 from ovml.plots.explain import explain
 
-__all__ = ["EvaluationPlots", "ScoreCounts", "evaluation_figures", "explain"]
+__all__ = ["EvaluationPlots", "evaluation_figures", "explain"]

@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ovml.metrics import MultilabelMeanAveragePrecision
-from ovml.plots.counts import ScoreCounts
+from ovml.metrics import MultilabelMeanAveragePrecision, ScoreCounts
 from ovml.plots.curves import draw_figures, label_groups, protocol_columns
 from ovml.plots.files import new_figure, save_png
 from ovml.reporting import ROW_TITLES
@@ -107,10 +106,5 @@ def count_metric(metric: MultilabelMeanAveragePrecision, counts: ScoreCounts, gr
         counts: Updated.
         groups: The group of each label, `[L]`.
     """
-    states = (metric.preds, metric.targets, metric.known_preds, metric.known_labels, metric.known_positive)
-    # After a sync over processes a state is one tensor instead of a list of pieces.
-    preds, targets, entries, labels, positive = ([s] if isinstance(s, Tensor) else s for s in states)
-    for scores, marks in zip(preds, targets, strict=True):
-        counts.update(scores, marks, groups)
-    for scores, columns, marks in zip(entries, labels, positive, strict=True):
-        counts.update(scores, marks.long(), groups.to(columns.device)[columns.long()])
+    for scores, marks, labels in metric.pieces():
+        counts.update(scores, marks, groups if labels is None else groups.to(labels.device)[labels])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ovml.errors import UserError
+from ovml.metrics import ScoreCounts
 from ovml.metrics.functional.average_precision import average_precision
-from ovml.plots.counts import ScoreCounts
 from ovml.plots.files import new_figure
 from ovml.vocabulary import LabelVocabulary
 

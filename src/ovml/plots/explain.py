@@ -107,7 +107,7 @@ def draw_explanation(
             _legend(draw, left, top + height + 8, grid, evidence, (large, small))
             continue
         found = evidence[position - 1]
-        canvas.paste(_heated(shown, grid, found), place)
+        canvas.paste(heated(shown, grid, found), place)
         _caption(canvas, left, top + height + 8, lines[position - 1], found, (large, small))
     return canvas
 
@@ -128,7 +128,8 @@ def _outside_faded(shown: Image.Image, grid: PatchGrid) -> Image.Image:
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _heated(shown: Image.Image, grid: PatchGrid, found: LabelEvidence) -> Image.Image:
+def heated(shown: Image.Image, grid: PatchGrid, found: LabelEvidence) -> Image.Image:
+    """The picture with a label's similarity to the patches laid over it, red where it is greatest."""
     heat = grid.spread(found.similarity, shown.size)
     least, greatest = found.similarity.min(), found.similarity.max()
     inside = np.isfinite(heat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,8 @@ BLOCK = 1 << 20
 """Scores that a thread works on at once: some ten MB of work space."""
 
 Array = np.ndarray[Any, Any]
+OfLabel = Callable[[Array, Array], float]
+"""From one label's known scores `[N]` and whether each is present `[N]` to a number."""
 
 
 def average_precision(preds: Tensor, targets: Tensor, ignore_index: int = -1) -> Tensor:
@@ -36,13 +38,16 @@ def average_precision(preds: Tensor, targets: Tensor, ignore_index: int = -1) ->
     """
     if preds.ndim != 2 or preds.shape != targets.shape:
         raise ValueError(f"preds and targets must both be [N, L]; got {list(preds.shape)} and {list(targets.shape)}")
-    return average_precision_of_pieces([preds], [targets], ignore_index)
+    return each_label_of_pieces(label_average_precision, [preds], [targets], ignore_index)
 
 
-def average_precision_of_pieces(preds: Sequence[Tensor], targets: Sequence[Tensor], ignore_index: int = -1) -> Tensor:
-    """`average_precision` of pieces `[N_i, L]` that are never joined: block by block of labels, without a second copy.
+def each_label_of_pieces(
+    of_label: OfLabel, preds: Sequence[Tensor], targets: Sequence[Tensor], ignore_index: int = -1
+) -> Tensor:
+    """A number for every label, of pieces `[N_i, L]` that are never joined: block by block, without a second copy.
 
     Args:
+        of_label: Gives a label's number.
         preds: Scores, at least one piece.
         targets: As many pieces of the same shapes.
         ignore_index: Mark of unknown entries.
@@ -53,7 +58,7 @@ def average_precision_of_pieces(preds: Sequence[Tensor], targets: Sequence[Tenso
     def block(start: int) -> list[float]:
         columns = slice(start, start + step)
         scores, marks = (_rows_of_labels([piece[:, columns] for piece in pieces]) for pieces in (preds, targets))
-        return [_one_label(*_known(row, mark, ignore_index)) for row, mark in zip(scores, marks, strict=True)]
+        return [of_label(*_known(row, mark, ignore_index)) for row, mark in zip(scores, marks, strict=True)]
 
     # NumPy sorts without holding Python's lock.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -62,28 +67,31 @@ def average_precision_of_pieces(preds: Sequence[Tensor], targets: Sequence[Tenso
     return torch.tensor(values, device=preds[0].device)
 
 
-def average_precision_of_entries(preds: Tensor, labels: Tensor, positive: Tensor, num_labels: int) -> Tensor:
-    """`average_precision` of single entries: what is left of a score matrix of which most marks are unknown.
+def each_label_of_entries(
+    of_label: OfLabel, preds: Tensor, labels: Tensor, positive: Tensor, num_labels: int
+) -> Tensor:
+    """A number for every label, of single entries: what is left of scores of which most marks are unknown.
 
     Args:
+        of_label: Gives a label's number.
         preds: Scores `[K]`.
         labels: Label of each `[K]`.
         positive: Whether it is present, else absent `[K]`.
         num_labels: `L`.
 
     Example:
-        >>> average_precision_of_entries(
-        ...     torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 1, 1]), torch.tensor([True, False, True]), 2)
+        >>> scores, labels, positive = torch.tensor([[0.9, 0.8, 0.7], [1, 1, 1], [1, 0, 1]])
+        >>> each_label_of_entries(label_average_precision, scores, labels.int(), positive > 0, num_labels=2)
         tensor([   nan, 0.8333])
     """
     order = torch.argsort(labels, stable=True)
     ends = torch.bincount(labels, minlength=num_labels).cumsum(0).cpu().numpy()[:-1]
     scores, marks = (np.split(_numpy(values[order]), ends) for values in (preds, positive))
-    values = [_one_label(*pair) for pair in zip(scores, marks, strict=True)] if num_labels else []
+    values = [of_label(*pair) for pair in zip(scores, marks, strict=True)] if num_labels else []
     return torch.tensor(values, device=preds.device)
 
 
-def _one_label(scores: Array, positive: Array) -> float:
+def label_average_precision(scores: Array, positive: Array) -> float:
     """Average precision of one label over the images `[N]` where its mark is known.
 
     Precision is asked for at the positives alone, and there it is (positives scored as high) / (images scored as

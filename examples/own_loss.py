@@ -1,0 +1,55 @@
+"""A loss of one's own: binary cross-entropy that leaves unknown marks out, with a learned scale and bias.
+
+    python examples/own_loss.py        # fits it for a moment on the embedded world
+
+On the command line, with this file's folder on the path:
+`PYTHONPATH=examples ovml fit --config demo.yaml --model.loss own_loss.KnownBinaryCrossEntropy`.
+"""
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovml import OVMultiLabelClassifier
+from ovml.data import DemoDataModule
+from ovml.losses import Loss
+from ovml.training import VisionStage
+
+
+class KnownBinaryCrossEntropy(Loss):
+    """Cross-entropy of `sigmoid(scale · s + bias)`: mean over the known marks of an image, then over images.
+
+    MKT's scores are small, since they are divided by their norm over the labels; scale and bias bring them to where
+    a sigmoid tells present from absent.
+
+    Args:
+        scale: Where the scale starts.
+        bias: Where the bias starts; below 0, since most labels are absent.
+    """
+
+    def __init__(self, scale: float = 20.0, bias: float = -4.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compare scores `[B, L]` with marks `[B, L]`: 1 present, 0 absent, -1 unknown; returns a scalar."""
+        known = targets != -1
+        present = (targets == 1).to(logits.dtype)
+        losses = F.binary_cross_entropy_with_logits(self.scale * logits + self.bias, present, reduction="none")
+        return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()
+
+
+def main() -> None:
+    data = DemoDataModule(train_size=256, eval_size=100)
+    loss, stage = KnownBinaryCrossEntropy(), VisionStage(epochs=1, warmup_epochs=0.5)
+    model = OVMultiLabelClassifier("ovml-demo", labels=data.vocabulary, loss=loss, stages=[stage])
+    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
+    trainer.fit(model, datamodule=data)
+    print(f"learned: scale {loss.scale.item():.2f}, bias {loss.bias.item():.2f}")
+    print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items() if "mAP" in name})
+
+
+if __name__ == "__main__":
+    main()

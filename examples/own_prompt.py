@@ -1,0 +1,64 @@
+"""A prompt learner of one's own: learned vectors before the label's name, as in CoOp.
+
+    python examples/own_prompt.py        # fits it for a moment on the embedded world
+
+On the command line, with this file's folder on the path:
+`PYTHONPATH=examples ovml fit --config demo.yaml --model.prompt own_prompt.PrefixPrompt`.
+"""
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from ovml import OVMultiLabelClassifier
+from ovml.data import DemoDataModule
+from ovml.encoders import TextEncoder, pad_rows
+from ovml.prompts import PromptLearner
+from ovml.training import PromptStage
+
+
+class PrefixPrompt(PromptLearner):
+    """`M` learned vectors, then the label's name (CoOp: Zhou et al., IJCV 2022); the text tower stays as it is.
+
+    Args:
+        start: Words whose embeddings the vectors start from; each of their tokens gives one vector.
+    """
+
+    def __init__(self, start: str = "there is a") -> None:
+        super().__init__()
+        self.start = start
+
+    def bind(self, text_encoder: TextEncoder) -> PromptLearner:
+        """Make the vectors `[M, W]`: only now the width of the tower is known."""
+        super().bind(text_encoder)
+        (ids,), _ = text_encoder.tokenize([self.start])
+        table = text_encoder.token_embedding.weight.detach()
+        self.context = nn.Parameter(table[ids[1:-1]].clone())  # without the start and end token
+        return self
+
+    def embed(self, names: tuple[str, ...]) -> Tensor:
+        """Embed names; returns `[L, D]`."""
+        ids, _ = self.text_encoder.tokenize([f"{self.start} {name}" for name in names])
+        tokens = self.text_encoder.token_embedding(pad_rows(ids).to(self.context.device))  # [L, T, W]
+        lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
+        first, context = tokens[:, :1], self.context.expand(len(names), -1, -1)
+        rest = tokens[:, 1 + len(self.context) :]
+        # What all labels begin with is said to be shared, so that the tower runs over it once.
+        shared = 1 + len(self.context)
+        return self.text_encoder.encode(torch.cat([first, context, rest], dim=1), lengths, num_shared=shared)
+
+
+def main() -> None:
+    data = DemoDataModule(train_size=256, eval_size=100)
+    prompt, stage = PrefixPrompt(), PromptStage(epochs=1)
+    model = OVMultiLabelClassifier("ovml-demo", labels=data.vocabulary, prompt=prompt, stages=[stage])
+    begun = prompt.context.detach().clone()
+    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
+    trainer.fit(model, datamodule=data)
+    moved = (prompt.context.detach().cpu() - begun).norm(dim=1) / begun.norm(dim=1)
+    print(f"each vector moved by (share of its length): {[round(share, 4) for share in moved.tolist()]}")
+    print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items() if "mAP" in name})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Tag pictures with an exported model. Needs Pillow, numpy, onnxruntime and safetensors; neither ovml nor torch.
+
+    ovml export --model runs/demo/version_0 --labels "red heart,moon,blue star" --out model.onnx
+    python examples/serve_onnx.py model.onnx docs/images/scene.png ...
+
+Labels are read from model.labels.safetensors; put another file of label embeddings there for other labels.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from safetensors import safe_open
+
+
+def prepare(image: Image.Image, size: int, mean: list[float], std: list[float]) -> np.ndarray:
+    """Bicubic resize of the short side, centre crop, normalisation; returns `[3, size, size]`."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    scale = size / min(image.size)
+    width, height = (size if side == min(image.size) else int(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = np.array(image.crop((left, top, left + size, top + size))).astype(np.float32)
+    factor, shift = 1 / (255 * np.array(std)), -np.array(mean) / np.array(std)
+    return (pixels * factor.astype(np.float32) + shift.astype(np.float32)).transpose(2, 0, 1)
+
+
+def main(model: str, *pictures: str) -> None:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    how = session.get_modelmeta().custom_metadata_map
+    size, mean, std = (json.loads(how[f"image_{name}"]) for name in ("size", "mean", "std"))
+    with safe_open(Path(model).with_suffix(".labels.safetensors"), "np") as file:
+        label_embeds, labels = file.get_tensor("label_embeds"), json.loads(file.metadata()["labels"])
+    for picture in pictures:
+        with Image.open(picture) as image:
+            pixel_values = prepare(image, size, mean, std)[None]
+        (logits,) = session.run(["logits"], {"pixel_values": pixel_values, "label_embeds": label_embeds})
+        for i in np.argsort(-logits[0], kind="stable")[:5]:
+            print(f"{picture}\t{logits[0, i]:.6f}\t{labels[i]}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

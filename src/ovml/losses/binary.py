@@ -1,0 +1,102 @@
+"""Losses that ask of every label by itself whether it is present."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovml.errors import UserError
+from ovml.losses.base import check_pair
+from ovml.losses.scaled import ScaledLoss
+
+
+class PerLabelLoss(ScaledLoss):
+    """The mean over images of the sum over labels of what each label costs by itself; write `per_label`.
+
+    Example:
+        >>> class Hinge(PerLabelLoss):
+        ...     def per_label(self, logits, targets):
+        ...         return (1 - logits * (2 * targets - 1)).clamp(min=0)
+        >>> Hinge()(torch.tensor([[0.5, 0.5, 9.0]]), torch.tensor([[1, 0, -1]]))
+        tensor(2.)
+    """
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the scalar; logits and targets `[B, L]`, unknown labels taking no part."""
+        check_pair(logits, targets)
+        return self.per_label(self.scaled(logits), targets).masked_fill(targets == -1, 0).sum(dim=1).mean()
+
+    @abstractmethod
+    def per_label(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of every label by itself, `[B, L]`; what it says of unknown labels is not read."""
+
+
+class BinaryCrossEntropy(PerLabelLoss):
+    """`-log sigmoid(z)` of a present label, `-log sigmoid(-z)` of an absent one; `z = scale * logit + offset`.
+
+    Args:
+        scale: See `ScaledLoss`.
+        offset: See `ScaledLoss`.
+        learned: See `ScaledLoss`.
+
+    Example:
+        >>> loss = BinaryCrossEntropy()
+        >>> loss(torch.tensor([[0.0, 5.0]]), torch.tensor([[1, -1]]))
+        tensor(0.6931)
+    """
+
+    def per_label(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy `[B, L]`."""
+        return F.binary_cross_entropy_with_logits(logits, (targets == 1).to(logits.dtype), reduction="none")
+
+
+class AsymmetricLoss(PerLabelLoss):
+    r"""Asymmetric loss (Ben-Baruch et al., ICCV 2021, eq. 7): easy absent labels count less, the easiest not at all.
+
+    With `p = sigmoid(scale * logit + offset)` and `q = max(p - clip, 0)`, a present label costs
+    `-(1 - p)^gamma_present * log(p)`, an absent one `-q^gamma_absent * log(1 - q)`.
+
+    Args:
+        gamma_absent: Focusing of absent labels.
+        gamma_present: Focusing of present labels.
+        clip: Absent labels of a lower probability cost nothing ("shifted probability").
+        scale: See `ScaledLoss`.
+        offset: See `ScaledLoss`.
+        learned: See `ScaledLoss`.
+
+    Raises:
+        UserError: A gamma is negative, or `clip` not from 0 to below 1.
+
+    Example:
+        >>> AsymmetricLoss()(torch.tensor([[0.0, -4.0]]), torch.tensor([[1, 0]]))
+        tensor(0.6931)
+    """
+
+    def __init__(
+        self,
+        gamma_absent: float = 4.0,
+        gamma_present: float = 0.0,
+        clip: float = 0.05,
+        scale: float = 1.0,
+        offset: float = 0.0,
+        learned: bool = False,
+    ) -> None:
+        super().__init__(scale, offset, learned)
+        if gamma_absent < 0 or gamma_present < 0 or not 0 <= clip < 1:
+            raise UserError(
+                "AsymmetricLoss: gamma_absent and gamma_present must be at least 0, clip from 0 to below 1; "
+                f"got {gamma_absent}, {gamma_present}, {clip}"
+            )
+        self.gamma_absent = gamma_absent
+        self.gamma_present = gamma_present
+        self.clip = clip
+
+    def per_label(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss `[B, L]`."""
+        present, absent = logits.sigmoid(), (logits.sigmoid() - self.clip).clamp(min=0)
+        of_present = -((1 - present) ** self.gamma_present) * F.logsigmoid(logits)
+        of_absent = -(absent**self.gamma_absent) * torch.log1p(-absent.clamp(max=1 - 1e-8))
+        return torch.where(targets == 1, of_present, of_absent)

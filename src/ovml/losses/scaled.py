@@ -1,0 +1,51 @@
+"""Losses of scaled logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ovml.errors import UserError
+from ovml.losses.base import Loss
+
+
+class ScaledLoss(Loss):
+    """A loss of logits whose size and zero matter: it first computes `scale * logits + offset`.
+
+    Scores that a head normalises over labels are far below 1, where a sigmoid or an exponential tells nothing apart.
+
+    Args:
+        scale: Factor of the logits.
+        offset: Added to them; negative where most labels are absent.
+        learned: Whether both learn, in the vision stage (the scale as its logarithm).
+
+    Raises:
+        UserError: The scale is not positive.
+
+    Example:
+        >>> class MeanOfPresent(ScaledLoss):
+        ...     def forward(self, logits, targets):
+        ...         return -self.scaled(logits)[targets == 1].mean()
+        >>> MeanOfPresent(scale=2.0)(torch.tensor([[0.5, 0.1]]), torch.tensor([[1, 0]]))
+        tensor(-1.)
+    """
+
+    def __init__(self, scale: float = 1.0, offset: float = 0.0, learned: bool = False) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise UserError(f"{type(self).__name__}: scale must be greater than 0; got {scale}")
+        self.scale = scale
+        self.offset = offset
+        self.learned = learned
+        if learned:
+            self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+            self.learned_offset = nn.Parameter(torch.tensor(float(offset)))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """`scale * logits + offset` in float32 or wider."""
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if self.learned:
+            return logits * self.log_scale.exp() + self.learned_offset
+        return logits * self.scale + self.offset

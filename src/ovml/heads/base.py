@@ -21,6 +21,17 @@ class Head(nn.Module, ABC):
         ...         return (features.patch_embeds @ label_embeds.T).amax(dim=1)
     """
 
+    def bind(self, embed_dim: int) -> Head:
+        """Make what needs the embeddings' width; returns the head itself.
+
+        A classifier calls it with the width of its towers. Most heads need nothing. One that does makes its parameters
+        here, and does nothing where it has that width already.
+
+        Args:
+            embed_dim: The width D of global, patch and label embeddings.
+        """
+        return self
+
     @abstractmethod
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Score every image against every label.

@@ -29,7 +29,7 @@ COLUMNS = ("zsl/mAP", "zsl/F1@3", "zsl/F1@5", "gzsl/mAP", "gzsl/F1@3", "gzsl/F1@
 TITLES = {"zero-shot": "zero-shot CLIP", "vision": "stage 1", "prompt": "stage 1 + 2"}
 
 
-def run(root: Path, variant: str, seed: int) -> dict[str, Any]:
+def run(root: Path, variant: str, seed: int, options: list[str]) -> dict[str, Any]:
     """Test metrics and wall-clock seconds of one run."""
     folder = root / variant.replace(" ", "-") / f"seed-{seed}"
     results, timing = folder / "version_0" / "test_results.json", folder / "seconds.json"
@@ -38,7 +38,7 @@ def run(root: Path, variant: str, seed: int) -> dict[str, Any]:
         command += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
         begun = (folder / "version_0" / "config.yaml").is_file()
         start = time.perf_counter()
-        subprocess.run(command + VARIANTS[variant] + (["--ckpt_path", "last"] if begun else []), check=True)
+        subprocess.run(command + options + (["--ckpt_path", "last"] if begun else []), check=True)
         timing.write_text(json.dumps(None if begun else time.perf_counter() - start))
         test = [sys.executable, "-m", "ovml", "test", "--ckpt_path", str(folder / "version_0")]
         subprocess.run([*test, "--trainer.enable_progress_bar", "false"], check=True)
@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"), help="folder of the runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     args = parser.parse_args()
-    runs = {variant: [run(args.root, variant, seed) for seed in args.seeds] for variant in args.variants}
+    runs = {
+        variant: [run(args.root, variant, seed, VARIANTS[variant]) for seed in args.seeds] for variant in args.variants
+    }
     print("\n".join(table(runs)))
     seconds = [r["seconds"] for results in runs.values() for r in results if r["seconds"]]
     if seconds:

@@ -91,7 +91,7 @@ def test_no_threshold_gives_a_greater_f1(scores, bits):
 
 @pytest.mark.parametrize("known", [1.0, 0.05])
 def test_thresholds_are_the_best_for_all_labels_together_and_for_each(known):
-    scores, targets = drawn(800, known)
+    scores, targets = drawn(150 if known == 1 else 800, known)
     metric = metric_of(scores, targets)
     calibration = PlattScaling("per-label", min_present=12).calibrate(metric, LABELS)
     kept = targets >= 0

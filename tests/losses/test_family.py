@@ -69,7 +69,8 @@ def loop(loss, logits, targets):
             else:
                 size = margin
             hinges = [margin + n - p for p in present for n in absent]
-            violating = [h / size for h in hinges if h > 0] if size else []
+            # Without any spread all scores are alike, and each pair costs 1.
+            violating = [h / size for h in hinges if h > 0] if size else [1.0] * len(hinges)
             rows.append(sum(violating) / (len(violating) + 1e-8))
     if isinstance(loss, MultiMatchingLoss):
         pairs = [s for present, absent in rows for s in present + absent]

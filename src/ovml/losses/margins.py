@@ -73,4 +73,5 @@ class SpreadMarginRankingLoss(Loss):
         scores = logits.detach().masked_fill(~known, 0)
         mean = scores.sum(dim=1, keepdim=True) / count
         spread = ((scores - mean).square() * known).sum(dim=1, keepdim=True).div(count).sqrt()
-        return ranking_loss(logits / (self.factor * spread).clamp(min=1e-12), targets)
+        # Only differences count; of scores far from 0 with little spread, rounding would take them.
+        return ranking_loss((logits - mean) / (self.factor * spread).clamp(min=1e-12), targets)

@@ -16,16 +16,18 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 
 
-def prepare(image: Image.Image, size: int, mean: list[float], std: list[float]) -> np.ndarray:
-    """Bicubic resize of the short side, centre crop, normalisation; returns `[3, size, size]`."""
+def prepare(
+    image: Image.Image, size: int, mean: list[float], std: list[float], squash: bool, resample: int
+) -> np.ndarray:
+    """Resize of the short side (or of both: `squash`), centre crop, normalisation; returns `[3, size, size]`."""
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     scale = size / min(image.size)
-    width, height = (size if side == min(image.size) else int(side * scale) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    width, height = (size if squash or side == min(image.size) else int(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling(resample))
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.array(image.crop((left, top, left + size, top + size))).astype(np.float32)
     factor, shift = 1 / (255 * np.array(std)), -np.array(mean) / np.array(std)
@@ -35,12 +37,13 @@ def prepare(image: Image.Image, size: int, mean: list[float], std: list[float]) 
 def main(model: str, *pictures: str) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     how = session.get_modelmeta().custom_metadata_map
-    size, mean, std = (json.loads(how[f"image_{name}"]) for name in ("size", "mean", "std"))
+    names = ("size", "mean", "std", "squash", "resample")
+    spec = {name: json.loads(how[f"image_{name}"]) for name in names}
     with safe_open(Path(model).with_suffix(".labels.safetensors"), "np") as file:
         label_embeds, labels = file.get_tensor("label_embeds"), json.loads(file.metadata()["labels"])
     for picture in pictures:
         with Image.open(picture) as image:
-            pixel_values = prepare(image, size, mean, std)[None]
+            pixel_values = prepare(image, **spec)[None]
         (logits,) = session.run(["logits"], {"pixel_values": pixel_values, "label_embeds": label_embeds})
         for i in np.argsort(-logits[0], kind="stable")[:5]:
             print(f"{picture}\t{logits[0, i]:.6f}\t{labels[i]}")

@@ -13,7 +13,7 @@ LAYERS = [
     {"encoders"},
     {"heads", "prompts", "losses", "distillation", "metrics", "optim"},
     {"calibration"},
-    {"training", "scoring", "learned", "learning", "evaluating", "processes"},
+    {"training", "tuning", "scoring", "learned", "learning", "evaluating", "processes"},
     {"classifier", "data", "tagging", "tag_files", "tag_output", "tagging_ray", "reporting"}
     | {"hub", "saved_model", "model_card", "parts", "mkt_import", "label_embeddings", "export"},
     {"callbacks", "feature_cache", "plots"},

@@ -19,7 +19,16 @@ from ovml.cli_export import export_command
 from ovml.data.demo_world import draw_scene
 from ovml.data.transforms import EvalTransform
 from ovml.export import export_model, labels_path
-from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
+from ovml.heads import (
+    CosineHead,
+    GlobalHead,
+    Head,
+    LocalHead,
+    OptimalTransportHead,
+    QueryHead,
+    SpatialSoftmaxHead,
+    TwoStreamHead,
+)
 from ovml.prompts import TemplatePrompt
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -27,7 +36,16 @@ pytest.importorskip("onnxscript")
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
 LABELS = ["red circle", "blue star", "white heart", "fish", "moon", "green cross", "drop", "pink square"]
-HEADS = [TwoStreamHead(5), TwoStreamHead(5, normalize=False), GlobalHead(), LocalHead(5), CosineHead()]
+HEADS = [
+    TwoStreamHead(5),
+    TwoStreamHead(5, normalize=False),
+    GlobalHead(),
+    LocalHead(5),
+    CosineHead(),
+    SpatialSoftmaxHead(global_weight=0.5),
+    QueryHead(4, 32, 2),
+    OptimalTransportHead(iterations=10),
+]
 
 
 class Learned(Head):
@@ -328,7 +346,9 @@ def test_the_example_prepares_pictures_bit_for_bit(exported):
     for size in [(80, 80), (64, 64), (101, 160), (333, 77), (40, 20)]:
         image = draw_scene(0, "test", 0).image.resize(size)
         expected = EvalTransform(spec)(image).numpy()
-        assert np.array_equal(prepare(image, spec.size, list(spec.mean), list(spec.std)), expected)
+        assert np.array_equal(
+            prepare(image, spec.size, list(spec.mean), list(spec.std), spec.squash, spec.resample), expected
+        )
 
 
 def test_another_file_of_labels_serves_the_same_model(exported, tmp_path):

@@ -28,15 +28,18 @@ class Execution:
     gradient_checkpointing: bool = False
 
 
-def run_image_blocks(layers: Iterable[nn.Module], hidden_states: Tensor, execution: Execution) -> Tensor:
-    """Run hidden states `[B, T, W]` through blocks of the vision tower."""
-    return _run(_image_block, layers, hidden_states, execution)
+def run_bidirectional_blocks(layers: Iterable[nn.Module], hidden_states: Tensor, execution: Execution) -> Tensor:
+    """Run hidden states `[B, T, W]` through blocks whose tokens all see each other.
+
+    These are the vision towers' and, of SigLIP, the text tower's.
+    """
+    return _run(_bidirectional_block, layers, hidden_states, execution)
 
 
 def run_text_blocks(
     layers: Iterable[nn.Module], hidden_states: Tensor, mask: Tensor | None, execution: Execution
 ) -> Tensor:
-    """Run hidden states `[N, T, W]` through blocks of the text tower; the mask is the causal one, `None` with SDPA."""
+    """Run hidden states `[N, T, W]` through causal blocks: CLIP's text tower. The mask is `None` with SDPA."""
     return _run(_text_block, layers, hidden_states, execution, mask)
 
 
@@ -57,7 +60,7 @@ def is_whole(layer: nn.Module) -> bool:
     return type(layer).__module__.startswith("torch.")
 
 
-def _image_block(layer: nn.Module, hidden_states: Tensor) -> Tensor:
+def _bidirectional_block(layer: nn.Module, hidden_states: Tensor) -> Tensor:
     out: Tensor = layer(hidden_states, None)
     return out
 

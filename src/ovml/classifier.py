@@ -12,7 +12,7 @@ from ovml.blocks import Execution
 from ovml.calibration import Calibrator, PlattScaling
 from ovml.checkpoints import DEFAULT, ImageSpec, load_clip, load_image_spec, load_tokenizer
 from ovml.distillation import Distillation, FeatureL1
-from ovml.encoders import ImageEncoder, TextEncoder
+from ovml.encoders import make_encoders
 from ovml.errors import UserError
 from ovml.evaluating import EvaluationSteps
 from ovml.heads import CosineHead, Head, TwoStreamHead
@@ -27,7 +27,7 @@ from ovml.training import PromptStage, Stage, VisionStage
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel, PreTrainedTokenizerBase
+    from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
 
     from ovml.images import ImageLike
     from ovml.tagging import LabelScore
@@ -37,7 +37,8 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
     """Open-vocabulary multi-label classifier: CLIP adapted by multi-modal knowledge transfer (He et al., AAAI 2023).
 
     Args:
-        clip: Name of a CLIP checkpoint (`ovml-demo`, a folder, or a Hub name), or a `CLIPModel` itself.
+        clip: Name of a CLIP or SigLIP checkpoint (`ovml-demo`, a folder, or a Hub name), or a `CLIPModel` or
+            `SiglipModel` itself.
         labels: The vocabulary. A plain list counts as seen. May be left out if only other labels are scored.
         head: Scores image features against label embeddings. Default: `TwoStreamHead` with the paper's share of
             the patches (16 of 196).
@@ -49,7 +50,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         ks: The k of precision, recall and F1 at k; those above the number of seen or unseen labels are left out.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         calibrator: Fits what turns scores into probabilities at the end of each validation. Default: `PlattScaling`.
-        tokenizer: Needed only where `clip` is a `CLIPModel`.
+        tokenizer: Needed only where `clip` is a model.
         compile: Run the blocks of both towers through `torch.compile`; see docs/scaling.md.
         gradient_checkpointing: Compute the activations of learning blocks again in the backward pass instead of
             keeping them: less memory, one more forward pass through those blocks.
@@ -92,8 +93,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         model.requires_grad_(False)
 
         execution = Execution(compile, gradient_checkpointing)
-        self.image_encoder = ImageEncoder(model, execution)
-        text_encoder = TextEncoder(model, tokenizer, execution=execution)
+        self.image_encoder, text_encoder = make_encoders(model, tokenizer, execution)
         head = head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
         self.head = head.bind(text_encoder.embed_dim)
         self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
@@ -108,6 +108,8 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
         self.num_tail_layers = max((stage.num_layers for stage in self.stages), default=0)
         self.teacher = copy.deepcopy(self.image_encoder.tail(self.num_tail_layers)).requires_grad_(False)
+        for stage in self.stages:
+            stage.prepare(self)
         self._label_embeds: dict[Any, Tensor] = {}
         self.strict_loading = False  # checkpoints hold what learned; on_load_checkpoint checks their keys
         self._learned_names = self._find_learned_names()
@@ -155,13 +157,15 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         return model
 
 
-def _load_parts(clip: str | nn.Module, tokenizer: Any) -> tuple[CLIPModel, PreTrainedTokenizerBase, ImageSpec]:
+def _load_parts(
+    clip: str | nn.Module, tokenizer: Any
+) -> tuple[CLIPModel | SiglipModel, PreTrainedTokenizerBase, ImageSpec]:
     if isinstance(clip, str):
         return load_clip(clip), tokenizer or load_tokenizer(clip), load_image_spec(clip)
     if tokenizer is None:
         raise UserError("tokenizer: needed where clip is a CLIPModel; pass the tokenizer that belongs to it")
-    model: CLIPModel = copy.deepcopy(clip)  # type: ignore[assignment]
-    return model, tokenizer, ImageSpec(model.config.vision_config.image_size)
+    model: Any = copy.deepcopy(clip)
+    return model, tokenizer, ImageSpec.of_config(model.config)
 
 
 def _possible_ks(ks: Sequence[int], vocabulary: LabelVocabulary | None) -> list[int]:

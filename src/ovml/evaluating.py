@@ -15,7 +15,7 @@ class EvaluationSteps(ScoringModule):
 
     def on_validation_start(self) -> None:
         """Forget label embeddings where the prompt learns: of a shard no version tells that it changed."""
-        if not self.stage.fixed_prompt:
+        if self.stages and not self.stage.fixed_prompt:
             self._label_embeds.clear()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError, EntryNotFoundError))
 """What a call of the Hub may raise; first the HTTP library's own error."""
-DOWNLOADED = ["*.json", "merges.txt", WEIGHTS, CARD]
+DOWNLOADED = ["*.json", "merges.txt", "spiece.model", WEIGHTS, CARD]
 
 
 class HubMixin(ModelHubMixin, library_name="ovml", tags=["open-vocabulary", "multi-label", "clip"]):
@@ -214,7 +215,7 @@ def _trained_spec(config: Path, spec: ImageSpec) -> ImageSpec:
         imagenet = data.get("init_args", data).get("normalization") == "imagenet"
     except (yaml.YAMLError, AttributeError, OSError) as error:
         raise UserError(f"{config}: not a configuration of ovml fit ({first_line(error)})") from error
-    return ImageSpec(spec.size, IMAGENET_MEAN, IMAGENET_STD) if imagenet else spec
+    return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD) if imagenet else spec
 
 
 def _download(name: str, **options: Any) -> Path | None:

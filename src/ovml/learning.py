@@ -83,17 +83,26 @@ class TrainingSteps(ScoringModule):
             kept[0] = True  # all processes run the same modules, whose parameters they may share
         student, teacher = self._student_and_teacher(batch, kept)
         label_embeds, targets = self._scored_labels(targets[kept])
-        logits = self.score(student, label_embeds)
+        logits = self._training_logits(student, label_embeds, targets, teacher)
         if not images:
-            return self._zero_loss(logits)
-        loss: Tensor = self.loss(logits, targets)
+            return self._zero_loss(torch.stack(logits))
+        loss: Tensor = torch.stack([self.loss(some, targets) for some in logits]).sum()
         self.log("train/classification", loss, batch_size=images)
-        if teacher is not None:
+        if teacher is not None and self.distillation_weight:
             distillation = self.distillation(student, teacher)
             self.log("train/distillation", distillation, batch_size=images)
             loss = loss + self.distillation_weight * distillation
         self.log("train/loss", loss, prog_bar=True, batch_size=images)
         return loss * share
+
+    def _training_logits(
+        self, student: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: ImageFeatures | None
+    ) -> tuple[Tensor, ...]:
+        widened = self._widened(student, label_embeds)
+        if teacher is not None:
+            teacher, _ = self._widened(teacher, label_embeds)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.head.training_logits(*widened, targets, teacher)
 
     def _scored_labels(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the seen labels that this step ranks, and their columns of the targets `[B, S]`."""
@@ -117,7 +126,7 @@ class TrainingSteps(ScoringModule):
         with torch.no_grad():
             hidden_states = self.image_encoder.trunk(batch["pixel_values"][kept], self.num_tail_layers)
         student = self.image_encoder.tail(self.num_tail_layers)(hidden_states)
-        if not (self.stage.distil and self.distillation_weight):
+        if not (self.stage.distil and (self.distillation_weight or self.head.uses_teacher)):
             return student, None
         with torch.no_grad():
             return student, self.teacher(hidden_states)

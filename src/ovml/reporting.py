@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PROTOCOL_TITLES = {"zsl": "ZSL", "gzsl": "GZSL", "seen": "seen"}
-ROW_TITLES = {"zero-shot": "zero-shot CLIP", "vision": "MKT stage 1", "prompt": "MKT stage 2"}
+ROW_TITLES = {
+    "zero-shot": "zero-shot CLIP",
+    "vision": "MKT stage 1",
+    "lora": "LoRA",
+    "visual_prompt": "visual prompts",
+    "prompt": "MKT stage 2",
+}
 
 
 def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:

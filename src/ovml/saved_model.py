@@ -28,6 +28,7 @@ from ovml.losses import Loss
 from ovml.parts import build, describe
 from ovml.prompts import PromptLearner
 from ovml.training import Stage
+from ovml.tuning import PROMPTS, plain_state
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ CALIBRATION = "calibration.json"
 
 def saved_config(model: OVMultiLabelClassifier) -> dict[str, Any]:
     """What `config.json` holds."""
-    from transformers import CLIPConfig
+    from transformers import CLIPConfig, SiglipConfig
 
     from ovml import __version__
 
     text = model.prompt.text_encoder
     towers = {"vision_config": model.image_encoder.vision_model, "text_config": text.text_model}
-    clip = CLIPConfig(
-        **{name: cast(Any, tower).config.to_dict() for name, tower in towers.items()}, projection_dim=text.embed_dim
-    )
+    configs = {name: cast(Any, tower).config.to_dict() for name, tower in towers.items()}
+    siglip = model.image_encoder.model_type == "siglip"
+    clip = SiglipConfig(**configs) if siglip else CLIPConfig(**configs, projection_dim=text.embed_dim)
     ovml = {
         "format": FORMAT,
         "version": __version__,
@@ -63,23 +64,18 @@ def saved_config(model: OVMultiLabelClassifier) -> dict[str, Any]:
     }
     dtype = str(next(iter(_weights(model).values())).dtype).removeprefix("torch.")
     plain: dict[str, Any] = json.loads(clip.to_json_string(use_diff=False))
-    return {**plain, "architectures": ["CLIPModel"], "dtype": dtype, "ovml": ovml}
+    return {**plain, "architectures": ["SiglipModel" if siglip else "CLIPModel"], "dtype": dtype, "ovml": ovml}
 
 
 def _weights(model: OVMultiLabelClassifier) -> dict[str, Tensor]:
     """All that the model's scores depend on: the CLIP's weights under its own names, then the parts'."""
-    vision, text = model.image_encoder, model.prompt.text_encoder
-    modules = {
-        "vision_model": vision.vision_model,
-        "visual_projection": vision.visual_projection,
-        "text_model": text.text_model,
-        "text_projection": text.text_projection,
-        **{part: getattr(model, part) for part in PARTS},
-    }
+    encoders = (model.image_encoder, model.prompt.text_encoder)
+    states = {name: plain_state(module) for encoder in encoders for name, module in encoder.named_children()}
+    states |= {part: getattr(model, part).state_dict() for part in PARTS}
     return {
         f"{name}.{key}": value.detach()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
+        for name, state in states.items()
+        for key, value in state.items()
         if not (name == "prompt" and key.startswith("text_encoder."))
     }
 
@@ -93,18 +89,23 @@ def write_model(model: OVMultiLabelClassifier, config: dict[str, Any], folder: P
         folder: An empty one.
     """
     from safetensors.torch import save_file
-    from transformers import CLIPImageProcessorPil
+    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
     weights = {name: value.cpu().clone().contiguous() for name, value in _weights(model).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     model.prompt.text_encoder.tokenizer.save_pretrained(folder)
     spec = model.image_spec
-    CLIPImageProcessorPil(
-        size={"shortest_edge": spec.size},
-        crop_size={"height": spec.size, "width": spec.size},
-        image_mean=list(spec.mean),
-        image_std=list(spec.std),
-    ).save_pretrained(folder)
+    square = {"height": spec.size, "width": spec.size}
+    settings: dict[str, Any] = {
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "resample": spec.resample,
+    }
+    if spec.squash:
+        processor = SiglipImageProcessorPil(size=square, **settings)
+    else:
+        processor = CLIPImageProcessorPil(size={"shortest_edge": spec.size}, crop_size=square, **settings)
+    processor.save_pretrained(folder)
     if model.vocabulary is not None:
         (folder / LABELS).write_text(json.dumps(model.vocabulary.to_dict(), indent=1, ensure_ascii=False), "utf-8")
     if model.calibration is not None:
@@ -166,6 +167,7 @@ def read_model(cls: Any, folder: Path, saved: Any, parts: Mapping[str, Any]) -> 
         with safe_open(file, "pt") as opened:
             names = {name for name in opened.keys() if not name.startswith(replaced)}  # noqa: SIM118
             own = {n: opened.get_tensor(n).clone() for n in names if n.partition(".")[0] in PARTS}
+            prompts = {n: opened.get_tensor(n).clone() for n in names if n.endswith(f".{PROMPTS}")}
         with _quiet_transformers():
             model = cls(str(folder), **kwargs)
         wanted = {name for name in _weights(model) if not name.startswith(replaced)}
@@ -173,6 +175,7 @@ def read_model(cls: Any, folder: Path, saved: Any, parts: Mapping[str, Any]) -> 
             lacks = sorted(wanted - names)
             what = f"lacks {lacks[0]!r}" if lacks else f"has {min(names - wanted)!r}, which no part takes"
             raise UserError(f"{file}: {what}; the folder is not as save_pretrained wrote it, save or download it again")
+        model.image_encoder.load_state_dict(prompts, strict=False, assign=True)
         for part in PARTS:
             state = {n.partition(".")[2]: value for n, value in own.items() if n.partition(".")[0] == part}
             if state:

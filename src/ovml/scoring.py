@@ -55,13 +55,16 @@ class ScoringModule(pl.LightningModule):
 
     def score(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """The head's logits `[B, L]`, in full precision also where the towers run in half."""
-        device = self.device.type
-        if torch.is_autocast_enabled(device):
-            # In half precision different scores would round to the same number, and their order be lost.
-            features, label_embeds = ImageFeatures(*(f.float() for f in features)), label_embeds.float()
-        with torch.autocast(device, enabled=False):
-            logits: Tensor = self.head(features, label_embeds)
+        widened = self._widened(features, label_embeds)
+        with torch.autocast(self.device.type, enabled=False):
+            logits: Tensor = self.head(*widened)
         return logits
+
+    def _widened(self, features: ImageFeatures, label_embeds: Tensor) -> tuple[ImageFeatures, Tensor]:
+        if not torch.is_autocast_enabled(self.device.type):
+            return features, label_embeds
+        # In half precision different scores would round to the same number, and their order be lost.
+        return ImageFeatures(*(f.float() for f in features)), label_embeds.float()
 
     def embed_labels(self, labels: Sequence[str] | LabelVocabulary | None = None) -> Tensor:
         """Label embeddings `[L, D]`, without a graph; computed once and kept until the prompt changes."""

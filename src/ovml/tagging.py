@@ -267,7 +267,7 @@ def load_model(name: str | Path) -> OVMultiLabelClassifier:
 
 def _describe(part: nn.Module) -> str:
     public = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
-    plain = {k: v for k, v in sorted(public.items()) if isinstance(v, (bool, int, float, str, list))}
+    plain = {k: v for k, v in sorted(public.items()) if isinstance(v, (bool, int, float, str, list, dict))}
     return f"{type(part).__module__}.{type(part).__qualname__} {plain}"
 
 

@@ -68,6 +68,9 @@ class Stage(ABC):
         self.warmup_epochs = warmup_epochs
         self.weight_decay = weight_decay
 
+    def prepare(self, model: OVMultiLabelClassifier) -> None:  # noqa: B027
+        """Put into a new model what the stage needs in it; its teacher and zero-shot form stay the original."""
+
     @abstractmethod
     def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
         """Optimizer groups (`params`, `lr`, `weight_decay`, `name`) of all that learns in this stage."""
@@ -112,8 +115,12 @@ class VisionStage(Stage):
     def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
         """Layer-wise decayed groups of the tower, then the other parts' own parameters."""
         groups = layer_decay_groups(model.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers)
+        return groups + self.part_groups(model)
+
+    def part_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+        """Groups of the head's, the loss's and the distillation's own parameters."""
         parts = [*model.head.parameters(), *model.loss.parameters(), *model.distillation.parameters()]
-        return groups + _decay_groups(parts, "parts", self.lr, self.weight_decay)
+        return decay_groups(parts, "parts", self.lr, self.weight_decay)
 
 
 class PromptStage(Stage):
@@ -153,10 +160,11 @@ class PromptStage(Stage):
 
     def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
         """The prompt learner's own parameters."""
-        return _decay_groups(model.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
+        return decay_groups(model.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
 
 
-def _decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups of one rate; parameters of one dimension have no weight decay."""
     matrices = [p for p in params if p.ndim > 1]
     vectors = [p for p in params if p.ndim <= 1]
     groups = [(matrices, f"{name}_decay", weight_decay), (vectors, f"{name}_no_decay", 0.0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,7 +113,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
     def image_spec(self) -> ImageSpec:
         """Size and normalisation of the pictures; the checkpoint is asked when they are first needed."""
         spec = load_image_spec(self.clip)
-        return ImageSpec(spec.size, IMAGENET_MEAN, IMAGENET_STD) if self.normalization == "imagenet" else spec
+        return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD) if self.normalization == "imagenet" else spec
 
     @cached_property
     def eval_transform(self) -> Transform:

@@ -18,10 +18,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class EvalTransform:
-    """Bicubic resize of the short side, centre crop, normalisation; as CLIP's own image processor does it.
+    """Resize of the short side, centre crop, normalisation; as CLIP's own image processor does it.
+
+    Where the specification says `squash`, as SigLIP's does, both sides are resized.
 
     Args:
-        spec: Size and normalisation.
+        spec: Size, normalisation and how to resize.
         resize: Short side before the crop, in pixels. Default: the crop's own size, as CLIP has it; the MKT paper
             resizes to 256 and crops 224.
 
@@ -36,14 +38,23 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel values `[3, size, size]`."""
-        size, (width, height) = self.spec.size, image.size
-        if min(width, height) != self.resize:
-            scale = self.resize / min(width, height)
-            # The long side is cut to whole pixels, as transformers does.
-            width, height = (self.resize, int(height * scale)) if width <= height else (int(width * scale), self.resize)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        size, (width, height) = self.spec.size, self.resized(*image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling(self.spec.resample))
         left, top = (width - size) // 2, (height - size) // 2
         return normalize(image.crop((left, top, left + size, top + size)), self.spec)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of a picture after the resize and before the crop.
+
+        >>> EvalTransform(ImageSpec(64)).resized(100, 200), EvalTransform(ImageSpec(64, squash=True)).resized(100, 200)
+        ((64, 128), (64, 64))
+        """
+        if self.spec.squash:
+            return self.resize, self.resize
+        scale = self.resize / min(width, height)
+        # The long side is cut to whole pixels, as transformers does.
+        return (self.resize, int(height * scale)) if width <= height else (int(width * scale), self.resize)
 
 
 class TrainTransform:
@@ -79,7 +90,7 @@ class TrainTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel values `[3, size, size]`."""
         size = (self.spec.size, self.spec.size)
-        image = image.resize(size, Image.Resampling.BICUBIC, box=self.crop_box(*image.size))
+        image = image.resize(size, Image.Resampling(self.spec.resample), box=self.crop_box(*image.size))
         if torch.rand(()).item() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rand_augment is not None:

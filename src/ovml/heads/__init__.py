@@ -4,6 +4,18 @@ from ovml.heads.base import Head
 from ovml.heads.cosine import CosineHead
 from ovml.heads.global_ import GlobalHead
 from ovml.heads.local import LocalHead
+from ovml.heads.optimal_transport import OptimalTransportHead
+from ovml.heads.query import QueryHead
+from ovml.heads.spatial_softmax import SpatialSoftmaxHead
 from ovml.heads.two_stream import TwoStreamHead
 
-__all__ = ["CosineHead", "GlobalHead", "Head", "LocalHead", "TwoStreamHead"]
+__all__ = [
+    "CosineHead",
+    "GlobalHead",
+    "Head",
+    "LocalHead",
+    "OptimalTransportHead",
+    "QueryHead",
+    "SpatialSoftmaxHead",
+    "TwoStreamHead",
+]

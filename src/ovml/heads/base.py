@@ -32,6 +32,22 @@ class Head(nn.Module, ABC):
         """
         return self
 
+    uses_teacher: bool = False
+    """Whether `training_logits` reads the features of the original CLIP."""
+
+    def training_logits(
+        self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: ImageFeatures | None
+    ) -> tuple[Tensor, ...]:
+        """Logits `[B, L]` whose losses are summed in training. Default: those of `forward`.
+
+        Args:
+            features: See `forward`.
+            label_embeds: See `forward`.
+            targets: `[B, L]`: 1 present, 0 absent, -1 unknown.
+            teacher: Features of the original CLIP; `None` in stages that do not distil.
+        """
+        return (self(features, label_embeds),)
+
     @abstractmethod
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Score every image against every label.

@@ -37,7 +37,7 @@ class PatchGrid:
 
     @classmethod
     def of(cls, size: tuple[int, int], transform: EvalTransform, patch_size: int) -> PatchGrid:
-        """The grid of a picture of this size: the transform resizes its short side and cuts a square from its middle.
+        """The grid of a picture of this size: the transform resizes it and cuts a square from its middle.
 
         Args:
             size: Width and height of the picture.
@@ -51,9 +51,7 @@ class PatchGrid:
         """
         crop = transform.spec.size
         side = crop // patch_size
-        scale = transform.resize / min(size)
-        # The long side is cut to whole pixels, so that the two directions are scaled a little differently.
-        resized = [transform.resize if length == min(size) else int(length * scale) for length in size]
+        resized = transform.resized(*size)  # in whole pixels: the two directions are scaled a little differently
         (x0, x1), (y0, y1) = (
             [(start := (now - crop) // 2) * before / now, (start + side * patch_size) * before / now]
             for before, now in zip(size, resized, strict=True)

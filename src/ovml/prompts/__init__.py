@@ -2,6 +2,9 @@
 
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.context import ContextPrompt
+from ovml.prompts.coop import CoOpPrompt
+from ovml.prompts.dual import DualPrompt
+from ovml.prompts.ensemble import EnsemblePrompt
 from ovml.prompts.template import TemplatePrompt
 
-__all__ = ["ContextPrompt", "PromptLearner", "TemplatePrompt"]
+__all__ = ["CoOpPrompt", "ContextPrompt", "DualPrompt", "EnsemblePrompt", "PromptLearner", "TemplatePrompt"]

@@ -1,18 +1,20 @@
-"""Thin views on a Hugging Face `CLIPModel`: patch embeddings and label embeddings.
-
-The towers' modules are the model's own, under the model's own names (`vision_model`, `visual_projection`,
-`text_model`, `text_projection`); only the order in which they run is written here.
-"""
+"""The towers of a `CLIPModel` (`vision_model`, `visual_projection`, `text_model`, `text_projection`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ovml.blocks import Execution, is_whole, run_image_blocks, run_text_blocks, run_text_blocks_with_prefix
+from ovml.blocks import (
+    Execution,
+    is_whole,
+    run_bidirectional_blocks,
+    run_text_blocks,
+    run_text_blocks_with_prefix,
+)
 from ovml.errors import UserError
 from ovml.prefix import shared_length
 
@@ -24,7 +26,7 @@ class ImageFeatures(NamedTuple):
     """What the vision tower gives for a batch of images. Neither embedding is L2-normalised.
 
     Attributes:
-        global_embeds: Class-token embeddings `[B, D]`.
+        global_embeds: Embeddings of whole pictures `[B, D]`: CLIP's class token, SigLIP's attention-pooled one.
         patch_embeds: Patch embeddings `[B, P, D]`, row by row over the picture.
 
     Example:
@@ -70,8 +72,12 @@ class ImageTail(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> ImageFeatures:
         """Run hidden states `[B, 1+P, W]` through the blocks to embeddings."""
-        hidden_states = run_image_blocks(self.layers, hidden_states, self.execution)
-        embeds = self.visual_projection(self.post_layernorm(hidden_states))
+        hidden_states = run_bidirectional_blocks(self.layers, hidden_states, self.execution)
+        return self.pool(self.post_layernorm(hidden_states))
+
+    def pool(self, tokens: Tensor) -> ImageFeatures:
+        """Embeddings of the last, normed hidden states `[B, 1+P, W]`."""
+        embeds = self.visual_projection(tokens)
         return ImageFeatures(embeds[:, 0], embeds[:, 1:])
 
 
@@ -90,13 +96,20 @@ class ImageEncoder(nn.Module):
         (2, True)
     """
 
+    model_type: ClassVar[str] = "clip"
+    tail_class: ClassVar[type[ImageTail]] = ImageTail
+    visual_projection: nn.Module
+
     def __init__(self, clip: CLIPModel, execution: Execution | None = None) -> None:
         super().__init__()
         self.execution = execution or Execution()
         self.vision_model = clip.vision_model
-        self.visual_projection = clip.visual_projection
         self.image_size: int = clip.config.vision_config.image_size
         self.num_patches: int = clip.vision_model.embeddings.num_patches
+        self._take_projection(clip)
+
+    def _take_projection(self, clip: Any) -> None:
+        self.visual_projection = clip.visual_projection
 
     @property
     def num_layers(self) -> int:
@@ -112,7 +125,7 @@ class ImageEncoder(nn.Module):
         if not 0 <= num_layers <= self.num_layers:
             raise UserError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
         layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
-        return ImageTail(layers, self.vision_model.post_layernorm, self.visual_projection, self.execution)
+        return self.tail_class(layers, self.vision_model.post_layernorm, self.visual_projection, self.execution)
 
     def replace_tail(self, tail: ImageTail) -> None:
         """Put other modules in the place of the last blocks, the layer norm and the projection."""
@@ -129,10 +142,13 @@ class ImageEncoder(nn.Module):
             pixel_values: Normalised images `[B, 3, H, W]`.
             num_tail_layers: Blocks left to run, by `tail(num_tail_layers)`.
         """
-        vision = self.vision_model
-        hidden_states: Tensor = vision.pre_layrnorm(vision.embeddings(pixel_values))
-        layers = vision.encoder.layers[: self.num_layers - num_tail_layers]
-        return run_image_blocks(layers, hidden_states, self.execution)
+        layers = self.vision_model.encoder.layers[: self.num_layers - num_tail_layers]
+        return run_bidirectional_blocks(layers, self.embed_patches(pixel_values), self.execution)
+
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """Hidden states `[B, 1+P, W]` that enter the first block."""
+        hidden_states: Tensor = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixel_values))
+        return hidden_states
 
     def forward(self, pixel_values: Tensor) -> ImageFeatures:
         """Encode normalised images `[B, 3, H, W]`."""
@@ -170,10 +186,13 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.execution = execution or Execution()
         self.text_model = clip.text_model
-        self.text_projection = clip.text_projection
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.embed_dim: int = clip.config.projection_dim
+        self.embed_dim = self._take_projection(clip)
+
+    def _take_projection(self, clip: Any) -> int:
+        self.text_projection = clip.text_projection
+        return int(clip.config.projection_dim)
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -193,13 +212,16 @@ class TextEncoder(nn.Module):
             UserError: A text has more tokens than the tower has positions.
         """
         encoded = self.tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
-        for text, ids in zip(texts, encoded["input_ids"], strict=True):
+        self._check_lengths(texts, encoded["input_ids"])
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _check_lengths(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        for text, ids in zip(texts, rows, strict=True):
             if len(ids) > self.context_length:
                 raise UserError(
                     f"label too long: {text!r} is {len(ids)} tokens, the text tower takes {self.context_length}; "
                     "shorten it"
                 )
-        return encoded["input_ids"], encoded["offset_mapping"]
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Embed texts; returns `[L, D]`."""

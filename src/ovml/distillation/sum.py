@@ -1,0 +1,57 @@
+"""Several distillations at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ovml.distillation.base import Distillation
+from ovml.distillation.feature import CosineDistillation, FeatureL1
+from ovml.distillation.patch import PatchDistillation
+from ovml.distillation.relational import RelationalDistillation
+from ovml.encoders import ImageFeatures
+from ovml.errors import UserError
+
+
+class SumDistillation(Distillation):
+    """Weighted sum of ovml's distillations: `sum_i w_i loss_i`, those of weight 0 not computed.
+
+    The whole is multiplied by the model's `distillation_weight`. For a sum with a distillation of your own subclass
+    `Distillation` and call both.
+
+    Args:
+        feature: Weight of `FeatureL1`.
+        cosine: Weight of `CosineDistillation`.
+        relational: Weight of `RelationalDistillation`.
+        patch: Weight of `PatchDistillation` with the cosine.
+
+    Raises:
+        UserError: A weight is negative, or all are 0.
+
+    Example:
+        >>> zeros, ones = (ImageFeatures(f(2, 8), f(2, 4, 8)) for f in (torch.zeros, torch.ones))
+        >>> SumDistillation(feature=0.5, patch=0.25)(zeros, ones)
+        tensor(0.7500)
+    """
+
+    def __init__(self, feature: float = 1.0, cosine: float = 0.0, relational: float = 0.0, patch: float = 0.0) -> None:
+        super().__init__()
+        weights = {"feature": feature, "cosine": cosine, "relational": relational, "patch": patch}
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise UserError(f"SumDistillation: weights must be at least 0; got {name}={weight}")
+        if not any(weights.values()):
+            raise UserError("SumDistillation: all weights are 0; to turn distillation off give distillation_weight 0")
+        self.feature = feature
+        self.cosine = cosine
+        self.relational = relational
+        self.patch = patch
+        kinds: tuple[type[nn.Module], ...] = (FeatureL1, CosineDistillation, RelationalDistillation, PatchDistillation)
+        chosen = [(weight, kind()) for weight, kind in zip(weights.values(), kinds, strict=True) if weight]
+        self._weights = [weight for weight, _ in chosen]
+        self._parts = nn.ModuleList(part for _, part in chosen)
+
+    def forward(self, student: ImageFeatures, teacher: ImageFeatures) -> Tensor:
+        """Return the weighted sum over `[B, D]` global and `[B, P, D]` patch embeddings."""
+        losses = [w * part(student, teacher) for w, part in zip(self._weights, self._parts, strict=True)]
+        return torch.stack(losses).sum()

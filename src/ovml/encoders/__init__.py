@@ -1,0 +1,30 @@
+"""Thin views on a Hugging Face `CLIPModel` or `SiglipModel`: patch embeddings and label embeddings.
+
+The towers' modules are the model's own, under the model's own names; only the order in which they run is written here.
+"""
+
+from ovml.encoders.clip import (
+    ImageEncoder,
+    ImageFeatures,
+    ImageTail,
+    TextEncoder,
+    length_batches,
+    pad_rows,
+    restore_order,
+)
+from ovml.encoders.make import make_encoders
+from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
+
+__all__ = [
+    "ImageEncoder",
+    "ImageFeatures",
+    "ImageTail",
+    "SiglipImageEncoder",
+    "SiglipImageTail",
+    "SiglipTextEncoder",
+    "TextEncoder",
+    "length_batches",
+    "make_encoders",
+    "pad_rows",
+    "restore_order",
+]

@@ -1,0 +1,156 @@
+"""RAM's matching of regions and labels by optimal transport."""
+
+from __future__ import annotations
+
+import math
+from itertools import repeat
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovml.encoders import ImageFeatures
+from ovml.errors import UserError
+from ovml.heads.base import Head
+from ovml.heads.chunks import chunks
+from ovml.heads.sinkhorn import sinkhorn
+from ovml.heads.spatial_softmax import check_positive
+
+
+class OptimalTransportHead(Head):
+    r"""Regions matched to labels by optimal transport (RAM; Tan et al., CVPR 2025, arXiv 2503.15337, sec. 3.3).
+
+    With cosines `S [P, L]` of patches and labels and `s [L]` of the whole picture:
+
+    - cost `C = 1 - softmax_l(cost_scale * S)`: low where a patch prefers a label to all others;
+    - row marginal `a = softmax_p(max_l S / presence_temperature)`: patches that show some label carry the mass (label
+      presence detection); column marginal `b = 1 / L`;
+    - plan `T = sinkhorn(C, a, b, epsilon)`, without gradient;
+    - local logits `z_l = sum_p T_pl S_pl / local_temperature`, global logits `g_l = s_l / temperature`;
+    - the paper's score is `(softmax_l(g) + softmax_l(z)) / 2`. The head returns its **logarithm**: the same ranking
+      of labels and of images, without underflow, and of a size that losses can use.
+
+    The plan, the softmaxes, and so all scores are of the label set that is given: a label scores otherwise among
+    others. `local_temperature` means as little across label sets as a softmax does: the columns of `T` sum to `1 / L`,
+    so `z` shrinks as labels are added. The published 2e-4 is for the 925 labels of NUS-WIDE.
+
+    In training the plan is bound to what the original CLIP sees where (knowledge-constrained optimal transport), and
+    the losses of both logits are summed, as published. With `Q = softmax_p(20 * softmax_l(cost_scale * S'))` of the
+    original's cosines `S'`, the entries of absent labels set to the batch's least, the plan also pays `knowledge`
+    times its divergence from `Q`: the cost grows by `-knowledge * log Q`, epsilon by `knowledge`. The original's label
+    embeddings are those given: in the vision stage the prompt is as it was.
+
+    Args:
+        temperature: Where the temperature of the global logits starts (CLIP's is 0.01).
+        local_temperature: Where that of the local logits starts.
+        epsilon: Weight of the plan's entropy.
+        iterations: Most iterations of Sinkhorn; at this epsilon it takes about ten. An exported model has them all.
+        tolerance: See `ovml.heads.sinkhorn.sinkhorn`.
+        cost_scale: Factor of the cosines in the cost (CLIP's is 100).
+        presence_temperature: Of the row marginal.
+        learned: Whether both temperatures learn, as their logarithms, in the vision stage.
+        knowledge: Weight of the divergence from what the original CLIP sees, in training; 0 for none.
+
+    Raises:
+        UserError: An argument is out of its range.
+
+    Example:
+        >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
+        >>> scores = OptimalTransportHead()(features, torch.randn(5, 8)).exp()
+        >>> scores.sum(dim=1).allclose(torch.ones(2))
+        True
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.01,
+        local_temperature: float = 2e-4,
+        epsilon: float = 0.1,
+        iterations: int = 30,
+        tolerance: float = 1e-4,
+        cost_scale: float = 100.0,
+        presence_temperature: float = 0.1,
+        learned: bool = True,
+        knowledge: float = 0.05,
+    ) -> None:
+        super().__init__()
+        check_positive(self, temperature=temperature, local_temperature=local_temperature, epsilon=epsilon)
+        check_positive(self, cost_scale=cost_scale, presence_temperature=presence_temperature)
+        if iterations < 1 or not tolerance >= 0 or not knowledge >= 0:
+            raise UserError(
+                f"{type(self).__name__}: iterations must be at least 1, tolerance and knowledge not negative; "
+                f"got {iterations}, {tolerance} and {knowledge}"
+            )
+        self.temperature = temperature
+        self.local_temperature = local_temperature
+        self.epsilon = epsilon
+        self.iterations = iterations
+        self.tolerance = tolerance
+        self.cost_scale = cost_scale
+        self.presence_temperature = presence_temperature
+        self.learned = learned
+        self.knowledge = knowledge
+        self.uses_teacher = knowledge > 0
+        if learned:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+            self.log_local_temperature = nn.Parameter(torch.tensor(math.log(local_temperature)))
+
+    def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
+        """Return the logarithm `[B, L]`, in float32 at least, of the paper's score; a row's scores sum to 1."""
+        whole, local = self._both_logits(features, label_embeds, None)
+        return torch.logaddexp(whole.log_softmax(-1), local.log_softmax(-1)) - math.log(2)
+
+    def training_logits(
+        self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: ImageFeatures | None
+    ) -> tuple[Tensor, ...]:
+        """Global logits `g` and local logits `z`, `[B, L]` each; the plan bound to the teacher where there is one."""
+        knowledge = None
+        if self.knowledge and teacher is not None:
+            knowledge = self._knowledge(teacher.patch_embeds, label_embeds, targets)
+        return self._both_logits(features, label_embeds, knowledge)
+
+    def _both_logits(
+        self, features: ImageFeatures, label_embeds: Tensor, knowledge: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        # The plan's numbers are about 1 / (P * L), too small for half precision.
+        whole, patches, labels = (F.normalize(_wide(x), dim=-1) for x in (*features, label_embeds))
+        size = patches.shape[1] * labels.shape[0]
+        of_teacher = repeat(None) if knowledge is None else chunks(knowledge, size)
+        matched = []
+        for chunk, bound in zip(chunks(patches, size), of_teacher, strict=False):
+            cosines = chunk @ labels.T
+            matched.append((self.plan(cosines, bound) * cosines).sum(dim=1))
+        temperature, local_temperature = self._temperatures()
+        return whole @ labels.T / temperature, torch.cat(matched) / local_temperature
+
+    @torch.no_grad()
+    def plan(self, cosines: Tensor, knowledge: Tensor | None = None) -> Tensor:
+        """The transport plan `[B, P, L]`; its sum is 1 for each image.
+
+        Args:
+            cosines: `[B, P, L]`.
+            knowledge: `log Q`, `[B, P, L]`, in training.
+        """
+        cost, epsilon = 1 - (self.cost_scale * cosines).softmax(dim=-1), self.epsilon
+        if knowledge is not None:
+            cost, epsilon = cost - self.knowledge * knowledge, epsilon + self.knowledge
+        presence = (cosines.amax(dim=-1) / self.presence_temperature).softmax(dim=-1)
+        uniform = torch.ones_like(cosines[:, 0]) / cosines.shape[-1]
+        return sinkhorn(cost, presence, uniform, epsilon, self.iterations, self.tolerance)
+
+    @torch.no_grad()
+    def _knowledge(self, patch_embeds: Tensor, label_embeds: Tensor, targets: Tensor) -> Tensor:
+        """`log Q`, `[B, P, L]`: where the original CLIP sees each label, absent labels nowhere."""
+        patches, labels = (F.normalize(_wide(x), dim=-1) for x in (patch_embeds, label_embeds))
+        preferred = (self.cost_scale * patches @ labels.T).softmax(dim=-1)
+        seen_at = (20 * preferred).log_softmax(dim=1)
+        return torch.where((targets == 0).unsqueeze(1), seen_at.min(), seen_at)
+
+    def _temperatures(self) -> tuple[float | Tensor, float | Tensor]:
+        if self.learned:
+            return _wide(self.log_temperature).exp(), _wide(self.log_local_temperature).exp()
+        return self.temperature, self.local_temperature
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -1,0 +1,83 @@
+"""Entropic optimal transport."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ovml.errors import UserError
+
+
+@torch.no_grad()
+def sinkhorn(
+    cost: Tensor,
+    row_marginal: Tensor,
+    column_marginal: Tensor,
+    epsilon: float = 0.1,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    r"""Transport plan of least cost and greatest entropy, by Sinkhorn's iterations (Cuturi, NeurIPS 2013).
+
+    `T = argmin_{T >= 0} <T, C> - epsilon * H(T)` with row sums `a` and column sums `b`. Its form is
+    `T = exp(u + v - C / epsilon)`; `u` and `v` are fitted to rows and columns in turn, as logarithms, so that a small
+    epsilon does not underflow.
+
+    A plan that meets its marginals is left as it is while others of the batch go on: a plan does not depend on what
+    it is computed with. No gradient flows through it.
+
+    Args:
+        cost: `[..., P, L]`.
+        row_marginal: `[..., P]`, not negative.
+        column_marginal: `[..., L]`, not negative, of the same sum as the rows'.
+        epsilon: Weight of the entropy. Towards 0 the plan becomes that of least cost, and takes more iterations;
+            towards infinity `a b^T / sum(a)`.
+        iterations: Most updates of rows and columns.
+        tolerance: A plan is finished where its row sums differ from `row_marginal` by no more in sum (L1), as a share
+            of the marginal's sum. Its column sums are exact in any case.
+
+    Returns:
+        The plan `[..., P, L]`, of the cost's type; computed in float32 at least.
+
+    Raises:
+        UserError: Shapes do not fit, or an argument is out of its range.
+
+    Example:
+        >>> plan = sinkhorn(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.full((2,), 0.5), torch.full((2,), 0.5), 0.01)
+        >>> [[round(share, 3) for share in row] for row in plan.tolist()]
+        [[0.5, 0.0], [0.0, 0.5]]
+    """
+    _check(cost, row_marginal, column_marginal, epsilon, iterations, tolerance)
+    kernel = -(cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else cost) / epsilon
+    rows, columns = row_marginal.to(kernel.dtype), column_marginal.to(kernel.dtype)
+    log_rows, log_columns = rows.log(), columns.log()
+    total = rows.sum(dim=-1)
+
+    u = log_rows - kernel.logsumexp(dim=-1)
+    v = log_columns - (kernel + u.unsqueeze(-1)).logsumexp(dim=-2)
+    for _ in range(iterations - 1):
+        new_u = log_rows - (kernel + v.unsqueeze(-2)).logsumexp(dim=-1)
+        # The plan's row sums are `a * exp(u - new_u)`; rows without mass have none of it.
+        error = (rows * (u - new_u).expm1().abs()).masked_fill(rows == 0, 0).sum(dim=-1)
+        finished = (error <= tolerance * total).unsqueeze(-1)
+        # Where a graph is traced nothing can depend on values: the rest of the iterations changes nothing.
+        if not torch.compiler.is_compiling() and bool(finished.all()):
+            break
+        u = torch.where(finished, u, new_u)
+        v = torch.where(finished, v, log_columns - (kernel + u.unsqueeze(-1)).logsumexp(dim=-2))
+    plan: Tensor = (kernel + u.unsqueeze(-1) + v.unsqueeze(-2)).exp()
+    return plan.to(cost.dtype)
+
+
+def _check(cost: Tensor, rows: Tensor, columns: Tensor, epsilon: float, iterations: int, tolerance: float) -> None:
+    if cost.ndim < 2 or rows.shape != cost.shape[:-1] or columns.shape != (*cost.shape[:-2], cost.shape[-1]):
+        raise UserError(
+            "sinkhorn: cost [..., P, L], row_marginal [..., P] and column_marginal [..., L] must go together; got "
+            f"{list(cost.shape)}, {list(rows.shape)} and {list(columns.shape)}"
+        )
+    if not epsilon > 0:
+        raise UserError(f"sinkhorn: epsilon must be greater than 0; got {epsilon}")
+    if iterations < 1:
+        raise UserError(f"sinkhorn: iterations must be at least 1; got {iterations}")
+    if not tolerance >= 0:
+        raise UserError(f"sinkhorn: tolerance must not be negative; got {tolerance}")

@@ -2,6 +2,7 @@
 
 from ovml.data.base import MultiLabelDataModule
 from ovml.data.demo import DemoDataModule
+from ovml.data.emoji import EmojiDataModule
 from ovml.data.folder import FolderDataModule
 from ovml.data.hub import HubDataModule
 from ovml.data.json_ import JSONDataModule
@@ -11,6 +12,7 @@ from ovml.data.rand_augment import RandAugment
 
 __all__ = [
     "DemoDataModule",
+    "EmojiDataModule",
     "FolderDataModule",
     "HubDataModule",
     "JSONDataModule",

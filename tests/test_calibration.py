@@ -15,6 +15,7 @@ from ovml import LabelVocabulary, OVMultiLabelClassifier, Tagger, UserError
 from ovml.calibration import Calibration, PlattScaling, TemperatureScaling, best_f1_score
 from ovml.data.demo_world import draw_scene
 from ovml.metrics import MultilabelMeanAveragePrecision
+from ovml.reporting import calibration_table
 
 LABELS = LabelVocabulary(("a", "b", "c", "d", "e"), ("f", "g"))
 
@@ -199,3 +200,13 @@ def test_wrong_settings_end_in_one_line():
     for options in ({"thresholds": "some"}, {"min_present": 0}):
         with pytest.raises(UserError, match="thresholds must be 'global' or 'per-label'"):
             PlattScaling(**options)
+
+
+def test_without_a_label_given_out_there_is_nothing_to_judge():
+    found = Calibration(4.0, -1.0, 1.1, LABELS).evaluate(metric_of(*drawn(50)))
+    assert np.isnan(found["ECE given"])
+    assert found["F1"] == 0
+    metrics = {f"calibration/{name}": value for name, value in found.items() if not np.isnan(value)}
+    table = calibration_table({"zero-shot": {"zsl/mAP": 0.2}, "prompt": metrics}, "test")
+    assert [list(column.cells)[0] for column in table.columns[2:]] == ["", "0.00"]
+    assert calibration_table({"zero-shot": {"zsl/mAP": 0.2}}, "test") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class EvaluationSteps(ScoringModule):
             if self.calibration is None or self.calibration.vocabulary != vocabulary:
                 return {}
             found = self.calibration.evaluate(metric)
-        return {f"calibration/{name}": torch.tensor(value) for name, value in found.items()}
+        return {f"calibration/{name}": torch.tensor(value) for name, value in found.items() if not math.isnan(value)}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Scores `[B, L]` of the vocabulary with the images' ids."""

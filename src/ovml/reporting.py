@@ -68,8 +68,9 @@ def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Ta
     for column in columns:
         table.add_column(column, justify="right")
     for row, values in calibrated.items():
-        numbers = [100 * values[f"calibration/{column}"] for column in columns]
-        table.add_row(ROW_TITLES.get(row, row), f"{numbers[0]:.2f}", *(f"{number:.1f}" for number in numbers[1:]))
+        numbers = [values.get(f"calibration/{column}") for column in columns]  # none of what no label was given for
+        cells = ["" if number is None else f"{100 * number:.2f}" for number in numbers]
+        table.add_row(ROW_TITLES.get(row, row), *cells)
     return table
 
 

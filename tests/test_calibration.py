@@ -208,5 +208,5 @@ def test_without_a_label_given_out_there_is_nothing_to_judge():
     assert found["F1"] == 0
     metrics = {f"calibration/{name}": value for name, value in found.items() if not np.isnan(value)}
     table = calibration_table({"zero-shot": {"zsl/mAP": 0.2}, "prompt": metrics}, "test")
-    assert [list(column.cells)[0] for column in table.columns[2:]] == ["", "0.00"]
+    assert [next(iter(column.cells)) for column in table.columns[2:]] == ["", "0.00"]
     assert calibration_table({"zero-shot": {"zsl/mAP": 0.2}}, "test") is None

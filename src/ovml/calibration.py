@@ -82,15 +82,13 @@ class Calibration:
         for logits, marks, labels in metric.pieces():
             least = thresholds.to(logits.device)
             least = least.expand_as(logits) if labels is None else least[labels]
-            known = marks >= 0
-            probabilities = self.probabilities(logits)[known]
-            is_present, given = marks[known] == 1, probabilities >= least[known]
+            probabilities = self.probabilities(logits)
+            is_given = probabilities >= least
+            known, of_marks = marks >= 0, (probabilities, marks == 1, is_given)
+            probabilities, is_present, is_given = (x.flatten() if known.all() else x[known] for x in of_marks)
             present += int(is_present.sum())
-            for row, chosen in enumerate((torch.ones_like(given), given)):
-                some = probabilities[chosen].double()
-                bins = (some * RELIABILITY_BINS).long().clamp(max=RELIABILITY_BINS - 1)
-                for column, weights in enumerate((torch.ones_like(some), is_present[chosen].double(), some)):
-                    sums[row, column] += torch.bincount(bins, weights, minlength=RELIABILITY_BINS).cpu()
+            sums[0] += _bin_sums(probabilities, is_present)
+            sums[1] += _bin_sums(probabilities[is_given], is_present[is_given])
         errors = [float((row[1] - row[2]).abs().sum() / row[0].sum()) for row in sums]
         given, hits = sums[1, :2].sum(dim=1).tolist()
         f1 = 2 * hits / (given + present) if given + present else float("nan")
@@ -232,6 +230,13 @@ def best_f1_score(scores: Array, present: Array, min_present: int = 1) -> float:
     given = len(scores) - np.searchsorted(np.sort(scores), candidates)
     f1 = 2 * hits / (given + len(candidates))
     return float(candidates[len(f1) - 1 - f1[::-1].argmax()])
+
+
+def _bin_sums(probabilities: Tensor, is_present: Tensor) -> Tensor:
+    """Of each reliability bin marks, present marks and the sum of the probabilities, `[3, bins]`."""
+    bins = (probabilities * RELIABILITY_BINS).int().clamp(max=RELIABILITY_BINS - 1)
+    counts = [(bins, None), (bins[is_present], None), (bins, probabilities.double())]
+    return torch.stack([torch.bincount(b, w, minlength=RELIABILITY_BINS).double() for b, w in counts]).cpu()
 
 
 def _logistic_fit(logits: Array, absent: Array, present: Array, with_offset: bool) -> tuple[float, float]:

@@ -304,3 +304,30 @@ def test_on_a_full_disk_scores_stay_in_memory(monkeypatch):
     metric = MultilabelMeanAveragePrecision(memory=0)
     metric.update(torch.tensor([[0.9], [0.1]]), torch.tensor([[1], [0]]))
     assert metric.compute() == 1
+
+
+@pytest.mark.parametrize(("unknown", "chunk"), [(0.0, 400), (0.95, 40), (None, 400)])
+def test_pieces_hold_the_same_rows_whatever_they_are_kept_in(unknown, chunk, monkeypatch):
+    monkeypatch.setattr("ovml.metrics.average_precision.CHUNK", chunk)  # scores end sooner than marks
+    torch.manual_seed(0)
+    metric, batches = MultilabelMeanAveragePrecision(), []
+    for i in range(24):
+        scores, targets = torch.randn(7, 10), (torch.rand(7, 10) < 0.3).long()
+        targets[torch.rand(7, 10) < (0.95 * (i % 2) if unknown is None else unknown)] = -1
+        metric.update(scores, targets)
+        batches.append((scores, targets))
+    pairs = [(metric.preds, metric.targets), (metric.known_preds, metric.known_positive)]
+    assert any(list(map(len, one)) != list(map(len, other)) for one, other in pairs)
+    scores, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    rows = zip(
+        scores.flatten().tolist(),
+        torch.arange(10).repeat(len(scores)).tolist(),
+        targets.flatten().tolist(),
+        strict=True,
+    )
+    found = []
+    for some, marks, labels in metric.pieces():
+        labels = torch.arange(10).expand_as(some) if labels is None else labels
+        found += zip(*(part.flatten().tolist() for part in (some, labels, marks)), strict=True)
+    assert sorted(row for row in found if row[2] >= 0) == sorted(row for row in rows if row[2] >= 0)
+    torch.testing.assert_close(metric.per_label(), by_sklearn(scores, targets), equal_nan=True, check_dtype=False)

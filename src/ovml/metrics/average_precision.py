@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from ovml.metrics.functional.average_precision import (
     OfLabel,
@@ -131,8 +131,7 @@ class MultilabelMeanAveragePrecision(Metric):
 
     def _new_piece(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for values, in memory or in a file."""
-        states = (self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
-        kept = sum(piece.untyped_storage().nbytes() for pieces in states for piece in pieces)
+        kept = sum(piece.untyped_storage().nbytes() for pieces in self._pieces_of_states() for piece in pieces)
         size = math.prod(shape)
         if like.device.type == "cpu" and size and kept + size * like.element_size() > self.memory:
             mapped = mapped_file(size, like.dtype)
@@ -153,16 +152,12 @@ class MultilabelMeanAveragePrecision(Metric):
         Args:
             of_label: Another number than the average precision.
         """
-        # After a sync over processes a state is one tensor instead of a list of pieces.
-        preds, targets = ([s] if isinstance(s, Tensor) else s for s in (self.preds, self.targets))
-        entries = [
-            s if isinstance(s, Tensor) else dim_zero_cat(s)
-            for s in (self.known_preds, self.known_labels, self.known_positive)
-        ]
-        if len(entries[0]) == 0:
+        preds, targets, *known = self._pieces_of_states()
+        if not any(map(len, known[0])):
             return each_label_of_pieces(of_label, preds, targets)
+        entries = [torch.cat(pieces) for pieces in known]
         if any(map(len, preds)):  # some batches were mostly known, others mostly unknown
-            for p, t in zip(preds, targets, strict=True):
+            for p, t in aligned(preds, targets):
                 rows, labels = (t != -1).nonzero(as_tuple=True)
                 found = (p[rows, labels], labels.int(), t[rows, labels] == 1)
                 entries = [torch.cat(pair) for pair in zip(entries, found, strict=True)]
@@ -175,12 +170,32 @@ class MultilabelMeanAveragePrecision(Metric):
         Scores and marks are `[N, L]`, and the labels `None`; or of mostly unknown batches single entries `[K]` with the
         label of each `[K]`.
         """
-        states = (self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
-        preds, targets, entries, labels, positive = ([s] if isinstance(s, Tensor) else s for s in states)
-        for scores, marks in zip(preds, targets, strict=True):
+        preds, targets, *known = self._pieces_of_states()
+        for scores, marks in aligned(preds, targets):
             yield scores, marks, None
-        for scores, columns, marks in zip(entries, labels, positive, strict=True):
-            yield scores, marks.to(torch.int8), columns.long()
+        for scores, columns, positive in aligned(*known):
+            yield scores, positive.to(torch.int8), columns.long()
+
+    def _pieces_of_states(self) -> list[list[Tensor]]:
+        states = (self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
+        # After a sync over processes a state is one tensor instead of a list of pieces.
+        return [[state] if isinstance(state, Tensor) else state for state in states]
+
+
+def aligned(*states: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of the same rows: those of states whose own pieces end at different rows, as their types differ in size.
+
+    >>> first, second = torch.arange(5), torch.arange(5) * 10
+    >>> [tuple(map(len, pieces)) for pieces in aligned(first.split(3), second.split(2))]
+    [(2, 2), (1, 1), (1, 1), (1, 1)]
+    """
+    rest = [deque(piece for piece in state if len(piece)) for state in states]
+    while all(rest):
+        size = min(len(pieces[0]) for pieces in rest)
+        yield tuple(pieces[0][:size] for pieces in rest)
+        for pieces in rest:
+            if len(piece := pieces.popleft()) > size:
+                pieces.appendleft(piece[size:])
 
 
 def mapped_file(size: int, dtype: torch.dtype) -> Tensor | None:

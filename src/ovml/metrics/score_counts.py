@@ -62,7 +62,9 @@ class ScoreCounts:
 
     def _update(self, scores: Tensor, targets: Tensor, groups: Tensor) -> None:
         kept = (targets >= 0) & scores.isfinite()
-        scores, rows = scores[kept].double(), 2 * groups[kept].long() + targets[kept].long()
+        if not kept.all():
+            scores, targets, groups = scores[kept], targets[kept], groups[kept]
+        scores, rows = scores.double(), 2 * groups.long() + targets.long()
         if not len(scores):
             return
         self._reach(float(scores.min()), float(scores.max()))

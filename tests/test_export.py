@@ -111,7 +111,7 @@ def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, tmp_path, m
     model = model_with(head).eval()
     path = tmp_path / f"model{suffix}"
     export_model(model, path)
-    monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", 5000)  # what it is compared with takes labels in chunks
+    monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 5000)  # what it is compared with takes labels in chunks
     for num_images in (1, 3):
         for num_labels in (2, 7, 500):
             pixel_values = torch.randn(num_images, 3, model.image_spec.size, model.image_spec.size)

@@ -285,12 +285,10 @@ def _difference(scorer: Scorer, run: Run, model: OVMultiLabelClassifier, name: s
 
 def _put_in_place(written: Path, path: Path) -> tuple[Path | None, Path | None]:
     """Rename files into their places, the model last; returns those of labels and data."""
-    mode = written.stat().st_mode
     beside: list[Path | None] = []
     for place in (labels_path, data_path):
         source, target = place(written), place(path)
         if source.exists():
-            source.chmod(mode)  # safetensors lets nobody else read it
             os.replace(source, target)
         else:
             target.unlink(missing_ok=True)  # of the model that is replaced

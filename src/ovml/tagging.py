@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -237,12 +238,12 @@ class Tagger:
         if self.calibration is not None:
             scores = self.calibration.probabilities(scores)
         best = scores.topk(self.top_k)
-        least = self._least()
         return [
-            [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= least[c]]
+            [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= self._least[c]]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
+    @cached_property
     def _least(self) -> list[float]:
         """Of each label the least score that is given out."""
         if self.threshold == "calibrated" and self.calibration is not None:

@@ -110,7 +110,7 @@ def test_labels_in_chunks_give_the_scores_and_gradients_of_all_at_once(labels, b
 def test_heads_normalise_over_all_labels_not_over_chunks(head, budget, monkeypatch):
     image, embeds = features(), torch.randn(37, 8)
     expected = head(image, embeds)
-    monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", budget)
+    monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", budget)
     torch.testing.assert_close(head(image, embeds), expected, atol=1e-6, rtol=0)
 
 
@@ -129,7 +129,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_a_large_vocabulary_takes_no_more_than_its_share_of_memory(monkeypatch):
-    monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", 1000)
+    monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 1000)
     image, embeds = features(batch=4, patches=20), torch.randn(300, 8)
     for mode in (torch.inference_mode(), torch.enable_grad()):
         with mode, Largest() as largest:

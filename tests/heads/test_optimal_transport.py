@@ -215,7 +215,7 @@ def test_images_in_chunks_give_the_same_scores_and_gradients(budget, monkeypatch
     results = []
     labels, weights = torch.randn(7, 8), torch.randn(6, 7)
     for value in (10**9, budget):
-        monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", value)
+        monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", value)
         head = OptimalTransportHead(local_temperature=0.02)
         image = ImageFeatures(*(x.clone().requires_grad_() for x in features(batch=6)))
         scores = head(image, labels)
@@ -337,7 +337,7 @@ def test_the_plan_in_training_is_bound_to_what_the_teacher_sees(monkeypatch):
         for _ in range(2)
     )
     labels, targets = torch.randn(5, 6, generator=generator), torch.randint(-1, 2, (3, 5), generator=generator)
-    monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", 20)  # an image at a time
+    monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 20)  # an image at a time
     whole, local = head.training_logits(student, labels, targets, teacher)
     bound = knowledge_loop(teacher.patch_embeds, labels, targets, 5.0)
     for b in range(3):

@@ -101,7 +101,7 @@ def test_labels_in_chunks_give_the_same_scores_and_gradients(budget, monkeypatch
     results = []
     labels, weights = torch.randn(37, DIM), torch.randn(2, 37)
     for value in (10**9, budget):
-        monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", value)
+        monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", value)
         torch.manual_seed(0)
         head = trained(QueryHead(2, 8, 2, global_weight=0.5).bind(DIM))
         image = ImageFeatures(*(x.clone().requires_grad_() for x in features()))

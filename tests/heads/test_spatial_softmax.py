@@ -63,7 +63,7 @@ def test_labels_in_chunks_give_the_same_scores_and_gradients(budget, monkeypatch
     results = []
     labels, weights = torch.randn(37, 8), torch.randn(2, 37)
     for value in (10**9, budget):
-        monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", value)
+        monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", value)
         image = ImageFeatures(*(x.clone().requires_grad_() for x in features()))
         scores = SpatialSoftmaxHead(global_weight=0.5)(image, labels)
         (scores * weights).sum().backward()
@@ -73,7 +73,7 @@ def test_labels_in_chunks_give_the_same_scores_and_gradients(budget, monkeypatch
 
 
 def test_chunks_fit_the_budget_and_are_all_rows(monkeypatch):
-    monkeypatch.setattr("ovml.heads.local.CPU_BUDGET", 100)
+    monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 100)
     rows = torch.randn(23, 3)
     for numbers in (1, 30, 1000):
         cut = chunks(rows, numbers)

@@ -8,9 +8,7 @@ from torch import Tensor
 from ovml.encoders import ImageFeatures
 from ovml.errors import UserError
 from ovml.heads.base import Head, normalize_over_labels
-
-CPU_BUDGET, DEVICE_BUDGET = 2**22, 2**26
-"""Label-patch similarities held at once: as many as a processor's cache holds (16 MB), and 256 MB on other devices."""
+from ovml.heads.chunks import chunks
 
 
 def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budget: int | None = None) -> Tensor:
@@ -36,11 +34,8 @@ def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budg
     num_images, num_patches = patch_embeds.shape[:2]
     if not 1 <= top_k <= num_patches:
         raise UserError(f"top_k must be from 1 to {num_patches}, the number of patches of an image; got {top_k}")
-    budget = budget or (CPU_BUDGET if patch_embeds.device.type == "cpu" else DEVICE_BUDGET)
-    chunk_size = max(1, budget // max(1, num_images * num_patches))
     scores = []
-    # Where a graph is traced, sizes are symbols, over which no loop can run.
-    for chunk in [label_embeds] if torch.compiler.is_compiling() else torch.split(label_embeds, chunk_size):
+    for chunk in chunks(label_embeds, num_images * num_patches, budget):
         similarity = chunk @ patch_embeds.transpose(1, 2)  # [B, chunk, P]: topk is fastest along contiguous memory
         scores.append(similarity.topk(top_k, dim=-1, sorted=False).values.mean(dim=-1))
     return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders import TextEncoder, length_batches, pad_rows, restore_order
-from ovml.prefix import shared_length
+from ovml.encoders import TextEncoder
 from ovml.prompts.base import MKT_TEMPLATE, PromptLearner, check_template
-
-
-class _Tokens(NamedTuple):
-    ids: Tensor  # [N, T] token ids
-    rows: Tensor  # [N, T] row of `context`, or -1 where the original embedding stands
-    lengths: Tensor  # [N]
-    num_shared: int  # tokens that all of them begin with
+from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
 
 
 class ContextPrompt(PromptLearner):
@@ -47,7 +38,7 @@ class ContextPrompt(PromptLearner):
     def __init__(self, template: str = MKT_TEMPLATE) -> None:
         super().__init__()
         self.template = check_template(template)
-        self._tokens: dict[tuple[str, ...], tuple[list[_Tokens], list[list[int]]]] = {}
+        self._tokens: dict[tuple[str, ...], MixedBatches] = {}
 
     def bind(self, text_encoder: TextEncoder) -> ContextPrompt:
         """Attach the tower and start the context from its token table."""
@@ -63,21 +54,13 @@ class ContextPrompt(PromptLearner):
         if names not in self._tokens:
             # Training asks for one vocabulary, evaluation for a few: tokenised once, not at every step.
             self._tokens = {**dict(list(self._tokens.items())[-3:]), names: self._tokenize(names)}
-        batches, order = self._tokens[names]
-        embeds = []
-        for batch in batches:
-            ids, rows, lengths = (t.to(self.context.device) for t in (batch.ids, batch.rows, batch.lengths))
-            original = self.text_encoder.token_embedding(ids)
-            learned = self.context[rows.clamp(min=0)].to(original.dtype)
-            token_embeds = torch.where((rows >= 0).unsqueeze(-1), learned, original)
-            embeds.append(self.text_encoder.encode(token_embeds, lengths, batch.num_shared))
-        return restore_order(embeds, order)
+        return embed_mixed(self.text_encoder, self._tokens[names], self.context)
 
     def _is_name(self, spans: list[tuple[int, int]], name: str) -> list[bool]:
         start = self.template.index("{}")
         return [begin < start + len(name) and end > start for begin, end in spans]
 
-    def _tokenize(self, names: tuple[str, ...]) -> tuple[list[_Tokens], list[list[int]]]:
+    def _tokenize(self, names: tuple[str, ...]) -> MixedBatches:
         ids, spans = self.text_encoder.tokenize([self.template.replace("{}", name) for name in names])
         row_of = {int(token): row for row, token in enumerate(self.context_ids)}
         # A token outside the name that the template alone does not have (punctuation that merges with the name)
@@ -86,15 +69,4 @@ class ContextPrompt(PromptLearner):
             [-1 if own else row_of.get(token, -1) for token, own in zip(row, self._is_name(span, name), strict=True)]
             for row, span, name in zip(ids, spans, names, strict=True)
         ]
-        order = length_batches([len(row) for row in ids], self.text_encoder.batch_size)
-        batches = [
-            _Tokens(
-                pad_rows([ids[i] for i in batch]),
-                pad_rows([rows[i] for i in batch], value=-1),
-                torch.tensor([len(ids[i]) for i in batch]),
-                # Of a token both count: which it is, and whether it stands for context or for the label's name.
-                shared_length([list(zip(ids[i], rows[i], strict=True)) for i in batch]),
-            )
-            for batch in order
-        ]
-        return batches, order
+        return mixed_batches(ids, rows, self.text_encoder.batch_size)

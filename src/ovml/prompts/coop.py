@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders import TextEncoder, length_batches, pad_rows, restore_order
+from ovml.encoders import TextEncoder
 from ovml.errors import UserError
-from ovml.prefix import shared_length
 from ovml.prompts.base import PromptLearner
+from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
 
 
 class CoOpPrompt(PromptLearner):
@@ -73,13 +73,6 @@ class CoOpPrompt(PromptLearner):
         return self._names.embed(self.text_encoder, names, self.context)
 
 
-class _Batch(NamedTuple):
-    ids: Tensor  # [N, T] token ids
-    rows: Tensor  # [N, T] row of the context, or -1 where a token's own embedding stands
-    lengths: Tensor  # [N]
-    num_shared: int  # tokens that all of them begin with
-
-
 class NamesInContext:
     """Names with `num_before` vectors before and `num_after` after them; tokenised once per vocabulary.
 
@@ -93,7 +86,7 @@ class NamesInContext:
         self.num_leading = num_leading
         self.num_before = num_before
         self.num_after = num_after
-        self._batches: dict[tuple[str, ...], tuple[list[_Batch], list[list[int]]]] = {}
+        self._batches: dict[tuple[str, ...], MixedBatches] = {}
 
     def embed(self, text_encoder: TextEncoder, names: tuple[str, ...], context: Tensor) -> Tensor:
         """Embed names.
@@ -112,17 +105,9 @@ class NamesInContext:
         if names not in self._batches:
             # Training asks for one vocabulary, evaluation for a few.
             self._batches = {**dict(list(self._batches.items())[-3:]), names: self._tokenize(text_encoder, names)}
-        batches, order = self._batches[names]
-        embeds = []
-        for batch in batches:
-            ids, rows, lengths = (t.to(context.device) for t in (batch.ids, batch.rows, batch.lengths))
-            original = text_encoder.token_embedding(ids)
-            vectors = context[rows.clamp(min=0)].to(original.dtype)
-            token_embeds = torch.where((rows >= 0).unsqueeze(-1), vectors, original)
-            embeds.append(text_encoder.encode(token_embeds, lengths, batch.num_shared))
-        return restore_order(embeds, order)
+        return embed_mixed(text_encoder, self._batches[names], context)
 
-    def _tokenize(self, text_encoder: TextEncoder, names: tuple[str, ...]) -> tuple[list[_Batch], list[list[int]]]:
+    def _tokenize(self, text_encoder: TextEncoder, names: tuple[str, ...]) -> MixedBatches:
         lead, before, num_context = self.num_leading, self.num_before, self.num_before + self.num_after
         ids, rows = [], []
         for name, tokens in zip(names, text_encoder.tokenize(names)[0], strict=True):
@@ -135,18 +120,7 @@ class NamesInContext:
                 )
             ids.append([*tokens[:lead], *[0] * before, *own, *[0] * self.num_after, tokens[-1]])
             rows.append([*[-1] * lead, *range(before), *[-1] * len(own), *range(before, num_context), -1])
-        order = length_batches([len(row) for row in ids], text_encoder.batch_size)
-        batches = [
-            _Batch(
-                pad_rows([ids[i] for i in batch]),
-                pad_rows([rows[i] for i in batch], value=-1),
-                torch.tensor([len(ids[i]) for i in batch]),
-                # Of a token both count: which it is, and whether it stands for a vector of the context.
-                shared_length([list(zip(ids[i], rows[i], strict=True)) for i in batch]),
-            )
-            for batch in order
-        ]
-        return batches, order
+        return mixed_batches(ids, rows, text_encoder.batch_size)
 
 
 def num_leading(text_encoder: TextEncoder) -> int:

@@ -1,149 +1,202 @@
-"""The paper's ablations and the family of parts, on the embedded world, over seeds: a table and a picture.
+"""The paper's ablations and the family of parts on the drawn worlds, over seeds: tables and pictures.
 
-Usage: `python benchmarks/ablation.py [--seeds 0 1 2] [--groups ...] [--root runs/ablation] [--quick] [--no-docs]`
+Usage: `python benchmarks/ablation.py [--worlds embedded emoji] [--seeds 0 1 2] [--groups ...] [--jobs 2] [--quick]`
 
-Each variant is `ovml fit --config demo.yaml` with other options, then `ovml test`, once for each seed. Runs that are
-done are not done again and a broken one goes on, so it can be interrupted; `--only-done` writes what there is.
-The table has the test split's metrics of the last stage, mean ± sample standard deviation, and the validation
-split's ZSL mAP, by which the best is chosen. It is written into docs/ablation.md, the picture beside it.
+Each variant (`ablation_variants.py`) is `ovml fit` with a world's configuration and other options, then `ovml test`,
+once for each seed; all variants of a seed come before the next seed. Runs that are done are not done again and a
+broken one goes on, so it can be interrupted; `--only-done` writes what there is. `--jobs 2` runs two at once, each on
+its share of the cores: on two cores that is 1.4 times as fast.
 
-`--quick` trains on 1,000 scenes, 4 and 3 epochs: for a first look, and never into the docs.
+The tables, in docs/ablation.md, have the test split's metrics after the last stage, mean ± sample standard deviation,
+and the validation split's ZSL mAP, by which the best is chosen; the picture stands beside them.
+
+The emoji world needs a CLIP of its own (`--emoji-clip`, made by `examples/pretrain_emoji_clip.py --num-names 300`).
+With `--style FOLDER`, pictures of another drawing style, each of its runs is tested on scenes in that style too.
+
+`--quick` trains on 1,000 scenes, an epoch a stage: for a first look, and never into the docs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablation_variants import GROUPS, SHORT
 from common import machine, markdown
-from demo import run, spread
+from demo import run, run_folder, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- table: python benchmarks/ablation.py -->", "<!-- end of table -->"
-COLUMNS = ("zsl/mAP", "zsl/F1@3", "gzsl/mAP", "gzsl/F1@3")
-QUICK = ["--data.train_size", "1000", "--trainer.max_epochs", "4"]
+END = "<!-- end of table -->"
+QUICK = ["--data.train_size", "1000", "--trainer.max_epochs", "1"]
+METRICS = {"zsl/mAP": "ZSL mAP", "zsl/F1@3": "ZSL F1@3", "gzsl/mAP": "GZSL mAP", "gzsl/F1@3": "GZSL F1@3"}
+VALIDATION = {"validation": "validation ZSL mAP"}
 
 
-def part(kind: str, name: str, **arguments: Any) -> list[str]:
-    """Options that put another part in the place of the configuration's."""
-    options = [f"--model.{kind}", name]
-    for argument, value in arguments.items():
-        options += [f"--model.{kind}.{argument}", str(value).lower() if isinstance(value, bool) else str(value)]
-    return options
+@dataclass
+class World:
+    """A data set of the comparison.
+
+    Attributes:
+        name: `embedded` or `emoji`.
+        configs: Its configuration files, later ones over earlier ones.
+        columns: Metrics of its table, with their titles.
+        options: Options that all of its runs have.
+        style: Folder of pictures in another style, in which runs are tested too.
+    """
+
+    name: str
+    configs: list[str]
+    columns: dict[str, str]
+    options: list[str] = field(default_factory=list)
+    style: Path | None = None
+
+    def variants(self, groups: list[str]) -> dict[str, list[str]]:
+        """Options by name; MKT first."""
+        every = {name: options for group in groups for name, options in GROUPS[group].items()}
+        return every if self.name == "embedded" else {name: every[name] for name in SHORT if name in every}
 
 
-GROUPS: dict[str, dict[str, list[str]]] = {
-    "paper": {
-        "MKT": [],
-        "no distillation": ["--model.distillation_weight", "0"],
-        "distillation weight 1": ["--model.distillation_weight", "1"],
-        "global stream only": part("head", "ovml.heads.GlobalHead"),
-        "local stream only": part("head", "ovml.heads.LocalHead", top_k=3),
-        "top-k 1": ["--model.head.top_k", "1"],
-        "top-k 9": ["--model.head.top_k", "9"],
-        "top-k 18": ["--model.head.top_k", "18"],
-        "template 'a photo of a {}'": ["--model.prompt.template", "a photo of a {}"],
-    },
-    "heads": {
-        "SpatialSoftmaxHead, with global": part("head", "ovml.heads.SpatialSoftmaxHead", scale=20, global_weight=0.5),
-        "QueryHead, ranking": part("head", "ovml.heads.QueryHead", global_weight=0.5),
-        "QueryHead, ZLPR": part("head", "ovml.heads.QueryHead", global_weight=0.5)
-        + part("loss", "ovml.losses.ZLPRLoss", scale=20, offset=-4, learned=True),
-        "OptimalTransportHead, multi-matching": part("head", "ovml.heads.OptimalTransportHead", local_temperature=2e-3)
-        + part("loss", "ovml.losses.MultiMatchingLoss"),
-        "OptimalTransportHead, no knowledge": part(
-            "head", "ovml.heads.OptimalTransportHead", local_temperature=2e-3, knowledge=0
-        )
-        + part("loss", "ovml.losses.MultiMatchingLoss"),
-    },
-    "losses": {
-        "ranking, temperature 0.1": ["--model.loss.temperature", "0.1"],
-        "ranking, temperature 0.03": ["--model.loss.temperature", "0.03"],
-        "ranking, learned margin": part("loss", "ovml.losses.LearnedMarginRankingLoss"),
-        "ranking, spread margin": part("loss", "ovml.losses.SpreadMarginRankingLoss"),
-        "binary cross-entropy": part("loss", "ovml.losses.BinaryCrossEntropy", scale=20, offset=-4, learned=True),
-        "asymmetric": part("loss", "ovml.losses.AsymmetricLoss", scale=20, offset=-4, learned=True),
-        "ZLPR": part("loss", "ovml.losses.ZLPRLoss", scale=20, offset=-4, learned=True),
-        "multi-matching": part("loss", "ovml.losses.MultiMatchingLoss", scale=20, learned=True),
-    },
-    "prompts": {
-        "CoOpPrompt": part("prompt", "ovml.prompts.CoOpPrompt"),
-        "DualPrompt": part("prompt", "ovml.prompts.DualPrompt"),
-        "EnsemblePrompt": part("prompt", "ovml.prompts.EnsemblePrompt"),
-    },
-    "distillation": {
-        "cosine": part("distillation", "ovml.distillation.CosineDistillation"),
-        "relational": part("distillation", "ovml.distillation.RelationalDistillation"),
-        "patches": part("distillation", "ovml.distillation.PatchDistillation"),
-    },
-}
+def measure(world: World, root: Path, variant: str, seed: int, options: list[str], threads: int) -> None:
+    """Fit and test a variant, if it is not done."""
+    run(root, variant, seed, world.options + options, world.configs, threads)
+    folder = run_folder(root, variant, seed) / "version_0"
+    styled, own = folder / "test_results.style.json", folder / "test_results.json"
+    if world.style is not None and not styled.is_file():
+        kept = own.read_text()
+        command = [sys.executable, "-m", "ovml", "--quiet", "test", "--ckpt_path", str(folder)]
+        command += ["--data.test_pictures", str(world.style)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        other = own.read_text()
+        own.write_text(kept)
+        styled.write_text(other)
 
 
-def measured(root: Path, variant: str, options: list[str], seeds: list[int], only_done: bool) -> list[dict[str, Any]]:
-    """Test rows and validation results of a variant's runs."""
-    found = []
+def results(root: Path, variant: str, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+    """Metrics in percent of a variant's finished runs by stage, the last stage as `last`."""
+    found: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
-        folder = root / variant.replace(" ", "-") / f"seed-{seed}" / "version_0"
-        if only_done and not (folder / "test_results.json").is_file():
+        folder = run_folder(root, variant, seed) / "version_0"
+        if not (folder / "test_results.json").is_file():
             continue
-        rows = run(root, variant, seed, options)["rows"]
-        last = [row for row in rows if row != "zero-shot"][-1]
-        validation = json.loads((folder / "results.json").read_text())[last]["zsl/mAP"]
-        found.append({**{column: 100 * rows[last][column] for column in COLUMNS}, "validation": 100 * validation})
+        rows: dict[str, dict[str, float]] = json.loads((folder / "test_results.json").read_text())
+        validation = json.loads((folder / "results.json").read_text())
+        styled = folder / "test_results.style.json"
+        other = json.loads(styled.read_text()) if styled.is_file() else {}
+        for name, metrics in rows.items():
+            values = {**metrics, "validation": validation[name]["zsl/mAP"]}
+            values |= {f"style/{metric}": value for metric, value in other.get(name, {}).items()}
+            percent = {metric: 100 * value for metric, value in values.items()}
+            found.setdefault(name, []).append(percent)
+            if name == list(rows)[-1]:
+                found.setdefault("last", []).append(percent)
     return found
 
 
-def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """ZSL and GZSL mAP of every variant, a dot a seed, the mean as a bar."""
+def table_rows(world: World, root: Path, groups: list[str], seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+    """What the table shows: zero-shot CLIP, MKT after each stage, every other variant."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for variant in world.variants(groups):
+        found = results(root, variant, seeds)
+        if variant == "MKT" and found:
+            rows["zero-shot CLIP"] = found["zero-shot"][:1]
+            rows["MKT"] = found["last"]
+            rows["MKT, no prompt tuning"] = found["vision"]
+        elif found:
+            rows[variant] = found["last"]
+    return rows
+
+
+def table(world: World, rows: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown, with the machine below."""
+    columns = {name: title for name, title in world.columns.items() if any(name in r[0] for r in rows.values())}
+    cells = [
+        [variant, str(len(runs)), *(spread([r[name] for r in runs]) for name in columns)]
+        for variant, runs in rows.items()
+    ]
+    return f"{markdown(['variant', 'runs', *columns.values()], cells)}\n\n{machine('lightning', 'transformers')}"
+
+
+def draw(rows: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """ZSL and GZSL mAP of every variant: a dot a seed, the mean as a bar, MKT as a line."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.32 * len(results) + 1.2), layout="constrained")
-    for axes, column in zip(figure.subplots(1, 2, sharey=True), ("zsl/mAP", "gzsl/mAP"), strict=True):
-        for place, runs in enumerate(results.values()):
-            values = [r[column] for r in runs]
-            axes.barh(place, statistics.mean(values), color="#9db4c0")
+    figure = Figure(figsize=(9, 0.27 * len(rows) + 1.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("zsl/mAP", "gzsl/mAP"), strict=True):
+        for place, (variant, runs) in enumerate(rows.items()):
+            values = [r[metric] for r in runs]
+            axes.barh(place, statistics.mean(values), color="#cfd8dc" if variant == "zero-shot CLIP" else "#9db4c0")
             axes.plot(values, [place] * len(values), ".", color="#253237")
-        axes.set(yticks=range(len(results)), yticklabels=results, xlabel=f"{column.split('/')[0].upper()} mAP (%)")
-        axes.axvline(statistics.mean([r[column] for r in next(iter(results.values()))]), color="#c2410c", linewidth=1)
+        axes.axvline(statistics.mean([r[metric] for r in rows["MKT"]]), color="#c2410c", linewidth=1)
+        axes.set(yticks=range(len(rows)), yticklabels=rows, xlabel=f"{METRICS[metric]} (%)")
     figure.axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)
 
 
+def into_docs(world: World, text: str) -> None:
+    """Put a world's table between its marks in docs/ablation.md."""
+    begin, file = f"<!-- table: python benchmarks/ablation.py --worlds {world.name} -->", DOCS / "ablation.md"
+    before, _, rest = file.read_text().partition(begin)
+    written = file.with_suffix(".new")
+    written.write_text(f"{before}{begin}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+    written.replace(file)
+
+
+def worlds(args: argparse.Namespace) -> list[World]:
+    here = Path(__file__).parent
+    text = {"text/mAP": "text labels mAP", "new_words/mAP": "new words mAP"}
+    style = {"style/zsl/mAP": "other style, ZSL mAP", "style/gzsl/mAP": "other style, GZSL mAP"}
+    found = [
+        World("embedded", ["demo.yaml", str(here / "ablation_embedded.yaml")], {**METRICS, **text, **VALIDATION}),
+        World(
+            "emoji",
+            ["emoji.yaml", str(here / "ablation_emoji.yaml")],
+            {**METRICS, **style, **VALIDATION},
+            ["--model.clip", str(args.emoji_clip)],
+            args.style,
+        ),
+    ]
+    return [world for world in found if world.name in args.worlds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--worlds", nargs="+", default=["embedded", "emoji"], choices=["embedded", "emoji"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--root", type=Path, default=Path("runs/ablation"), help="folder of the runs")
-    parser.add_argument("--quick", action="store_true", help="1,000 scenes, few epochs; never into the docs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--emoji-clip", type=Path, default=Path("emoji-clip"), help="the emoji world's CLIP")
+    parser.add_argument("--style", type=Path, help="pictures for emoji scenes in another style")
+    parser.add_argument("--quick", action="store_true", help="1,000 scenes, an epoch a stage; never into the docs")
     parser.add_argument("--only-done", action="store_true", help="start no run")
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    root = args.root / "quick" if args.quick else args.root
-    results = {}
-    for group in args.groups:
-        for variant, options in GROUPS[group].items():
-            options = options + QUICK if args.quick else options
-            if runs := measured(root, variant, options, args.seeds, args.only_done):
-                results[variant] = runs
-                print(variant, {c: spread([r[c] for r in runs]) for c in COLUMNS}, flush=True)
-    cells = [
-        [variant, str(len(runs)), *(spread([r[c] for r in runs]) for c in (*COLUMNS, "validation"))]
-        for variant, runs in results.items()
-    ]
-    header = ["variant", "runs", "ZSL mAP", "ZSL F1@3", "GZSL mAP", "GZSL F1@3", "validation ZSL mAP"]
-    text = f"{markdown(header, cells)}\n\n{machine('lightning', 'transformers')}"
-    print(text)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    if not (args.no_docs or args.quick):
-        file = DOCS / "ablation.md"
-        page = file.read_text() if file.is_file() else f"# Ablations\n\n{BEGIN}{END}\n"
-        file.write_text(f"{page.split(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{page.split(END)[1]}")
-        draw(results, DOCS / "images" / "ablation.png")
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    for world in worlds(args):
+        root = args.root / ("quick" if args.quick else "") / world.name
+        todo: list[tuple[Any, ...]] = [
+            (world, root, variant, seed, options + QUICK * args.quick, threads)
+            for seed in args.seeds
+            for variant, options in world.variants(args.groups).items()
+        ]
+        if not args.only_done:
+            with ThreadPoolExecutor(args.jobs) as pool:
+                list(pool.map(lambda one: measure(*one), todo))
+        rows = table_rows(world, root, args.groups, args.seeds)
+        text = table(world, rows)
+        print(f"{world.name}\n\n{text}\n", flush=True)
+        if not (args.no_docs or args.quick):
+            into_docs(world, text)
+            draw(rows, DOCS / "images" / f"ablation_{world.name}.png")
 
 
 if __name__ == "__main__":

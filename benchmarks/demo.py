@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +31,37 @@ COLUMNS = ("zsl/mAP", "zsl/F1@3", "zsl/F1@5", "gzsl/mAP", "gzsl/F1@3", "gzsl/F1@
 TITLES = {"zero-shot": "zero-shot CLIP", "vision": "stage 1", "prompt": "stage 1 + 2"}
 
 
-def run(root: Path, variant: str, seed: int, options: list[str]) -> dict[str, Any]:
+def run(
+    root: Path,
+    variant: str,
+    seed: int,
+    options: list[str],
+    configs: Sequence[str] = ("demo.yaml",),
+    threads: int | None = None,
+) -> dict[str, Any]:
     """Test metrics and wall-clock seconds of one run."""
-    folder = root / variant.replace(" ", "-") / f"seed-{seed}"
+    folder = run_folder(root, variant, seed)
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     results, timing = folder / "version_0" / "test_results.json", folder / "seconds.json"
     if not results.is_file():
-        command = [sys.executable, "-m", "ovml", "fit", "--config", "demo.yaml", "--seed_everything", str(seed)]
-        command += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+        command = [sys.executable, "-m", "ovml", "--quiet", "fit"]
+        for config in configs:
+            command += ["--config", config]
+        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
         begun = (folder / "version_0" / "config.yaml").is_file()
         start = time.perf_counter()
-        subprocess.run(command + options + (["--ckpt_path", "last"] if begun else []), check=True)
+        goes_on = ["--ckpt_path", "last"] if begun else []
+        subprocess.run(command + options + goes_on, check=True, env=environment, stdout=subprocess.DEVNULL)
         timing.write_text(json.dumps(None if begun else time.perf_counter() - start))
-        test = [sys.executable, "-m", "ovml", "test", "--ckpt_path", str(folder / "version_0")]
-        subprocess.run([*test, "--trainer.enable_progress_bar", "false"], check=True)
+        test = [sys.executable, "-m", "ovml", "--quiet", "test", "--ckpt_path", str(folder / "version_0")]
+        subprocess.run(test, check=True, env=environment, stdout=subprocess.DEVNULL)
     seconds = json.loads(timing.read_text()) if timing.is_file() else None
     return {"rows": json.loads(results.read_text()), "seconds": seconds}
+
+
+def run_folder(root: Path, variant: str, seed: int) -> Path:
+    """Where the runs of a variant and seed are."""
+    return root / variant.replace(" ", "-") / f"seed-{seed}"
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ovml import OVMultiLabelClassifier, Tagger
+from ovml import OVMultiLabelClassifier
 from ovml.data.demo_world import LABELS, draw_scene
 from ovml.heads import CosineHead
 from ovml.images import ImageLike
@@ -42,13 +42,10 @@ def evaluate(clip: str, pictures: Sequence[ImageLike], present: Sequence[set[str
     labels = sorted(set().union(*present))
     model = OVMultiLabelClassifier(clip, labels, head=CosineHead(), prompt=TemplatePrompt(TEMPLATES), stages=[])
     mean_ap, at_k = MultilabelMeanAveragePrecision(), PrecisionRecallF1AtK([k for k in ks if k <= len(labels)])
-    tagged = Tagger(model, top_k=None).tag(pictures)
-    for (_, ranked), names in zip(tagged, present, strict=True):
-        scores = dict(ranked)
-        row = torch.tensor([[scores[label] for label in labels]])  # [1, L]
-        marks = torch.tensor([[int(label in names) for label in labels]])
-        mean_ap.update(row, marks)
-        at_k.update(row, marks)
+    scores = model.score_images(pictures)  # [N, L]
+    marks = torch.tensor([[int(label in names) for label in labels] for names in present])
+    mean_ap.update(scores, marks)
+    at_k.update(scores, marks)
     return {"mAP": mean_ap.compute(), **at_k.compute()}
 
 

@@ -18,6 +18,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +104,13 @@ def draw_scenes(tokenizer: CLIPTokenizer, split: str, size: int, seed: int) -> S
     return Scenes(pixels.permute(0, 3, 1, 2).contiguous(), ids.view(size, 8, 32), names, counts, labels)
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows each word of the world as one token and any other text byte by byte."""
+def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
+    """A CLIP tokenizer that knows words or their frequent parts as one token and any other text byte by byte."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
-        [" ".join(WORDS)] * 2,
+        [" ".join(words)] * 2,
         trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False),
     )
     learnt = bpe.model.__getstate__()
@@ -117,10 +118,7 @@ def build_tokenizer() -> CLIPTokenizer:
     tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
-    split = [word for word in WORDS if len(tokenizer(word)["input_ids"]) != 3]
-    assert not split, f"words that are not one token: {split}"
-    return tokenizer
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -238,7 +236,9 @@ on {args.scenes} drawn scenes and their captions; no photograph and no downloade
 def train(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     torch.manual_seed(args.seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(WORDS)
+    split = [word for word in WORDS if len(tokenizer(word)["input_ids"]) != 3]
+    assert not split, f"words that are not one token: {split}"
     model = build_model(tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     CONSOLE.log(f"{parameters:,} parameters, {len(tokenizer)} tokens; drawing {args.scenes} scenes")

@@ -12,7 +12,6 @@ paired with the names of its objects. Scenes come from the world's `pretrain` sp
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import re
@@ -26,7 +25,6 @@ import pretrain_demo_clip as demo
 import torch
 from rich.console import Console
 from sklearn.metrics import average_precision_score
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
@@ -87,23 +85,6 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return torch.tensor(tokenizer(texts, padding="max_length", truncation=True, max_length=32)["input_ids"])
 
 
-def build_tokenizer(names: tuple[str, ...]) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the frequent parts of the names' words and any other text byte by byte."""
-    words = re.findall(r"[a-z]+", " ".join([*names, *CAPTIONS, demo.TEMPLATE]).lower())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False, special_tokens=[]
-    )
-    bpe.train_from_iterator([" ".join(words)], trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.model.__getstate__())["merges"]]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
-
-
 def shift(pixels: Tensor) -> Tensor:
     """Moves all pictures by the same few pixels; a mirror image might have another name."""
     top, left = (int(torch.randint(0, 9, ())) for _ in range(2))
@@ -148,7 +129,8 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     emoji = emoji_names(args.num_names)
     world = EmojiWorld(tuple(emoji), emoji_pictures(args.font, tuple(emoji.values()), args.cache_dir), args.seed)
-    tokenizer = build_tokenizer(world.names)
+    words = re.findall(r"[a-z]+", " ".join([*world.names, *CAPTIONS, demo.TEMPLATE]).lower())
+    tokenizer = demo.build_tokenizer(words)
     model = demo.build_model(tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     CONSOLE.log(f"{len(emoji):,} names, {parameters:,} parameters; drawing {args.scenes} scenes")

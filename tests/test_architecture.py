@@ -12,8 +12,8 @@ LAYERS = [
     {"blocks"},
     {"encoders"},
     {"heads", "prompts", "losses", "distillation", "metrics", "optim"},
-    {"calibration"},
-    {"training", "tuning", "scoring", "learned", "learning", "evaluating", "processes"},
+    {"calibration", "protocols"},
+    {"training", "tuning", "ladder", "scoring", "learned", "learning", "evaluating", "processes"},
     {"classifier", "data", "tagging", "tag_files", "tag_output", "tagging_ray", "reporting"}
     | {"hub", "saved_model", "model_card", "parts", "mkt_import", "label_embeddings", "export"},
     {"callbacks", "feature_cache", "plots"},

@@ -88,6 +88,13 @@ def test_either_stage_runs_alone(config, tmp_path, stage, name):
     assert set(json.loads((tmp_path / "version_0" / "results.json").read_text())) == {"zero-shot", name}
 
 
+def test_a_fast_dev_run_leaves_nothing_behind(config, tmp_path, capsys):
+    arguments = ["--trainer.fast_dev_run", "true", "--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert main(["fit", "--config", config, *SMALL, *arguments]) == 0
+    assert capsys.readouterr().out.split("\n")[-2] == "fast_dev_run: every stage ran; no run is kept"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_head_of_ones_own_is_named_on_the_command_line(config, tmp_path):
     arguments = ["--model.head", "my_parts.MaxPatchHead", "--model.head.factor", "2"]
     arguments += ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]

@@ -195,6 +195,27 @@ def test_checkpointing_runs_blocks_twice_for_the_same_gradient(tiny, stage):
     assert sorted(calls[True]) == sorted([*calls[False], *learning])
 
 
+# ---------------------------------------------------------------------- attention by another name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_eager_attention_gives_the_same(tiny, stage):
+    """Gradients and scores to 1e-5: the sums are taken in another order."""
+    fused, eager = classifier(tiny), classifier(tiny, attn_implementation="eager")
+    assert eager.image_encoder.vision_model.config._attn_implementation == "eager"
+    _, exact = fit(fused, stage, limit_val_batches=0)
+    _, ours = fit(eager, stage, limit_val_batches=0)
+    for our_step, their_step in zip(ours, exact, strict=True):
+        assert_close(our_step, their_step, atol=1e-5)
+    assert eager.hparams == fused.hparams  # it concerns the machine, not the model
+
+
+def test_an_attention_that_is_not_there_is_one_line(tiny):
+    with pytest.raises(UserError, match="^model.attn_implementation: 'fastest' does not work here") as caught:
+        classifier(tiny, attn_implementation="fastest")
+    assert "\n" not in str(caught.value)
+
+
 # ---------------------------------------------------------------------- compilation
 
 

@@ -226,3 +226,17 @@ def test_settings_tell_apart_all_that_the_result_depends_on(tiny):
         assert settings not in seen
         assert [name for name in first if settings[name] != first[name]] == [what.split()[0]], what
         seen.append(settings)
+
+
+def test_a_matrix_of_scores_has_the_numbers_of_the_ranking(model, pictures, tmp_path):
+    images, names = [*pictures, *pictures[:2]], ("b", "a", "c d")
+    scores = model.score_images(iter(images), names, batch_size=2)
+    assert scores.shape == (len(images), 3)
+    for row, ranked in zip(scores.tolist(), model.predict_labels(images, names, top_k=None, batch_size=2), strict=True):
+        assert dict(zip(names, row, strict=True)) == dict(ranked)
+    assert model.score_images([], names).shape == (0, 3)
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        model.score_images([images[0], tmp_path / "bad.png"], names)
+    with pytest.raises(UserError, match="expected several images, got one"):
+        model.score_images(images[0], names)

@@ -183,8 +183,9 @@ def test_saved_prompts_score_the_same_to_the_last_bit(tiny, stage, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     again = OVMultiLabelClassifier.from_pretrained(tmp_path / "saved")
     assert torch.equal(scores(again), scores(model))
+    assert torch.equal(scores(OVMultiLabelClassifier.from_pretrained(tmp_path / "saved", stages=[])), scores(model))
     with pytest.raises(UserError, match="visual_prompts', which no part takes"):
-        OVMultiLabelClassifier.from_pretrained(tmp_path / "saved", stages=[])
+        OVMultiLabelClassifier.from_pretrained(tmp_path / "saved", stages=[PromptStage()])
     plain = CLIPModel.from_pretrained(tmp_path / "saved").eval()
     assert torch.equal(features(ImageEncoder(plain)), features(ImageEncoder(load_clip(tiny))))
 

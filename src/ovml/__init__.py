@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ovml.errors import UserError as UserError
     from ovml.tagging import LabelScore as LabelScore
     from ovml.tagging import Tagger as Tagger
+    from ovml.training import HeadStage as HeadStage
     from ovml.training import PromptStage as PromptStage
     from ovml.training import Stage as Stage
     from ovml.training import VisionStage as VisionStage
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "HeadStage": "ovml.training",
     "LabelScore": "ovml.tagging",
     "LabelVocabulary": "ovml.vocabulary",
     "OVMultiLabelClassifier": "ovml.classifier",
@@ -32,6 +34,7 @@ _HOME = {
 }
 
 __all__ = [
+    "HeadStage",
     "LabelScore",
     "LabelVocabulary",
     "OVMultiLabelClassifier",

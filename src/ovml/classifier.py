@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ovml.losses import Loss, RankingLoss
 from ovml.metrics import OpenVocabularyEvaluation
 from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
+from ovml.protocols import Protocol, chosen_protocols
 from ovml.training import PromptStage, Stage, VisionStage
 from ovml.vocabulary import LabelVocabulary
 
@@ -47,16 +48,19 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         distillation: Default: `FeatureL1`.
         distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
         stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
-        ks: The k of precision, recall and F1 at k; those above the number of seen or unseen labels are left out.
+        ks: The k of precision, recall and F1 at k; those above the number of labels are left out.
+        protocols: What an evaluation measures beside seen labels, ZSL and GZSL; see `ovml.protocols`.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         calibrator: Fits what turns scores into probabilities at the end of each validation. Default: `PlattScaling`.
         tokenizer: Needed only where `clip` is a model.
         compile: Run the blocks of both towers through `torch.compile`; see docs/scaling.md.
         gradient_checkpointing: Compute the activations of learning blocks again in the backward pass instead of
             keeping them: less memory, one more forward pass through those blocks.
+        attn_implementation: How the blocks compute attention, as in transformers: `sdpa` (its default), `eager`,
+            `flash_attention_2`. In bfloat16 on a CPU `eager` is the faster one; see docs/scaling.md.
 
     Raises:
-        UserError: The checkpoint cannot be loaded, or the labels are no proper list.
+        UserError: The checkpoint cannot be loaded, the labels are no proper list, or there is no such attention.
 
     Example:
         >>> model = OVMultiLabelClassifier("ovml-demo", labels=["red circle", "blue star"])
@@ -77,19 +81,24 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         distillation_weight: float = 1.0,
         stages: list[Stage] | None = None,
         ks: list[int] | None = None,
+        protocols: list[Protocol] | None = None,
         images: Literal["all", "labelled"] = "all",
         calibrator: Calibrator | None = None,
         tokenizer: Any = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
         self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
         self._seen_vocabulary = self.vocabulary and self.vocabulary.seen_only()
         # What concerns a machine rather than the model is not kept: a checkpoint serves on others.
         plain_labels = {} if self.vocabulary is None else {"labels": self.vocabulary.to_dict()}
-        save_plain_hyperparameters(self, ("labels", "tokenizer", "compile", "gradient_checkpointing"), plain_labels)
+        machine = ("compile", "gradient_checkpointing", "attn_implementation")
+        save_plain_hyperparameters(self, ("labels", "tokenizer", *machine), plain_labels)
         model, tokenizer, self.image_spec = _load_parts(clip, tokenizer)
+        if attn_implementation is not None:
+            _set_attention(model, attn_implementation)
         model.requires_grad_(False)
 
         execution = Execution(compile, gradient_checkpointing)
@@ -101,8 +110,9 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         self.distillation = distillation if distillation is not None else FeatureL1()
         self.distillation_weight = distillation_weight
         self.stages = stages if stages is not None else [VisionStage(), PromptStage()]
-        self.evaluation = OpenVocabularyEvaluation(_possible_ks((3, 5) if ks is None else ks, self.vocabulary), images)
-
+        self.protocols = chosen_protocols(protocols)
+        possible = _possible_ks((3, 5) if ks is None else ks, self.vocabulary, self.protocols)
+        self.evaluation = OpenVocabularyEvaluation(possible, images, list(possible))
         self.calibrator = calibrator if calibrator is not None else PlattScaling()
 
         # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
@@ -146,6 +156,35 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
             return [tags for _, tags in tagger.tag(images)]
         return next(tagger.tag([images]))[1]  # type: ignore[list-item]
 
+    def score_images(
+        self,
+        images: Iterable[ImageLike],
+        labels: Sequence[str] | LabelVocabulary | None = None,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Score images against labels as one matrix, to compute with; `predict_labels` ranks them.
+
+        Args:
+            images: PIL images, paths or arrays.
+            labels: Any names, seen in training or not. Default: the model's vocabulary.
+            batch_size: Images run at once.
+
+        Returns:
+            Scores `[N, L]` on the CPU, rows and columns in the order given.
+
+        Raises:
+            UserError: An image cannot be read, there is one instead of several, or the labels are no proper list.
+
+        Example:
+            >>> from PIL import Image
+            >>> model = OVMultiLabelClassifier("ovml-demo")
+            >>> model.score_images([Image.new("RGB", (80, 80))] * 2, ["red circle", "star", "fish"]).shape
+            torch.Size([2, 3])
+        """
+        from ovml.tagging import Tagger
+
+        return Tagger(self, labels, batch_size=batch_size).score(images)
+
     def zero_shot(self) -> OVMultiLabelClassifier:
         """The original CLIP on the same labels: cosine similarity, the fixed template, nothing learned."""
         model = copy.deepcopy(self, {id(self._trainer): None})
@@ -168,6 +207,19 @@ def _load_parts(
     return model, tokenizer, ImageSpec.of_config(model.config)
 
 
-def _possible_ks(ks: Sequence[int], vocabulary: LabelVocabulary | None) -> list[int]:
-    sizes = (len(vocabulary.seen), len(vocabulary.unseen)) if vocabulary is not None else ()
-    return [k for k in ks if all(k <= size for size in sizes if size)]
+def _set_attention(model: CLIPModel | SiglipModel, name: str) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.attn_implementation: {name!r} does not work here ({reason}); try sdpa or eager"
+        ) from error
+
+
+def _possible_ks(
+    ks: Sequence[int], vocabulary: LabelVocabulary | None, protocols: Sequence[Protocol]
+) -> dict[str, list[int]]:
+    """The k of each protocol: those that its labels allow."""
+    sizes = {protocol.name: len(protocol.columns(vocabulary)) if vocabulary else 0 for protocol in protocols}
+    return {name: [k for k in ks if k <= size or not size] for name, size in sizes.items()}

@@ -66,18 +66,23 @@ class OVMLCLI(LightningCLI):
         """Checkpoints do not override the configuration: it stands beside them, in the run folder."""
 
     def fit(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
-        """Train every stage, or go on where a run stopped; print the results."""
+        """Train every stage, or go on where a run stopped; print the results, if it is no `fast_dev_run`."""
         ckpt_path = kwargs.get("ckpt_path")
         root = self._trainer_config["default_root_dir"]
         run = RunFolder.find(ckpt_path, root) if ckpt_path else None
         run = fit_stages(model, datamodule, self._stage_trainer, run or self._new_run)
-        if self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero:
+            return
+        if self._trainer_config.get("fast_dev_run"):
+            Console().print("fast_dev_run: every stage ran; no run is kept")
+        else:
             Console().print(results_table(run.results, "validation"))
             Console().print(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}", soft_wrap=True)
 
     def _new_run(self) -> RunFolder:
         run = RunFolder.new(self._trainer_config["default_root_dir"])
-        write_aside(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_none=False))
+        if not self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
+            write_aside(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_none=False))
         return run
 
     def validate(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ovml.protocols import Protocol
 from ovml.scoring import ScoringModule
+from ovml.vocabulary import LabelVocabulary
 
 
 class EvaluationSteps(ScoringModule):
     """The evaluation's part of a LightningModule: every protocol scored by itself, metrics logged at the end."""
+
+    protocols: list[Protocol]
+    _columns: tuple[LabelVocabulary | None, dict[str, slice | list[int]]] = (None, {})
 
     def on_validation_start(self) -> None:
         """Forget label embeddings where the prompt learns: of a shard no version tells that it changed."""
@@ -20,7 +26,7 @@ class EvaluationSteps(ScoringModule):
             self._label_embeds.clear()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the metrics: unseen labels alone (ZSL), all labels (GZSL), seen labels alone."""
+        """Add a batch to the metrics of every protocol, each scored by itself."""
         if len(batch["image_id"]) == 0:  # all of its pictures were broken and left out
             return
         features = self.features(batch)
@@ -29,11 +35,13 @@ class EvaluationSteps(ScoringModule):
             logits = self.score(features, label_embeds[columns])
             self.evaluation.update(protocol, logits, batch["labels"][:, columns])
 
-    def _protocols(self) -> dict[str, slice]:
-        """Columns of the vocabulary that each protocol scores."""
+    def _protocols(self) -> dict[str, slice | list[int]]:
+        """Columns of the vocabulary that each protocol scores; protocols without any are left out."""
         vocabulary = self.known_vocabulary
-        unseen = {"zsl": vocabulary.unseen_slice, "gzsl": slice(None)} if vocabulary.unseen else {}
-        return {"seen": vocabulary.seen_slice, **unseen}
+        if self._columns[0] is not vocabulary:
+            found = {protocol.name: _index(protocol.columns(vocabulary)) for protocol in self.protocols}
+            self._columns = vocabulary, {name: columns for name, columns in found.items() if columns}
+        return self._columns[1]
 
     test_step = validation_step
 
@@ -48,7 +56,7 @@ class EvaluationSteps(ScoringModule):
     def _log_evaluation(self, split: str) -> None:
         for protocol, columns in self._protocols().items():
             # A process that was given no image takes part in the others' sums all the same.
-            nothing = torch.empty(0, len(range(len(self.known_vocabulary))[columns]), device=self.device)
+            nothing = torch.empty(0, len(self.known_vocabulary), device=self.device)[:, columns]
             self.evaluation.update(protocol, nothing, nothing.to(torch.int8))
         metrics = self.evaluation.compute()
         if not (split == "val" and self.trainer.sanity_checking):
@@ -76,3 +84,10 @@ class EvaluationSteps(ScoringModule):
         if len(batch["image_id"]) == 0:
             return {"image_id": [], "scores": batch["pixel_values"]}
         return {"image_id": batch["image_id"], "scores": self(batch["pixel_values"])}
+
+
+def _index(columns: Sequence[int]) -> slice | list[int] | None:
+    """What selects the columns: neighbours as a slice, which copies nothing."""
+    if len(columns) and list(columns) == list(range(columns[0], columns[0] + len(columns))):
+        return slice(columns[0], columns[0] + len(columns))
+    return list(columns) or None

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class FeatureCache(Callback):
-    """Runs the vision tower once over each split in stages that leave it as it is (`PromptStage`).
+    """Runs the vision tower once over each split in stages that leave it as it is (`PromptStage`, `HeadStage`).
 
     The features are kept memory-mapped, keyed by the tower's weights, the rows and the transform, and serve all epochs
     and later runs. Training pictures are kept where augmentation is off (`--data.augment false`), since a crop that
-    is drawn anew has features of its own; validation pictures always. Stages that change the tower are left alone.
+    is drawn anew has features of its own; validation pictures always. Stages that change the tower are left alone, and
+    those whose head or distillation learns from the original's features.
 
     One process of each machine computes them. A picture takes `(1 + patches) * dimensions * 4` bytes, with ViT-B/16
     0.4 MB.
@@ -52,6 +53,8 @@ class FeatureCache(Callback):
         data.feature_stores = {}
         if model.stage.num_layers or any(p.requires_grad for p in model.image_encoder.parameters()):
             return
+        if model.stage.distil and (model.head.uses_teacher or list(model.distillation.parameters())):
+            return  # the original's features are read beside the tower's, and are not kept
         splits: tuple[Split, ...] = ("validation",) if data.augment else ("train", "validation")
         weights = _digest(model)
         for split in splits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,7 @@ from ovml.saved_model import (
     saved_config,
     write_model,
 )
-from ovml.training import RunFolder
+from ovml.training import RunFolder, Stage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,6 +44,8 @@ class HubMixin(ModelHubMixin, library_name="ovml", tags=["open-vocabulary", "mul
     """`from_pretrained`, `save_pretrained` and `push_to_hub` of `OVMultiLabelClassifier`."""
 
     _hub_base_model: str | None = None
+    _tower_stages: Sequence[Stage] = ()
+    """Stages whose additions a loaded model has in its tower, and which are not among its own."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovml.errors import UserError
-from ovml.reporting import PROTOCOL_TITLES, ROW_TITLES
+from ovml.reporting import ROW_TITLES, protocol_titles
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -79,10 +79,11 @@ def metrics_table(rows: Rows) -> str:
     |---|---|---:|---:|
     | ZSL | zero-shot CLIP | 25.0 | 50.0 |
     """
-    names = {name for values in rows.values() for name in values if name.partition("/")[0] in PROTOCOL_TITLES}
+    titles = protocol_titles(rows)
+    names = {name for values in rows.values() for name in values if name.partition("/")[0] in titles}
     metrics = sorted({name.split("/")[1] for name in names}, key=_order)
     lines = [["labels", "model", *metrics], ["---", "---", *["---:"] * len(metrics)]]
-    for protocol, title in PROTOCOL_TITLES.items():
+    for protocol, title in titles.items():
         for row, values in rows.items():
             cells = [values.get(f"{protocol}/{metric}") for metric in metrics]
             if any(cell is not None for cell in cells):

@@ -14,6 +14,8 @@ ROW_TITLES = {
     "vision": "MKT stage 1",
     "lora": "LoRA",
     "visual_prompt": "visual prompts",
+    "ladder": "RAM's ladder",
+    "head": "head",
     "prompt": "MKT stage 2",
 }
 
@@ -31,9 +33,10 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """
     from rich.table import Table
 
-    names = [name for name in next(iter(rows.values()), {}) if name.partition("/")[0] in PROTOCOL_TITLES]
-    protocols = [p for p in ("zsl", "gzsl") if any(n.startswith(f"{p}/") for n in names)] or ["seen"]
-    metrics = sorted({n.split("/")[1] for n in names}, key=_column_order)
+    titles = protocol_titles(rows)
+    protocols = [name for name in titles if name != "seen"] or ["seen"]
+    names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
+    metrics = sorted({name.split("/")[1] for name in names}, key=_column_order)
     table = Table(title=f"{title} (%)")
     table.add_column("labels", no_wrap=True)
     table.add_column("model", no_wrap=True)
@@ -42,12 +45,23 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
     for protocol in protocols:
         for position, (row, values) in enumerate(rows.items()):
             table.add_row(
-                PROTOCOL_TITLES[protocol] if position == 0 else "",
+                titles.get(protocol, protocol) if position == 0 else "",
                 ROW_TITLES.get(row, row),
-                *(f"{100 * values[f'{protocol}/{metric}']:.1f}" for metric in metrics),
+                *(_percent(values.get(f"{protocol}/{metric}")) for metric in metrics),
                 end_section=position == len(rows) - 1,
             )
     return table
+
+
+def protocol_titles(rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Titles of the protocols that some row has metrics of, by name; ZSL and GZSL first.
+
+    >>> protocol_titles({"prompt": {"new_words/mAP": 0.2, "zsl/mAP": 0.3, "calibration/ECE": 0.01}})
+    {'zsl': 'ZSL', 'new_words': 'new words'}
+    """
+    measured = dict.fromkeys(name.partition("/")[0] for values in rows.values() for name in values if "/" in name)
+    order = [name for name in dict.fromkeys((*PROTOCOL_TITLES, *measured)) if name in measured]
+    return {name: PROTOCOL_TITLES.get(name, name.replace("_", " ")) for name in order if name != "calibration"}
 
 
 def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table | None:
@@ -72,6 +86,10 @@ def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Ta
         cells = ["" if number is None else f"{100 * number:.2f}" for number in numbers]
         table.add_row(ROW_TITLES.get(row, row), *cells)
     return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def _column_order(metric: str) -> tuple[int, int]:

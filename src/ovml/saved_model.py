@@ -28,7 +28,7 @@ from ovml.losses import Loss
 from ovml.parts import build, describe
 from ovml.prompts import PromptLearner
 from ovml.training import Stage
-from ovml.tuning import PROMPTS, plain_state
+from ovml.tuning import ADDED, plain_state
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def saved_config(model: OVMultiLabelClassifier) -> dict[str, Any]:
         "base_model": base_model(model),
         **{part: describe(getattr(model, part), base) for part, base in PARTS.items()},
         "distillation_weight": model.distillation_weight,
-        "stages": [describe(stage, Stage) for stage in model.stages],
+        "stages": [describe(stage, Stage) for stage in (*model._tower_stages, *model.stages)],
         "ks": model.hparams.get("ks"),
         "images": model.evaluation.images,
     }
@@ -167,15 +167,20 @@ def read_model(cls: Any, folder: Path, saved: Any, parts: Mapping[str, Any]) -> 
         with safe_open(file, "pt") as opened:
             names = {name for name in opened.keys() if not name.startswith(replaced)}  # noqa: SIM118
             own = {n: opened.get_tensor(n).clone() for n in names if n.partition(".")[0] in PARTS}
-            prompts = {n: opened.get_tensor(n).clone() for n in names if n.endswith(f".{PROMPTS}")}
+            added = {n: opened.get_tensor(n).clone() for n in names if ADDED & set(n.split("."))}
         with _quiet_transformers():
             model = cls(str(folder), **kwargs)
+        if added and kwargs["stages"] == []:  # what stages put into the tower is there without them
+            model._tower_stages = [stage for stage in _saved_stages(folder, saved) if stage.stays]
+            for stage in model._tower_stages:
+                stage.prepare(model)
+            model.image_encoder.requires_grad_(False)
         wanted = {name for name in _weights(model) if not name.startswith(replaced)}
         if names != wanted:
             lacks = sorted(wanted - names)
             what = f"lacks {lacks[0]!r}" if lacks else f"has {min(names - wanted)!r}, which no part takes"
             raise UserError(f"{file}: {what}; the folder is not as save_pretrained wrote it, save or download it again")
-        model.image_encoder.load_state_dict(prompts, strict=False, assign=True)
+        model.image_encoder.load_state_dict(added, strict=False, assign=True)
         for part in PARTS:
             state = {n.partition(".")[2]: value for n, value in own.items() if n.partition(".")[0] == part}
             if state:
@@ -200,10 +205,14 @@ def _saved_arguments(folder: Path, saved: Any, parts: Mapping[str, Any]) -> dict
         if part in arguments:
             arguments[part] = build(arguments[part], base, f"{file}, {part}")
     if "stages" in arguments:
-        arguments["stages"] = [build(stage, Stage, f"{file}, stages") for stage in arguments["stages"]]
+        arguments["stages"] = _saved_stages(folder, saved)
     if "labels" not in parts and (folder / LABELS).is_file():
         arguments["labels"] = LabelVocabulary.from_any(read_json(folder / LABELS))
     return arguments
+
+
+def _saved_stages(folder: Path, saved: Mapping[str, Any]) -> list[Stage]:
+    return [build(stage, Stage, f"{folder / CONFIG}, stages") for stage in saved["stages"]]
 
 
 def read_json(file: Path, missing: Any = None) -> Any:

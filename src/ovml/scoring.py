@@ -70,7 +70,7 @@ class ScoringModule(pl.LightningModule):
         """Label embeddings `[L, D]`, without a graph; computed once and kept until the prompt changes."""
         vocabulary = self.vocabulary_of(labels)
         # A parameter's version grows with every change in place (an optimizer step, a loaded state).
-        key = (vocabulary, self.device, tuple(p._version for p in self.prompt.parameters()))
+        key = (vocabulary, self.device, self.dtype, tuple(p._version for p in self.prompt.parameters()))
         if key not in self._label_embeds:
             # In full precision: it is done once, and what is kept serves with and without mixed precision.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):

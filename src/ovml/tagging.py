@@ -148,12 +148,8 @@ class Tagger:
         Raises:
             UserError: An image cannot be read; or `images` is one image, not several.
         """
-        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
-            raise UserError("images: expected several images, got one; write [image]")
-        label_embeds = self.label_embeds()
-        for batch in self._prepare(images):
-            readable = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
-            ranked = iter(self._rank(torch.stack(readable), label_embeds) if readable else ())
+        for batch, scores in self._score_batches(images):
+            ranked = iter(self._rank(scores))
             for image, pixels in batch:
                 if isinstance(pixels, Tensor):
                     yield image, next(ranked)
@@ -161,6 +157,26 @@ class Tagger:
                     raise pixels
                 else:
                     yield image, pixels
+
+    def score(self, images: Iterable[ImageLike]) -> Tensor:
+        """Scores (or probabilities) of all labels, a row per image, in order; `top_k` and `threshold` take no part.
+
+        Args:
+            images: As for `tag`.
+
+        Returns:
+            `[N, L]` float32 on the CPU; the columns are `labels`.
+
+        Raises:
+            UserError: An image cannot be read; or `images` is one image, not several.
+        """
+        rows = [torch.empty(0, len(self.labels))]
+        for batch, scores in self._score_batches(images):
+            for _, pixels in batch:
+                if not isinstance(pixels, Tensor):
+                    raise pixels
+            rows.append(scores.cpu())
+        return torch.cat(rows)
 
     def write(
         self,
@@ -197,6 +213,16 @@ class Tagger:
             **({} if self.calibration is None else {"calibration": _digest(json.dumps(self.calibration.to_dict()))}),
         }
 
+    def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
+        """Batches of images, each with the scores `[R, L]` of those that can be read."""
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+            raise UserError("images: expected several images, got one; write [image]")
+        label_embeds = self.label_embeds()
+        for batch in self._prepare(images):
+            readable = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
+            none = torch.empty(0, len(self.labels))
+            yield batch, self._score(torch.stack(readable), label_embeds) if readable else none
+
     def _prepare(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
         """Batches of images with their pixel values, read while the caller is busy with the batch before."""
         rest = iter(images)
@@ -228,15 +254,16 @@ class Tagger:
             wrapped.__cause__ = error
             return wrapped
 
-    def _rank(self, pixels: Tensor, label_embeds: Tensor) -> list[list[LabelScore]]:
+    def _score(self, pixels: Tensor, label_embeds: Tensor) -> Tensor:
         model, training = self.model, self.model.training
         model.eval()
         with torch.inference_mode():
             features = model.image_encoder(pixels.to(model.device))
             scores = model.score(features, label_embeds)[:, : len(self.labels)].float()
         model.train(training)
-        if self.calibration is not None:
-            scores = self.calibration.probabilities(scores)
+        return scores if self.calibration is None else self.calibration.probabilities(scores)
+
+    def _rank(self, scores: Tensor) -> list[list[LabelScore]]:
         best = scores.topk(self.top_k)
         return [
             [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= self._least[c]]

@@ -55,6 +55,8 @@ class Stage(ABC):
     """Whether label embeddings stay as they are, so that they are computed once."""
     labels_per_step: int | None = None
     """Seen labels that a step ranks; `None` for all."""
+    stays: bool = False
+    """Whether what `prepare` puts into the tower stays there when the model is saved, beside the tower's weights."""
 
     def __init__(self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float) -> None:
         if epochs < 1 or not 0 <= warmup_epochs <= epochs:
@@ -74,6 +76,11 @@ class Stage(ABC):
     @abstractmethod
     def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
         """Optimizer groups (`params`, `lr`, `weight_decay`, `name`) of all that learns in this stage."""
+
+    def part_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+        """Groups of the head's, the loss's and the distillation's own parameters."""
+        parts = [*model.head.parameters(), *model.loss.parameters(), *model.distillation.parameters()]
+        return decay_groups(parts, "parts", self.lr, self.weight_decay)
 
 
 class VisionStage(Stage):
@@ -117,10 +124,52 @@ class VisionStage(Stage):
         groups = layer_decay_groups(model.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers)
         return groups + self.part_groups(model)
 
-    def part_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
-        """Groups of the head's, the loss's and the distillation's own parameters."""
-        parts = [*model.head.parameters(), *model.loss.parameters(), *model.distillation.parameters()]
-        return decay_groups(parts, "parts", self.lr, self.weight_decay)
+
+class HeadStage(Stage):
+    """Both towers are frozen as a whole, post-layernorm and projection too; the head's and the loss's parameters learn.
+
+    A distillation's own learn as well; one without any compares the frozen tower with itself and changes nothing. The
+    vision tower keeps no graph and, with augmentation off, need not run again: see `ovml.feature_cache.FeatureCache`.
+
+    Args:
+        epochs: See `Stage`.
+        lr: See `Stage`.
+        min_lr: See `Stage`.
+        warmup_epochs: See `Stage`.
+        weight_decay: See `Stage`.
+
+    Raises:
+        UserError: When a model is made: neither its head nor its loss has parameters.
+
+    Example:
+        >>> from ovml import OVMultiLabelClassifier
+        >>> from ovml.losses import ZLPRLoss
+        >>> model = OVMultiLabelClassifier("ovml-demo", ["dog"], loss=ZLPRLoss(learned=True), stages=[HeadStage()])
+        >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        ['loss.log_scale', 'loss.learned_offset']
+    """
+
+    name = "head"
+    distil = True
+
+    def __init__(
+        self,
+        epochs: int = 20,
+        lr: float = 1e-3,
+        min_lr: float = 1e-6,
+        warmup_epochs: float = 2,
+        weight_decay: float = 0.05,
+    ) -> None:
+        super().__init__(epochs, lr, min_lr, warmup_epochs, weight_decay)
+
+    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+        """The head's, the loss's and the distillation's own parameters."""
+        if not [*model.head.parameters(), *model.loss.parameters()]:
+            raise UserError(
+                f"stage 'head': neither {type(model.head).__name__} nor {type(model.loss).__name__} has anything that "
+                "learns; take a head such as QueryHead, or another stage"
+            )
+        return self.part_groups(model)
 
 
 class PromptStage(Stage):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PROMPTS = "visual_prompts"
 """A prompted block's parameter."""
+ADDED = frozenset({PROMPTS, "local_adapter", "adapt_tokens"})
+"""What a block may have that stays beside its weights when a model is saved, as a name or the beginning of names."""
 
 
 class LoRAStage(VisionStage):
@@ -80,7 +82,7 @@ class LoRAStage(VisionStage):
 
     def prepare(self, model: OVMultiLabelClassifier) -> None:
         """Put adapters into the last blocks."""
-        _check_alone(self, model)
+        check_alone(self, model)
         try:
             import peft
         except ImportError as error:
@@ -110,9 +112,9 @@ class VisualPromptStage(VisionStage):
 
     With `x` the class token, `E` the patches and `P_i` the prompts of block `L_i` (arXiv 2203.12119):
 
-    - deep (eq. 6): `[x_i, _, E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}])`, each block with prompts of its own, whose
+    - deep: `[x_i, _, E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}])`, each block with prompts of its own, whose
       outputs are dropped;
-    - shallow (eqs. 4 and 5): the first block reads prompts, and those that follow what became of them.
+    - shallow: the first block reads prompts, and those that follow what became of them.
 
     Both in the last `num_layers` blocks; the paper's forms are those of the tower's depth. Prompts have no position,
     so that it does not matter where in the sequence they stand; here they stand at its end, and SigLIP, which has no
@@ -144,6 +146,7 @@ class VisualPromptStage(VisionStage):
     """
 
     name = "visual_prompt"
+    stays = True
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class VisualPromptStage(VisionStage):
 
     def prepare(self, model: OVMultiLabelClassifier) -> None:
         """Put prompts into the last blocks."""
-        _check_alone(self, model)
+        check_alone(self, model)
         tower = model.image_encoder.vision_model
         bound = math.sqrt(6 / (3 * tower.config.patch_size**2 + tower.config.hidden_size))
         first = len(tower.encoder.layers) - len(model.image_encoder.tail(self.num_layers).layers)
@@ -233,7 +236,12 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
     return {key.replace(".base_layer.", "."): value for key, value in state.items()}
 
 
-def _check_alone(stage: VisionStage, model: OVMultiLabelClassifier) -> None:
+def check_alone(stage: VisionStage, model: OVMultiLabelClassifier) -> None:
+    """See that no other stage changes the tower.
+
+    Raises:
+        UserError: One does.
+    """
     others = [other.name for other in model.stages if isinstance(other, VisionStage) and other is not stage]
     if others:
         raise UserError(f"stages: {stage.name!r} and {others[0]!r} change the same tower; list one of them")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ovml.data import demo_world as world
 from ovml.data.demo_draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, draw
+from ovml.data.drawn import SPLITS
 
-PLACES = st.tuples(st.integers(0, 5), st.sampled_from(world.SPLITS), st.integers(0, 10**6))
+PLACES = st.tuples(st.integers(0, 5), st.sampled_from(SPLITS), st.integers(0, 10**6))
 
 
 def test_the_vocabulary_is_large_compositional_and_split():
@@ -77,8 +78,8 @@ def test_an_object_changes_the_picture_where_it_stands():
 
 
 def test_splits_and_seeds_show_different_scenes():
-    drawn = {world.draw_scene(seed, split, 0).image.tobytes() for seed in (0, 1) for split in world.SPLITS}
-    assert len(drawn) == 2 * len(world.SPLITS)
+    drawn = {world.draw_scene(seed, split, 0).image.tobytes() for seed in (0, 1) for split in SPLITS}
+    assert len(drawn) == 2 * len(SPLITS)
 
 
 def test_rows_are_the_scenes_and_a_larger_split_continues_a_smaller_one(tmp_path):

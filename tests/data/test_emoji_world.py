@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ovml.data.drawn import SPLITS
 from ovml.data.emoji_names import emoji_names, emoji_vocabulary
 from ovml.data.emoji_pictures import EmojiPictures, emoji_pictures
-from ovml.data.emoji_world import IMAGE_SIZE, SPLITS, EmojiThing, EmojiWorld, emoji_scenes
+from ovml.data.emoji_world import IMAGE_SIZE, EmojiThing, EmojiWorld, emoji_scenes
 from ovml.errors import UserError
 
 PLACES = st.tuples(st.sampled_from(SPLITS), st.integers(0, 10**6))
@@ -197,7 +198,7 @@ def test_rows_are_the_scenes_and_a_larger_split_continues_a_smaller_one(world, t
     longer = emoji_scenes(world, "test", 9, str(tmp_path))
     assert longer["positive"][:6] == rows["positive"][:]
     assert len(set(longer["image_id"])) == 9
-    monkeypatch.setattr(EmojiWorld, "scene", None)
+    monkeypatch.setattr(EmojiWorld, "scene", lambda *_: pytest.fail("drawn again"))
     assert emoji_scenes(world, "test", 6, str(tmp_path))["positive"][:] == rows["positive"][:]
 
 

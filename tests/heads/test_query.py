@@ -256,4 +256,4 @@ def test_the_shipped_configuration_parses_and_trains(tmp_path, tiny, capsys):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     assert main(["fit", "--config", str(tmp_path / "small.yaml"), "--trainer.enable_progress_bar", "false"]) == 0
     rows = json.loads((tmp_path / "runs" / "version_0" / "results.json").read_text())
-    assert set(rows) == {"zero-shot", "vision"}
+    assert set(rows) == {"zero-shot", "head"}

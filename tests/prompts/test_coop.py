@@ -29,7 +29,7 @@ def bound(encoder, *args, seed=0, **kwargs):
 
 
 def one_by_one(encoder, names, before, after):
-    """Eq. 2 and 4, name by name: start, vectors, the name's own embeddings, vectors, end."""
+    """Name by name: start, vectors, the name's own embeddings, vectors, end."""
     embeds = []
     for name in names:
         own = encoder.token_embedding(torch.tensor(encoder.tokenize([name])[0][0]))

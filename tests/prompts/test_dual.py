@@ -27,7 +27,7 @@ def prompt(encoder):
 
 @pytest.fixture(scope="module")
 def pair(encoder, prompt):
-    """Embeddings `t+` and `t-`, each by a prompt learner of its own (eq. 1 and 2)."""
+    """Embeddings `t+` and `t-`, each by a prompt learner of its own."""
     embeds = []
     for context in (prompt.present_context, prompt.absent_context):
         single = CoOpPrompt(5, None).bind(encoder)

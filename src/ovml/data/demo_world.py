@@ -14,22 +14,18 @@ such drawings, so they differ from what CLIP saw, as the pictures of a real data
 
 from __future__ import annotations
 
-import io
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import datasets
 from PIL import Image
 
 from ovml.data.demo_draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, Thing, draw, photograph
+from ovml.data.drawn import check_split, drawn_split
 
 WORLD_VERSION = 1
 """Raised whenever the same seed would draw another scene; part of the cache's key."""
-
-SPLITS = ("pretrain", "train", "validation", "test")
-"""Each split draws from a random stream of its own; ``pretrain`` is for the demo's CLIP alone."""
 
 HELD_OUT_SHAPES = ("heart", "drop")
 """Shapes of which every label is unseen."""
@@ -145,7 +141,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
 
     Args:
         seed: Seed of the world.
-        split: One of `SPLITS`.
+        split: One of `ovml.data.drawn.SPLITS`.
         index: Position of the scene in its split.
 
     Returns:
@@ -159,8 +155,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
         >>> scene.image.size, len(scene.objects) >= 1
         ((72, 72), True)
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    check_split(split)
     rng = random.Random(f"{WORLD_VERSION}/{seed}/{split}/{index}")
     count = rng.choices(range(1, 7), _COUNT_WEIGHTS.get(split, _BUSY_WEIGHTS))[0]
     things = _place(count, rng)
@@ -208,24 +203,11 @@ def caption(scene: Scene, rng: random.Random) -> str:
     return rng.choice(_CAPTIONS).format(things=things, ground=scene.ground)
 
 
-def _rows(split: str, size: int, seed: int, version: int) -> Iterator[dict[str, object]]:
-    for index in range(size):
-        scene = draw_scene(seed, split, index)
-        buffer = io.BytesIO()
-        scene.image.save(buffer, "PNG", compress_level=1)
-        yield {
-            "image": {"bytes": buffer.getvalue(), "path": None},
-            "positive": scene.label_ids,
-            "negative": [],
-            "image_id": f"{split}-{index:06d}",
-        }
-
-
 def scenes(split: str, size: int, seed: int, cache_dir: str | None = None) -> datasets.Dataset:
     """Draws a split, or reads it from the cache where it was drawn before.
 
     Args:
-        split: One of `SPLITS`.
+        split: One of `ovml.data.drawn.SPLITS`.
         size: Number of scenes; a larger size continues the same stream of scenes.
         seed: Seed of the world.
         cache_dir: Folder for the Arrow files; the ``datasets`` library's own by default.
@@ -237,22 +219,5 @@ def scenes(split: str, size: int, seed: int, cache_dir: str | None = None) -> da
     Raises:
         ValueError: If ``split`` is not a split of this world or ``size`` is not positive.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1; got {size}")
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "positive": datasets.Sequence(datasets.Value("int32")),
-            "negative": datasets.Sequence(datasets.Value("int32")),
-            "image_id": datasets.Value("string"),
-        }
-    )
-    return datasets.Dataset.from_generator(
-        _rows,
-        features=features,
-        cache_dir=cache_dir,
-        gen_kwargs={"split": split, "size": size, "seed": seed, "version": WORLD_VERSION},
-        fingerprint=f"ovml-demo-{WORLD_VERSION}-{split}-{size}-{seed}",
-    )
+    fingerprint = f"ovml-demo-{WORLD_VERSION}-{split}-{size}-{seed}"
+    return drawn_split(partial(draw_scene, seed, split), split, size, fingerprint, cache_dir)

@@ -11,31 +11,25 @@ training scene has. Scenes of one seed, split and index show the same objects in
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ovml.data.demo_draw import photograph
+from ovml.data.drawn import check_split, drawn_split
 from ovml.data.emoji_pictures import EmojiPictures
-from ovml.data.table import FEATURES
 
 EMOJI_WORLD_VERSION = 1
 """Raised whenever the same seed would draw another scene; part of the cache's key."""
 
 IMAGE_SIZE = 72
 """Side of a scene in pixels."""
-
-SPLITS = ("pretrain", "train", "validation", "test")
-"""Each split draws from a random stream of its own; ``pretrain`` is for a CLIP of this world alone."""
 
 _COUNT_WEIGHTS = {"pretrain": (30, 22, 18, 14, 9, 7)}
 _BUSY_WEIGHTS = (5, 15, 20, 20, 20, 20)
@@ -117,13 +111,13 @@ class EmojiWorld:
         """Draw a scene, a function of the arguments, the seed, the names and the pictures alone.
 
         Args:
-            split: One of `SPLITS`.
+            split: One of `ovml.data.drawn.SPLITS`.
             index: Position of the scene in its split.
 
         Raises:
             ValueError: If `split` is not a split of this world.
         """
-        _check_split(split)
+        check_split(split)
         key = f"{EMOJI_WORLD_VERSION}/{self.seed}/{split}/{index}"
         # Streams of their own, so that a style without one of the pictures changes nothing else of the scene.
         objects = self._place(split, random.Random(f"{key}/what"), random.Random(f"{key}/where"))
@@ -196,11 +190,6 @@ CAPTIONS = (
 """Forms of a caption."""
 
 
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-
-
 def _colour(rng: random.Random) -> tuple[int, int, int]:
     return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
@@ -231,26 +220,12 @@ def _background(rng: random.Random) -> Image.Image:
     return canvas
 
 
-def _rows(split: str, size: int, seed: int, names: tuple[str, ...], folder: str) -> Iterator[dict[str, Any]]:
-    world = EmojiWorld(names, EmojiPictures.open(folder), seed)
-    for index in range(size):
-        scene = world.scene(split, index)
-        buffer = io.BytesIO()
-        scene.image.save(buffer, "PNG", compress_level=1)
-        yield {
-            "image": {"bytes": buffer.getvalue(), "path": None},
-            "positive": scene.label_ids,
-            "negative": [],
-            "image_id": f"{split}-{index:06d}",
-        }
-
-
 def emoji_scenes(world: EmojiWorld, split: str, size: int, cache_dir: str | None = None) -> datasets.Dataset:
     """Draw a split, or read it from the cache where it was drawn before.
 
     Args:
         world: Names, pictures and seed.
-        split: One of `SPLITS`.
+        split: One of `ovml.data.drawn.SPLITS`.
         size: Number of scenes; a larger size continues the same stream of scenes.
         cache_dir: Folder for the Arrow files; the `datasets` library's own by default.
 
@@ -261,15 +236,6 @@ def emoji_scenes(world: EmojiWorld, split: str, size: int, cache_dir: str | None
     Raises:
         ValueError: If `split` is not a split of this world or `size` is not positive.
     """
-    _check_split(split)
-    if size < 1:
-        raise ValueError(f"size must be at least 1; got {size}")
-    names, folder = tuple(world.names), world.pictures.folder  # no list: `datasets` would take it for shards
-    key = f"{EMOJI_WORLD_VERSION}/{folder.name}/{split}/{size}/{world.seed}/{'/'.join(names)}"
-    return datasets.Dataset.from_generator(
-        _rows,
-        features=FEATURES,
-        cache_dir=cache_dir,
-        gen_kwargs={"split": split, "size": size, "seed": world.seed, "names": names, "folder": str(folder)},
-        fingerprint=f"ovml-emoji-{hashlib.sha256(key.encode()).hexdigest()[:16]}",
-    )
+    key = f"{EMOJI_WORLD_VERSION}/{world.pictures.folder.name}/{split}/{size}/{world.seed}/{'/'.join(world.names)}"
+    fingerprint = f"ovml-emoji-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return drawn_split(partial(world.scene, split), split, size, fingerprint, cache_dir)

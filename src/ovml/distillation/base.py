@@ -15,7 +15,7 @@ class Distillation(nn.Module, ABC):
     """Compares the features of the adapted tower with those of the frozen original on the same images.
 
     Subclass it, write `forward`, and name the class on the command line: `--model.distillation my_pkg.MyDistillation`.
-    Its parameters learn in the vision stage.
+    Its parameters learn in the vision stage, or in `HeadStage`.
 
     Example:
         >>> class PatchL2(Distillation):

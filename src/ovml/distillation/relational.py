@@ -11,7 +11,7 @@ from ovml.encoders import ImageFeatures
 
 
 class RelationalDistillation(Distillation):
-    """Images that are alike to the original stay alike (Tung and Mori, ICCV 2019, arXiv 1907.09682, eq. 1 to 4).
+    """Images that are alike to the original stay alike (Tung and Mori, ICCV 2019, arXiv 1907.09682).
 
     With `S` and `T` the global embeddings `[B, D]` of student and teacher, and `n` dividing each row by its L2 norm:
     `loss = ||n(S S') - n(T T')||_F^2 / B^2`. The space may turn as a whole, so much more may change than under

@@ -50,7 +50,7 @@ class SiglipImageEncoder(ImageEncoder):
     - Global embedding: the head's own output, which the model was trained to match with texts.
     - Patch embedding: the head's output where `x_p` is all there is to attend to. The softmax over one token is 1, so
       that query and key fall out and the value's path remains: `a_p = W_o W_v x_p + b`. That is how MaskCLIP (Zhou et
-      al., ECCV 2022, arXiv 2112.01071, sec. 3.2) reads dense features off a pooling by attention, here with the MLP
+      al., ECCV 2022, arXiv 2112.01071) reads dense features off a pooling by attention, here with the MLP
       that follows. `a` is a weighted mean of the `a_p`, so both lie in the space of the label embeddings.
 
     `visual_projection` is the head: it learns where CLIP's projection does.

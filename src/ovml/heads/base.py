@@ -13,7 +13,7 @@ class Head(nn.Module, ABC):
     """Scores images against labels. A head never owns labels, so any vocabulary can be scored.
 
     Subclass it, write `forward`, and name the class on the command line: `--model.head my_pkg.MyHead`.
-    Parameters of a head learn in the vision stage.
+    Parameters of a head learn in the vision stage, or in `HeadStage`, which leaves the towers as they are.
 
     Example:
         >>> class MaxPatchHead(Head):

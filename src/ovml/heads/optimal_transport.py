@@ -18,7 +18,7 @@ from ovml.heads.spatial_softmax import check_positive
 
 
 class OptimalTransportHead(Head):
-    r"""Regions matched to labels by optimal transport (RAM; Tan et al., CVPR 2025, arXiv 2503.15337, sec. 3.3).
+    r"""Regions matched to labels by optimal transport (RAM; Tan et al., CVPR 2025, arXiv 2503.15337).
 
     With cosines `S [P, L]` of patches and labels and `s [L]` of the whole picture:
 

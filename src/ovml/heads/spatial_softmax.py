@@ -13,7 +13,7 @@ from ovml.heads.chunks import chunks
 
 
 class SpatialSoftmaxHead(Head):
-    r"""Class-specific region feature aggregation (DualCoOp; Sun et al., NeurIPS 2022, arXiv 2206.09541, eq. 3 and 4).
+    r"""Class-specific region feature aggregation (DualCoOp; Sun et al., NeurIPS 2022, arXiv 2206.09541).
 
     `s_l = scale * sum_p softmax_p(cos(x_p, y_l) / temperature) * cos(x_p, y_l)` over the patches `p`. It lies between
     the mean of all patches (a high temperature) and the best patch (a low one). A label's score depends on no other

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Loss(nn.Module, ABC):
-    """A loss over multi-label logits. Parameters of a loss learn in the vision stage.
+    """A loss over multi-label logits. Parameters of a loss learn in the vision stage or `HeadStage`.
 
     Example:
         >>> class MeanAbsentScore(Loss):

@@ -54,10 +54,10 @@ class BinaryCrossEntropy(PerLabelLoss):
 
 
 class AsymmetricLoss(PerLabelLoss):
-    r"""Asymmetric loss (Ben-Baruch et al., ICCV 2021, eq. 7): easy absent labels count less, the easiest not at all.
+    r"""Asymmetric loss (Ben-Baruch et al., ICCV 2021, arXiv 2009.14119): easy absent labels count less.
 
     With `p = sigmoid(scale * logit + offset)` and `q = max(p - clip, 0)`, a present label costs
-    `-(1 - p)^gamma_present * log(p)`, an absent one `-q^gamma_absent * log(1 - q)`.
+    `-(1 - p)^gamma_present * log(p)`, an absent one `-q^gamma_absent * log(1 - q)`: the easiest of them nothing.
 
     Args:
         gamma_absent: Focusing of absent labels.

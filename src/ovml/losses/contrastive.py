@@ -9,7 +9,7 @@ from ovml.losses.scaled import ScaledLoss
 
 
 class MultiMatchingLoss(ScaledLoss):
-    r"""Multi-matching contrastive loss (RAM; Tan et al., CVPR 2025, arXiv 2503.15337, sec. 3.4).
+    r"""Multi-matching contrastive loss (RAM; Tan et al., CVPR 2025, arXiv 2503.15337).
 
     All pairs of an image and a label of the batch are candidates of one softmax:
     `loss = -mean_{present pairs} log(exp(z) / sum_{known pairs} exp(z'))`, `z = scale * logit + offset` (the offset

@@ -19,7 +19,7 @@ class ScaledLoss(Loss):
     Args:
         scale: Factor of the logits.
         offset: Added to them; negative where most labels are absent.
-        learned: Whether both learn, in the vision stage (the scale as its logarithm).
+        learned: Whether both learn, as a head's parameters do (the scale as its logarithm).
 
     Raises:
         UserError: The scale is not positive.

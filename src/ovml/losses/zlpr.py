@@ -10,7 +10,7 @@ from ovml.losses.scaled import ScaledLoss
 
 
 class ZLPRLoss(ScaledLoss):
-    r"""ZLPR (Su et al., 2022, arXiv 2208.02955, eq. 5): present logits above 0, absent ones below, and each pair apart.
+    r"""ZLPR (Su et al., 2022, arXiv 2208.02955): present logits above 0, absent ones below, and each pair apart.
 
     `loss = log(1 + sum_{n absent} exp(z_n)) + log(1 + sum_{p present} exp(-z_p))`, `z = scale * logit + offset`; the
     mean over images.

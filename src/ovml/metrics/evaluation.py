@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class OpenVocabularyEvaluation(nn.Module):
     caller's: a head that normalises over labels must be run once for every protocol.
 
     Args:
-        ks: The k of precision, recall and F1.
+        ks: The k of precision, recall and F1; or those of each protocol, by name.
         images: Which images count: `all` (as MKT and BiAM do on NUS-WIDE), or those `labelled`, with at least one
             present label among those scored (as BiAM on Open Images, QKS, DualCoOp and RAM do).
         protocols: Names of the protocols.
@@ -37,7 +37,7 @@ class OpenVocabularyEvaluation(nn.Module):
 
     def __init__(
         self,
-        ks: Sequence[int] = (3, 5),
+        ks: Sequence[int] | Mapping[str, Sequence[int]] = (3, 5),
         images: Literal["all", "labelled"] = "all",
         protocols: Sequence[str] = PROTOCOLS,
         empty_labels: Literal["skip", "zero"] = "skip",
@@ -46,12 +46,13 @@ class OpenVocabularyEvaluation(nn.Module):
         if images not in ("all", "labelled"):
             raise ValueError(f"images must be 'all' or 'labelled'; got {images!r}")
         self.images = images
+        of_protocol = ks if isinstance(ks, Mapping) else dict.fromkeys(protocols, ks)
         self.protocols = nn.ModuleDict(
             {
                 name: MetricCollection(
                     {
                         "mAP": MultilabelMeanAveragePrecision(empty_labels),
-                        **({"at_k": PrecisionRecallF1AtK(ks)} if ks else {}),
+                        **({"at_k": PrecisionRecallF1AtK(of_protocol[name])} if of_protocol[name] else {}),
                     },
                     compute_groups=False,
                 )

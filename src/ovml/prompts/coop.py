@@ -16,10 +16,10 @@ from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
 class CoOpPrompt(PromptLearner):
     """Context vectors shared by all labels (CoOp, unified context; Zhou et al., IJCV 2022, arXiv 2109.01134).
 
-    The text tower reads `[V]_1 ... [V]_M [NAME]` (eq. 2), or with the name in the middle
-    `[V]_1 ... [V]_{M/2} [NAME] [V]_{M/2+1} ... [V]_M` (eq. 4), between start and end token; a head scores what comes
-    out, in the paper by the cosine (eq. 3). The vectors belong to no word and to no label: unseen names are read in
-    the same context. The paper's vectors of one label each, which have none for an unseen name, are left out.
+    The text tower reads `[V]_1 ... [V]_M [NAME]`, or with the name in the middle
+    `[V]_1 ... [V]_{M/2} [NAME] [V]_{M/2+1} ... [V]_M`, between start and end token; a head scores what comes out, in
+    the paper by the cosine. The vectors belong to no word and to no label: unseen names are read in the same context.
+    The paper's vectors of one label each, which have none for an unseen name, are left out.
 
     At the end is cheapest: all labels then begin with the same tokens, which are computed once. A context that starts
     as words alone is a template: untrained, `CoOpPrompt(None, "a photo of a")` gives what
@@ -29,7 +29,7 @@ class CoOpPrompt(PromptLearner):
         num_context: `M`, the number of vectors. `None`: as many as `init` has tokens.
         init: Words that the last of the vectors start as; those before are drawn from a normal distribution
             of standard deviation 0.02, as all are with `None`.
-        name_position: `"end"` (eq. 2) or `"middle"` (eq. 4) of the context.
+        name_position: `"end"` or `"middle"` of the context.
 
     Raises:
         UserError: An argument is not one of these, or (in `bind`) the words do not fit into the vectors, or the

@@ -14,9 +14,9 @@ from ovml.prompts.coop import NamesInContext, check_context, num_leading, start_
 class DualPrompt(PromptLearner):
     """A pair of learned contexts, present and absent (DualCoOp; Sun et al., NeurIPS 2022, arXiv 2206.09541).
 
-    The text tower reads each name twice, as `[V+]_1 ... [V+]_M [NAME]` (eq. 1) and `[V-]_1 ... [V-]_M [NAME]` (eq. 2);
-    both contexts are shared by all labels. With the embeddings `t+` and `t-`, L2-normalised, the paper compares two
-    logits for each label: `p = exp<f, t+> / (exp<f, t+> + exp<f, t->)`, up to a temperature the sigmoid of
+    The text tower reads each name twice, as `[V+]_1 ... [V+]_M [NAME]` and `[V-]_1 ... [V-]_M [NAME]`; both contexts
+    are shared by all labels. With the embeddings `t+` and `t-`, L2-normalised, the paper compares two logits for each
+    label: `p = exp<f, t+> / (exp<f, t+> + exp<f, t->)`, up to a temperature the sigmoid of
     `<f, t+> - <f, t->`. A head of ovml takes one embedding a label, so this learner gives `t+ - t-`:
     `<f, t+ - t-> = <f, t+> - <f, t->`.
 

@@ -49,7 +49,7 @@ class EnsemblePrompt(PromptLearner):
     weighs the same; `TemplatePrompt` averages `g(sentence_k)` as they are, so that longer embeddings weigh more, and
     keeps the length of the mean.
 
-    Descriptions are Menon and Vondrick's (ICLR 2023, arXiv 2210.07183, eq. 1): a label's score is the mean over its
+    Descriptions are Menon and Vondrick's (ICLR 2023, arXiv 2210.07183): a label's score is the mean over its
     descriptions of the similarity of image and "{name}, which has {description}". That mean is the dot product with
     the mean of the embeddings, which is what `normalize=False` gives. A name without descriptions takes the templates.
 

@@ -21,7 +21,6 @@ PROMPT_STAGE = ("training.PromptStage", {"epochs": 2})
 VISION = {"epochs": 5, "warmup_epochs": 0.5}
 SIGMOID = {"scale": 20.0, "offset": -4.0, "learned": True}  # scores normalised over labels are a few hundredths
 TRANSPORT = {"local_temperature": 2e-3}  # the published 2e-4 is for 925 labels
-TEMPERATURE = ["--model.loss.temperature", "0.03"]
 UNDISTILLED = ["--model.distillation_weight", "0"]
 
 GROUPS: dict[str, dict[str, list[str]]] = {
@@ -39,7 +38,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     },
     "losses": {
         "ranking, temperature 0.1": ["--model.loss.temperature", "0.1"],
-        "ranking, temperature 0.03": TEMPERATURE,
+        "ranking, temperature 0.03": ["--model.loss.temperature", "0.03"],
         "ranking, learned margin": part("loss", "losses.LearnedMarginRankingLoss"),
         "ranking, spread margin": part("loss", "losses.SpreadMarginRankingLoss"),
         "binary cross-entropy": part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
@@ -73,10 +72,32 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "tower": {
         "LoRA": stages(("tuning.LoRAStage", {**VISION, "num_layers": 4}), PROMPT_STAGE),
         "visual prompts": stages(("tuning.VisualPromptStage", {**VISION, "num_layers": 4}), PROMPT_STAGE),
+        "ladder": stages(("ladder.LadderStage", {**VISION, "num_layers": 6}), PROMPT_STAGE),
+        "RAM": part("head", "heads.OptimalTransportHead", **TRANSPORT)
+        + part("loss", "losses.MultiMatchingLoss")
+        + part("prompt", "prompts.TemplatePrompt", templates="A photo of a {}.")
+        + UNDISTILLED
+        + stages(("ladder.LadderStage", {**VISION, "num_layers": 6})),
+    },
+    "together": {
+        "binary cross-entropy, no distillation": part("loss", "losses.BinaryCrossEntropy", **SIGMOID) + UNDISTILLED,
+        "QueryHead, binary cross-entropy": part("head", "heads.QueryHead", global_weight=0.5)
+        + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
+        "QueryHead, ZLPR, no distillation": part("head", "heads.QueryHead", global_weight=0.5)
+        + part("loss", "losses.ZLPRLoss", **SIGMOID)
+        + UNDISTILLED,
     },
 }
 
-SHORT = ("MKT", "no distillation", "distillation weight 1", "global stream only", "local stream only")
-SHORT += ("ranking, temperature 0.03", "ZLPR", "multi-matching", "SpatialSoftmaxHead, temperature 0.03")
-SHORT += ("QueryHead, temperature 0.03", "OptimalTransportHead")
+SHORT = (
+    "MKT",
+    "no distillation",
+    "global stream only",
+    "local stream only",
+    "ranking, temperature 0.1",
+    "binary cross-entropy",
+    "multi-matching",
+    "QueryHead, ZLPR",
+    "RAM",
+)
 """What is compared on the emoji world."""

@@ -26,6 +26,7 @@ VARIANTS = {
     "distillation weight 1": ["--model.distillation_weight", "1"],
     "global stream only": ["--model.head", "ovml.heads.GlobalHead"],
     "local stream only": ["--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "3"],
+    "temperature 0.03": ["--model.loss.temperature", "0.03"],
 }
 COLUMNS = ("zsl/mAP", "zsl/F1@3", "zsl/F1@5", "gzsl/mAP", "gzsl/F1@3", "gzsl/F1@5")
 TITLES = {"zero-shot": "zero-shot CLIP", "vision": "stage 1", "prompt": "stage 1 + 2"}

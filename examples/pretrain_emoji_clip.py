@@ -4,9 +4,10 @@
     python examples/pretrain_emoji_clip.py --out emoji-clip
     ovml fit --config emoji.yaml --model.clip emoji-clip
 
-The folder is a CLIP as any other; nothing of it is shipped with ovml. As in `pretrain_demo_clip.py`, whose parts serve
-here too, training starts with scenes of one object and adds objects later, and besides its caption each scene is
-paired with the names of its objects. Scenes come from the world's `pretrain` split alone.
+The folder is a CLIP as any other; nothing of it is shipped with ovml. As in `pretrain_demo_clip.py`, whose parts
+serve here too, training starts with scenes of one object and adds objects later, and besides its caption each scene
+is paired with the names of its objects. The vision tower starts as `ovml-demo`'s, which knows edges, colours and
+clutter. Scenes come from the world's `pretrain` split alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from ovml import UserError
+from ovml.checkpoints import load_clip
 from ovml.data.emoji_names import emoji_names, is_unseen
 from ovml.data.emoji_pictures import emoji_pictures
 from ovml.data.emoji_world import CAPTIONS, IMAGE_SIZE, EmojiWorld
@@ -115,8 +117,9 @@ def card(args: argparse.Namespace, facts: dict[str, str]) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# A tiny CLIP of emoji scenes
 
-It knows nothing but the world of `ovml.data.emoji_world`. Its random initial weights were trained on {args.scenes}
-scenes, drawn with {args.font or "Noto Color Emoji"}, and their captions. Made by `examples/pretrain_emoji_clip.py`.
+It knows little but the world of `ovml.data.emoji_world`. Its text tower began as random weights, its vision tower as
+{"random weights too" if args.start == "random" else f"that of `{args.start}`"}. Trained on {args.scenes} scenes,
+drawn with {args.font or "Noto Color Emoji"}, and their captions. Made by `examples/pretrain_emoji_clip.py`.
 
 | fact | value |
 |---|---|
@@ -132,6 +135,9 @@ def train(args: argparse.Namespace) -> None:
     words = re.findall(r"[a-z]+", " ".join([*world.names, *CAPTIONS, demo.TEMPLATE]).lower())
     tokenizer = demo.build_tokenizer(words)
     model = demo.build_model(tokenizer)
+    if args.start != "random":
+        model.vision_model.load_state_dict(load_clip(args.start).vision_model.state_dict())
+    model.set_attn_implementation("eager")  # in bfloat16 on a CPU the fused one's backward pass is slower
     parameters = sum(p.numel() for p in model.parameters())
     CONSOLE.log(f"{len(emoji):,} names, {parameters:,} parameters; drawing {args.scenes} scenes")
     scenes = draw_scenes(tokenizer, world, "pretrain", args.scenes)
@@ -195,7 +201,11 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("emoji-clip"))
+    parser.add_argument("--again", action="store_true", help="train anew where --out is there already")
     parser.add_argument("--font", help="font or folder of pictures (default: Noto Color Emoji where it usually lies)")
+    parser.add_argument(
+        "--start", default="ovml-demo", help="CLIP whose vision tower is where this one's starts; or random"
+    )
     parser.add_argument("--num-names", type=int, help="names to take (default: all)")
     parser.add_argument("--cache-dir", help="where the cut pictures are kept (default: that of `datasets`)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the world")
@@ -205,8 +215,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--eval-every", type=int, default=500, help="steps between evaluations, each saved to --out")
     parser.add_argument("--eval-scenes", type=int, default=1000, help="scenes of an evaluation")
+    args = parser.parse_args()
+    if args.out.exists() and not args.again:
+        CONSOLE.log(f"{args.out} is there, and its README says how it was trained; --again trains it anew")
+        return
     try:
-        train(parser.parse_args())
+        train(args)
     except UserError as error:
         parser.error(str(error))
 

@@ -116,6 +116,15 @@ def test_visual_prompts_are_the_papers_equations(tiny, stage):
     assert not torch.allclose(expected, features(ImageEncoder(load_clip(tiny))), atol=1e-3)
 
 
+def test_dropout_of_the_adapters_ends_with_their_stage(tiny):
+    stages = [LoRAStage(**SHORT, rank=2, dropout=0.5), PromptStage(epochs=1)]
+    model = trained(OVMultiLabelClassifier(tiny, VOCABULARY, stages=stages))
+    first, second = features(model.image_encoder), features(model.image_encoder)
+    assert not first.equal(second)
+    model.start_stage(model.stages[1])
+    assert features(model.image_encoder).equal(features(model.image_encoder))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_what_was_added_learns(tiny, stage, checkpointing):

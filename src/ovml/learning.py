@@ -46,6 +46,8 @@ class TrainingSteps(ScoringModule):
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
             self._groups.append({**group, "params": [names[id(parameter)] for parameter in group["params"]]})
+        if not any(parameter.requires_grad for parameter in self.image_encoder.parameters()):
+            self.image_encoder.eval()  # an earlier stage's dropout ends with it
 
     def configure_model(self) -> None:
         """Cut the parameters into shards where Lightning's `ModelParallelStrategy` asks for it."""

@@ -113,4 +113,9 @@ def test_its_clip_is_made_by_one_command(pictures, tmp_path):
     assert "26 names" in done.stdout
     embeds = TextEncoder(load_clip(str(out)), load_tokenizer(str(out)))(["zebra", "a photo of a left arrow", "piñata"])
     assert embeds.shape == (3, 128)
-    assert "random initial weights" in (out / "README.md").read_text()
+    assert "vision tower as\nthat of `ovml-demo`" in (out / "README.md").read_text()
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "is there" in again.stdout
+    assert (out / "model.safetensors").stat().st_mtime_ns == before

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -66,18 +67,19 @@ class World:
 
 def measure(world: World, root: Path, variant: str, seed: int, options: list[str], threads: int) -> None:
     """Fit and test a variant, if it is not done."""
-    run(root, variant, seed, world.options + options, world.configs, threads)
     folder = run_folder(root, variant, seed) / "version_0"
-    styled, own = folder / "test_results.style.json", folder / "test_results.json"
+    own, styled, kept = (folder / f"test_results{name}.json" for name in ("", ".style", ".kept"))
+    if kept.is_file():  # a test in the other style was interrupted
+        kept.replace(own)
+    run(root, variant, seed, world.options + options, world.configs, threads)
     if world.style is not None and not styled.is_file():
-        kept = own.read_text()
+        shutil.copyfile(own, kept)
         command = [sys.executable, "-m", "ovml", "--quiet", "test", "--ckpt_path", str(folder)]
         command += ["--data.test_pictures", str(world.style)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        other = own.read_text()
-        own.write_text(kept)
-        styled.write_text(other)
+        own.replace(styled)
+        kept.replace(own)
 
 
 def results(root: Path, variant: str, seeds: list[int]) -> dict[str, list[dict[str, float]]]:

@@ -98,6 +98,7 @@ SHORT = (
     "binary cross-entropy",
     "multi-matching",
     "QueryHead, ZLPR",
+    "QueryHead, binary cross-entropy",
     "RAM",
 )
 """What is compared on the emoji world."""

@@ -82,7 +82,7 @@ class OVMLCLI(LightningCLI):
     def _new_run(self) -> RunFolder:
         run = RunFolder.new(self._trainer_config["default_root_dir"])
         if not self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
-            write_aside(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_none=False))
+            write_aside(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
         return run
 
     def validate(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:

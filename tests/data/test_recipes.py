@@ -8,11 +8,13 @@ import fake_json
 import fake_nuswide
 import fake_openimages
 import pytest
+import torch
 import yaml
+from commands import SMALL
 from conftest import SHARED
 from PIL import Image
 
-from ovml.cli import main
+from ovml.cli import config_path, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,3 +187,15 @@ def test_the_data_set_of_the_docs_works(tmp_path, tiny, monkeypatch):
     assert main(["fit", *arguments]) == 0
     rows = json.loads((tmp_path / "runs" / "version_0" / "results.json").read_text())
     assert set(rows["prompt"]) >= {"zsl/mAP", "gzsl/F1@1"}
+
+
+def test_best_is_the_demo_with_another_head_and_loss(tmp_path):
+    recipe, demo = (yaml.safe_load(Path(config_path(name)).read_text()) for name in ("best.yaml", "demo.yaml"))
+    for part in ("head", "loss"):
+        assert recipe["model"].pop(part) != demo["model"].pop(part)
+    assert recipe["trainer"].pop("default_root_dir") != demo["trainer"].pop("default_root_dir")
+    assert recipe == demo
+    small = [*SMALL, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["--quiet", "fit", "--config", "best.yaml", *small]) == 0
+    learned = torch.load(tmp_path / "version_0" / "vision" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.partition(".")[0] for name in learned} >= {"head", "image_encoder", "loss"}

@@ -8,7 +8,7 @@ broken one goes on, so it can be interrupted; `--only-done` writes what there is
 its share of the cores: on two cores that is 1.4 times as fast.
 
 The tables, in docs/ablation.md, have the test split's metrics after the last stage, mean ± sample standard deviation,
-and the validation split's ZSL mAP, by which the best is chosen; the picture stands beside them.
+and the validation split's mAP, by which the best is chosen; the picture stands beside them.
 
 The emoji world needs a CLIP of its own (`--emoji-clip`, made by `examples/pretrain_emoji_clip.py --num-names 300`).
 With `--style FOLDER`, pictures of another drawing style, each of its runs is tested on scenes in that style too.
@@ -38,7 +38,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 END = "<!-- end of table -->"
 QUICK = ["--data.train_size", "1000", "--trainer.max_epochs", "1"]
 METRICS = {"zsl/mAP": "ZSL mAP", "zsl/F1@3": "ZSL F1@3", "gzsl/mAP": "GZSL mAP", "gzsl/F1@3": "GZSL F1@3"}
-VALIDATION = {"validation": "validation ZSL mAP"}
+VALIDATION = {"validation/zsl/mAP": "val. ZSL mAP", "validation/gzsl/mAP": "val. GZSL mAP"}
 
 
 @dataclass
@@ -94,8 +94,9 @@ def results(root: Path, variant: str, seeds: list[int]) -> dict[str, list[dict[s
         styled = folder / "test_results.style.json"
         other = json.loads(styled.read_text()) if styled.is_file() else {}
         for name, metrics in rows.items():
-            values = {**metrics, "validation": validation[name]["zsl/mAP"]}
-            values |= {f"style/{metric}": value for metric, value in other.get(name, {}).items()}
+            values = {**metrics}
+            for split, measured in (("validation", validation), ("style", other)):
+                values |= {f"{split}/{metric}": value for metric, value in measured.get(name, {}).items()}
             percent = {metric: 100 * value for metric, value in values.items()}
             found.setdefault(name, []).append(percent)
             if name == list(rows)[-1]:

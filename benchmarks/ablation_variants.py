@@ -80,6 +80,10 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         + stages(("ladder.LadderStage", {**VISION, "num_layers": 6})),
     },
     "together": {
+        "multi-matching, no distillation": part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True)
+        + UNDISTILLED,
+        "QueryHead, multi-matching": part("head", "heads.QueryHead", global_weight=0.5)
+        + part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True),
         "binary cross-entropy, no distillation": part("loss", "losses.BinaryCrossEntropy", **SIGMOID) + UNDISTILLED,
         "QueryHead, binary cross-entropy": part("head", "heads.QueryHead", global_weight=0.5)
         + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
@@ -100,5 +104,7 @@ SHORT = (
     "QueryHead, ZLPR",
     "QueryHead, binary cross-entropy",
     "RAM",
+    "multi-matching, no distillation",
+    "QueryHead, multi-matching",
 )
 """What is compared on the emoji world."""

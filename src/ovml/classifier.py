@@ -23,7 +23,7 @@ from ovml.losses import Loss, RankingLoss
 from ovml.metrics import OpenVocabularyEvaluation
 from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
-from ovml.protocols import Protocol, chosen_protocols
+from ovml.protocols import Protocol, chosen_protocols, default_protocols
 from ovml.training import PromptStage, Stage, VisionStage
 from ovml.vocabulary import LabelVocabulary
 
@@ -220,6 +220,9 @@ def _set_attention(model: CLIPModel | SiglipModel, name: str) -> None:
 def _possible_ks(
     ks: Sequence[int], vocabulary: LabelVocabulary | None, protocols: Sequence[Protocol]
 ) -> dict[str, list[int]]:
-    """The k of each protocol: those that its labels allow."""
+    """The k of each protocol: those that its labels allow; seen labels, ZSL and GZSL have the same, so they compare."""
     sizes = {protocol.name: len(protocol.columns(vocabulary)) if vocabulary else 0 for protocol in protocols}
+    alike = {protocol.name for protocol in default_protocols()}
+    least = min((sizes[name] for name in alike if sizes[name]), default=0)
+    sizes |= dict.fromkeys(alike, least)
     return {name: [k for k in ks if k <= size or not size] for name, size in sizes.items()}

@@ -196,6 +196,7 @@ def test_best_is_the_demo_with_another_head_and_loss(tmp_path):
     assert recipe["trainer"].pop("default_root_dir") != demo["trainer"].pop("default_root_dir")
     assert recipe == demo
     small = [*SMALL, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
-    assert main(["--quiet", "fit", "--config", "best.yaml", *small]) == 0
+    small += ["--trainer.enable_progress_bar", "false"]
+    assert main(["fit", "--config", "best.yaml", *small]) == 0
     learned = torch.load(tmp_path / "version_0" / "vision" / "last.ckpt", weights_only=True)["state_dict"]
     assert {name.partition(".")[0] for name in learned} >= {"head", "image_encoder", "loss"}

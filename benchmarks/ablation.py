@@ -23,8 +23,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +30,7 @@ from typing import Any
 
 from ablation_variants import GROUPS, SHORT
 from common import machine, markdown
-from demo import run, run_folder, spread
+from demo import ovml, run, run_folder, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
 END = "<!-- end of table -->"
@@ -74,10 +72,7 @@ def measure(world: World, root: Path, variant: str, seed: int, options: list[str
     run(root, variant, seed, world.options + options, world.configs, threads)
     if world.style is not None and not styled.is_file():
         shutil.copyfile(own, kept)
-        command = [sys.executable, "-m", "ovml", "--quiet", "test", "--ckpt_path", str(folder)]
-        command += ["--data.test_pictures", str(world.style)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        ovml(["test", "--ckpt_path", str(folder), "--data.test_pictures", str(world.style)], threads)
         own.replace(styled)
         kept.replace(own)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -42,22 +43,25 @@ def run(
 ) -> dict[str, Any]:
     """Test metrics and wall-clock seconds of one run."""
     folder = run_folder(root, variant, seed)
-    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     results, timing = folder / "version_0" / "test_results.json", folder / "seconds.json"
     if not results.is_file():
-        command = [sys.executable, "-m", "ovml", "--quiet", "fit"]
-        for config in configs:
-            command += ["--config", config]
-        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
+        fit = ["fit", *(option for config in configs for option in ("--config", config))]
+        fit += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
         begun = (folder / "version_0" / "config.yaml").is_file()
         start = time.perf_counter()
-        goes_on = ["--ckpt_path", "last"] if begun else []
-        subprocess.run(command + options + goes_on, check=True, env=environment, stdout=subprocess.DEVNULL)
+        ovml(fit + options + (["--ckpt_path", "last"] if begun else []), threads)
         timing.write_text(json.dumps(None if begun else time.perf_counter() - start))
-        test = [sys.executable, "-m", "ovml", "--quiet", "test", "--ckpt_path", str(folder / "version_0")]
-        subprocess.run(test, check=True, env=environment, stdout=subprocess.DEVNULL)
+        ovml(["test", "--ckpt_path", str(folder / "version_0")], threads)
     seconds = json.loads(timing.read_text()) if timing.is_file() else None
     return {"rows": json.loads(results.read_text()), "seconds": seconds}
+
+
+def ovml(arguments: Sequence[str], threads: int | None = None) -> None:
+    """Run the command, quiet; its error ends the benchmark."""
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    command = [sys.executable, "-m", "ovml", "--quiet", *arguments]
+    if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"this ended badly: ovml {shlex.join(arguments)}")
 
 
 def run_folder(root: Path, variant: str, seed: int) -> Path:

@@ -136,7 +136,10 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = demo.build_tokenizer(words)
     model = demo.build_model(tokenizer)
     if args.start != "random":
-        model.vision_model.load_state_dict(load_clip(args.start).vision_model.state_dict())
+        try:
+            model.vision_model.load_state_dict(load_clip(args.start).vision_model.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"--start: the vision tower of {args.start!r} has another shape; give ovml-demo") from error
     model.set_attn_implementation("eager")  # in bfloat16 on a CPU the fused one's backward pass is slower
     parameters = sum(p.numel() for p in model.parameters())
     CONSOLE.log(f"{len(emoji):,} names, {parameters:,} parameters; drawing {args.scenes} scenes")

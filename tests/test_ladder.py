@@ -13,6 +13,7 @@ from commands import SMALL
 from safetensors import safe_open
 from test_siglip import letters, sizes
 from transformers import CLIPModel, SiglipModel
+from tuned import PIXELS, VOCABULARY, scores, trained
 
 from ovml import OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.checkpoints import load_clip
@@ -25,8 +26,6 @@ from ovml.learned import signature
 from ovml.losses import MultiMatchingLoss
 from ovml.tuning import LoRAStage, VisualPromptStage
 
-VOCABULARY = {"seen": ["cat", "dog"], "unseen": ["black cat"]}
-PIXELS = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(3))
 SHORT = {"epochs": 1, "warmup_epochs": 0, "hidden_dim": 6}
 PLAIN = LadderStage(**SHORT, num_layers=2, num_adapters=1)
 WHOLE = LadderStage(**SHORT, num_layers=3, num_adapters=2)
@@ -38,19 +37,6 @@ def make(clip, stage, **parts):
     torch.manual_seed(0)
     parts = {"head": OptimalTransportHead(local_temperature=0.1), "loss": MultiMatchingLoss(), **parts}
     return OVMultiLabelClassifier(clip, VOCABULARY, stages=[copy.deepcopy(stage), PromptStage(1)], **parts).eval()
-
-
-def trained(model):
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if name in model._learned_names and "temperature" not in name:
-            parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
-
-
-def scores(model):
-    with torch.no_grad():
-        return model(PIXELS.to(next(model.parameters()).dtype))
 
 
 def features(encoder):

@@ -12,6 +12,7 @@ from commands import SMALL
 from safetensors import safe_open
 from test_siglip import letters, sizes
 from transformers import CLIPModel, SiglipModel
+from tuned import PIXELS, VOCABULARY, scores, trained
 
 from ovml import OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.checkpoints import load_clip, load_tokenizer
@@ -23,8 +24,6 @@ from ovml.tuning import LoRAStage, VisualPromptStage, plain_state
 
 pytest.importorskip("peft")
 
-VOCABULARY = {"seen": ["cat", "dog"], "unseen": ["black cat"]}
-PIXELS = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(3))
 SHORT = {"epochs": 1, "warmup_epochs": 0}
 LORA = LoRAStage(**SHORT, rank=2, alpha=6, targets=["q_proj", "v_proj", "fc1"])
 PROMPTED = VisualPromptStage(**SHORT, num_prompts=3)
@@ -36,19 +35,6 @@ def make(clip, stage, **parts):
     return OVMultiLabelClassifier(
         clip, VOCABULARY, stages=[copy.deepcopy(stage), PromptStage(epochs=1)], **parts
     ).eval()
-
-
-def trained(model):
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if name in model._learned_names:
-            parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
-
-
-def scores(model):
-    with torch.no_grad():
-        return model(PIXELS.to(next(model.parameters()).dtype))
 
 
 def features(encoder):

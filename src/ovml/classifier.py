@@ -57,7 +57,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         gradient_checkpointing: Compute the activations of learning blocks again in the backward pass instead of
             keeping them: less memory, one more forward pass through those blocks.
         attn_implementation: How the blocks compute attention, as in transformers: `sdpa` (its default), `eager`,
-            `flash_attention_2`. In bfloat16 on a CPU `eager` is the faster one; see docs/scaling.md.
+            `flash_attention_2`. In bfloat16 on a CPU `eager` is worth trying; see docs/scaling.md.
 
     Raises:
         UserError: The checkpoint cannot be loaded, the labels are no proper list, or there is no such attention.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LadderStage(VisionStage):
     r"""A vision stage that learns local features on a path beside the tower (RAM; Tan et al., CVPR 2025, 2503.15337).
 
-    The paper's ladder local adapter (sec. 3.2). With `x_i [1+P, W]` what block `i` of `N` gives, the patches' own path
+    The paper's ladder local adapter. With `x_i [1+P, W]` what block `i` of `N` gives, the patches' own path
     `z [P, W]` begins as the patches of `x_{N-num_layers}`, and in each of the last `num_layers` blocks
 
         z = z + VV_i(x_{i-1}) + A_i(x_i)        A_i: `LocalAdapter`, in the last `num_adapters` blocks

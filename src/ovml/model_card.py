@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovml.errors import UserError
-from ovml.reporting import ROW_TITLES, protocol_titles
+from ovml.reporting import ROW_TITLES, metric_order, percent, protocol_titles
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -81,22 +81,16 @@ def metrics_table(rows: Rows) -> str:
     """
     titles = protocol_titles(rows)
     names = {name for values in rows.values() for name in values if name.partition("/")[0] in titles}
-    metrics = sorted({name.split("/")[1] for name in names}, key=_order)
+    metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
     lines = [["labels", "model", *metrics], ["---", "---", *["---:"] * len(metrics)]]
     for protocol, title in titles.items():
         for row, values in rows.items():
             cells = [values.get(f"{protocol}/{metric}") for metric in metrics]
             if any(cell is not None for cell in cells):
-                numbers = ["" if cell is None else f"{100 * cell:.1f}" for cell in cells]
-                lines.append([title, ROW_TITLES.get(row, row), *numbers])
+                lines.append([title, ROW_TITLES.get(row, row), *map(percent, cells)])
     body = [f"| {' | '.join(line)} |" for line in lines]
     body[1] = body[1].replace(" ", "")
     return "\n".join(body)
-
-
-def _order(metric: str) -> tuple[int, str]:
-    kind, _, k = metric.partition("@")
-    return int(k) if k.isdigit() else 0, {"P": "1", "R": "2", "F1": "3"}.get(kind, kind)
 
 
 def model_card(data: Any, source: str, version: str, facts: Mapping[str, str], metrics: Any) -> str:

@@ -36,7 +36,7 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
     titles = protocol_titles(rows)
     protocols = [name for name in titles if name != "seen"] or ["seen"]
     names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
-    metrics = sorted({name.split("/")[1] for name in names}, key=_column_order)
+    metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
     table = Table(title=f"{title} (%)")
     table.add_column("labels", no_wrap=True)
     table.add_column("model", no_wrap=True)
@@ -47,7 +47,7 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
             table.add_row(
                 titles.get(protocol, protocol) if position == 0 else "",
                 ROW_TITLES.get(row, row),
-                *(_percent(values.get(f"{protocol}/{metric}")) for metric in metrics),
+                *(percent(values.get(f"{protocol}/{metric}")) for metric in metrics),
                 end_section=position == len(rows) - 1,
             )
     return table
@@ -88,13 +88,23 @@ def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Ta
     return table
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in percent; nothing where there is none.
+
+    >>> percent(0.25), percent(None)
+    ('25.0', '')
+    """
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _column_order(metric: str) -> tuple[int, int]:
+def metric_order(metric: str) -> tuple[int, str]:
+    """Sorts metrics: mAP, then precision, recall, F1 by k; others by name.
+
+    >>> sorted(["F1@5", "R@3", "mAP", "P@3"], key=metric_order)
+    ['mAP', 'P@3', 'R@3', 'F1@5']
+    """
     kind, _, k = metric.partition("@")
-    return int(k or 0), ("mAP", "P", "R", "F1").index(kind)
+    return int(k) if k.isdigit() else 0, {"P": "1", "R": "2", "F1": "3"}.get(kind, kind)
 
 
 def tag_table(ranked: Sequence[tuple[str, float]]) -> Table:

@@ -58,7 +58,14 @@ class Stage(ABC):
     stays: bool = False
     """Whether what `prepare` puts into the tower stays there when the model is saved, beside the tower's weights."""
 
-    def __init__(self, epochs: int, lr: float, min_lr: float, warmup_epochs: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        epochs: int = 20,
+        lr: float = 1e-3,
+        min_lr: float = 1e-6,
+        warmup_epochs: float = 2,
+        weight_decay: float = 0.05,
+    ) -> None:
         if epochs < 1 or not 0 <= warmup_epochs <= epochs:
             raise UserError(
                 f"stage {self.name!r}: epochs must be at least 1 and warmup_epochs from 0 to epochs; "
@@ -151,16 +158,6 @@ class HeadStage(Stage):
 
     name = "head"
     distil = True
-
-    def __init__(
-        self,
-        epochs: int = 20,
-        lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup_epochs: float = 2,
-        weight_decay: float = 0.05,
-    ) -> None:
-        super().__init__(epochs, lr, min_lr, warmup_epochs, weight_decay)
 
     def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
         """The head's, the loss's and the distillation's own parameters."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from my_parts import MaxPatchHead
+from my_parts import MaxPatchHead, ShiftStage
 from transformers import CLIPModel
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
@@ -328,6 +328,20 @@ def test_a_part_that_cannot_be_described_is_an_error_before_anything_is_written(
         model.save_pretrained(tmp_path / "new")
     assert "\n" not in str(info.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_users_stage_adds_to_the_tower_is_kept_without_the_other_stages(tiny, tmp_path):
+    """A saved model is used where the classes of its other stages cannot be imported."""
+    model = trained(OVMultiLabelClassifier(tiny, LABELS, stages=[ShiftStage(epochs=1, warmup_epochs=0), PromptStage()]))
+    assert not torch.equal(scores(model), scores(OVMultiLabelClassifier(tiny, LABELS).eval()))
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(scores(load(tmp_path / "saved")), scores(model))
+    edit(tmp_path / "saved", lambda saved: saved["stages"][1].update(class_path="gone.GoneStage"))
+    used = load(tmp_path / "saved", stages=[])
+    assert torch.equal(scores(used), scores(model))
+    used.save_pretrained(tmp_path / "twice")
+    assert torch.equal(scores(load(tmp_path / "twice", stages=[])), scores(model))
+    assert "gone" in error(tmp_path / "saved")
 
 
 def test_a_class_inside_a_function_cannot_be_saved():

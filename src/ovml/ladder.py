@@ -66,7 +66,7 @@ class LadderStage(VisionStage):
     """
 
     name = "ladder"
-    stays = True
+    added = frozenset({"local_adapter", "adapt_tokens"})
 
     def __init__(
         self,

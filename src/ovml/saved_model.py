@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,7 @@ from ovml.losses import Loss
 from ovml.parts import build, describe
 from ovml.prompts import PromptLearner
 from ovml.training import Stage
-from ovml.tuning import ADDED, plain_state
+from ovml.tuning import plain_state
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def saved_config(model: OVMultiLabelClassifier) -> dict[str, Any]:
 
     from ovml import __version__
 
+    stages = [*model._tower_stages, *model.stages]
     text = model.prompt.text_encoder
     towers = {"vision_config": model.image_encoder.vision_model, "text_config": text.text_model}
     configs = {name: cast(Any, tower).config.to_dict() for name, tower in towers.items()}
@@ -58,7 +59,8 @@ def saved_config(model: OVMultiLabelClassifier) -> dict[str, Any]:
         "base_model": base_model(model),
         **{part: describe(getattr(model, part), base) for part, base in PARTS.items()},
         "distillation_weight": model.distillation_weight,
-        "stages": [describe(stage, Stage) for stage in (*model._tower_stages, *model.stages)],
+        "stages": [describe(stage, Stage) for stage in stages],
+        "tower": [describe(stage, Stage) for stage in stages if stage.added],
         "ks": model.hparams.get("ks"),
         "images": model.evaluation.images,
     }
@@ -167,14 +169,15 @@ def read_model(cls: Any, folder: Path, saved: Any, parts: Mapping[str, Any]) -> 
         with safe_open(file, "pt") as opened:
             names = {name for name in opened.keys() if not name.startswith(replaced)}  # noqa: SIM118
             own = {n: opened.get_tensor(n).clone() for n in names if n.partition(".")[0] in PARTS}
-            added = {n: opened.get_tensor(n).clone() for n in names if ADDED & set(n.split("."))}
-        with _quiet_transformers():
-            model = cls(str(folder), **kwargs)
-        if added and kwargs["stages"] == []:  # what stages put into the tower is there without them
-            model._tower_stages = [stage for stage in _saved_stages(folder, saved) if stage.stays]
-            for stage in model._tower_stages:
-                stage.prepare(model)
-            model.image_encoder.requires_grad_(False)
+            with _quiet_transformers():
+                model = cls(str(folder), **kwargs)
+            if kwargs["stages"] == []:  # what stages put into the tower is there without them
+                model._tower_stages = _stages(folder, saved.get("tower", []))
+                for stage in model._tower_stages:
+                    stage.prepare(model)
+                model.image_encoder.requires_grad_(False)
+            kinds = {name for stage in (*model._tower_stages, *model.stages) for name in stage.added}
+            added = {n: opened.get_tensor(n).clone() for n in names if kinds & set(n.split("."))}
         wanted = {name for name in _weights(model) if not name.startswith(replaced)}
         if names != wanted:
             lacks = sorted(wanted - names)
@@ -205,14 +208,14 @@ def _saved_arguments(folder: Path, saved: Any, parts: Mapping[str, Any]) -> dict
         if part in arguments:
             arguments[part] = build(arguments[part], base, f"{file}, {part}")
     if "stages" in arguments:
-        arguments["stages"] = _saved_stages(folder, saved)
+        arguments["stages"] = _stages(folder, saved["stages"])
     if "labels" not in parts and (folder / LABELS).is_file():
         arguments["labels"] = LabelVocabulary.from_any(read_json(folder / LABELS))
     return arguments
 
 
-def _saved_stages(folder: Path, saved: Mapping[str, Any]) -> list[Stage]:
-    return [build(stage, Stage, f"{folder / CONFIG}, stages") for stage in saved["stages"]]
+def _stages(folder: Path, described: Sequence[Any]) -> list[Stage]:
+    return [build(stage, Stage, f"{folder / CONFIG}, stages") for stage in described]
 
 
 def read_json(file: Path, missing: Any = None) -> Any:

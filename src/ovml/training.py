@@ -55,8 +55,8 @@ class Stage(ABC):
     """Whether label embeddings stay as they are, so that they are computed once."""
     labels_per_step: int | None = None
     """Seen labels that a step ranks; `None` for all."""
-    stays: bool = False
-    """Whether what `prepare` puts into the tower stays there when the model is saved, beside the tower's weights."""
+    added: frozenset[str] = frozenset()
+    """Of what `prepare` puts into the tower, the names of those that a saved model keeps beside the tower's weights."""
 
     def __init__(
         self,

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 PROMPTS = "visual_prompts"
 """A prompted block's parameter."""
-ADDED = frozenset({PROMPTS, "local_adapter", "adapt_tokens"})
-"""What a block may have that stays beside its weights when a model is saved, as a name or the beginning of names."""
 
 
 class LoRAStage(VisionStage):
@@ -146,7 +144,7 @@ class VisualPromptStage(VisionStage):
     """
 
     name = "visual_prompt"
-    stays = True
+    added = frozenset({PROMPTS})
 
     def __init__(
         self,

@@ -28,12 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablation_variants import GROUPS, SHORT
-from common import machine, markdown
+from ablation_variants import GROUPS
+from common import machine, markdown, put_table
 from demo import ovml, run, run_folder, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
-END = "<!-- end of table -->"
 QUICK = ["--data.train_size", "1000", "--trainer.max_epochs", "1"]
 METRICS = {"zsl/mAP": "ZSL mAP", "zsl/F1@3": "ZSL F1@3", "gzsl/mAP": "GZSL mAP", "gzsl/F1@3": "GZSL F1@3"}
 VALIDATION = {"validation/zsl/mAP": "val. ZSL mAP", "validation/gzsl/mAP": "val. GZSL mAP"}
@@ -49,6 +48,7 @@ class World:
         columns: Metrics of its table, with their titles.
         options: Options that all of its runs have.
         style: Folder of pictures in another style, in which runs are tested too.
+        without: Groups of variants that are not run on it.
     """
 
     name: str
@@ -56,11 +56,12 @@ class World:
     columns: dict[str, str]
     options: list[str] = field(default_factory=list)
     style: Path | None = None
+    without: tuple[str, ...] = ()
 
     def variants(self, groups: list[str]) -> dict[str, list[str]]:
         """Options by name; MKT first."""
-        every = {name: options for group in groups for name, options in GROUPS[group].items()}
-        return every if self.name == "embedded" else {name: every[name] for name in SHORT if name in every}
+        chosen = [GROUPS[group] for group in groups if group not in self.without]
+        return {name: options for group in chosen for name, options in group.items()}
 
 
 def measure(world: World, root: Path, variant: str, seed: int, options: list[str], threads: int) -> None:
@@ -139,15 +140,6 @@ def draw(rows: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def into_docs(world: World, text: str) -> None:
-    """Put a world's table between its marks in docs/ablation.md."""
-    begin, file = f"<!-- table: python benchmarks/ablation.py --worlds {world.name} -->", DOCS / "ablation.md"
-    before, _, rest = file.read_text().partition(begin)
-    written = file.with_suffix(".new")
-    written.write_text(f"{before}{begin}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
-    written.replace(file)
-
-
 def worlds(args: argparse.Namespace) -> list[World]:
     here = Path(__file__).parent
     text = {"text/mAP": "text labels mAP", "new_words/mAP": "new words mAP"}
@@ -160,6 +152,7 @@ def worlds(args: argparse.Namespace) -> list[World]:
             {**METRICS, **style, **VALIDATION},
             ["--model.clip", str(args.emoji_clip)],
             args.style,
+            without=("rates",),
         ),
     ]
     return [world for world in found if world.name in args.worlds]
@@ -193,7 +186,7 @@ def main() -> None:
         text = table(world, rows)
         print(f"{world.name}\n\n{text}\n", flush=True)
         if not (args.no_docs or args.quick):
-            into_docs(world, text)
+            put_table(DOCS / "ablation.md", f"python benchmarks/ablation.py --worlds {world.name}", text)
             draw(rows, DOCS / "images" / f"ablation_{world.name}.png")
 
 

@@ -17,10 +17,32 @@ def stages(*listed: tuple[str, dict[str, Any]]) -> list[str]:
     return ["--model.stages", json.dumps(parts)]
 
 
+def tower(name: str, **arguments: Any) -> list[str]:
+    """Options that put another vision stage in the place of the configuration's."""
+    return stages((name, {**VISION, **arguments}), PROMPT_STAGE)
+
+
+def ram(temperatures: dict[str, float], lr: float) -> list[str]:
+    """Options of RAM whole, in one stage."""
+    return (
+        part("head", "heads.OptimalTransportHead", **temperatures)
+        + part("loss", "losses.MultiMatchingLoss")
+        + part("prompt", "prompts.TemplatePrompt", templates="A photo of a {}.")
+        + UNDISTILLED
+        + stages(("ladder.LadderStage", {**VISION, "num_layers": 6, "lr": lr}))
+    )
+
+
 PROMPT_STAGE = ("training.PromptStage", {"epochs": 2})
 VISION = {"epochs": 5, "warmup_epochs": 0.5}
+FAST = tower("training.VisionStage", num_layers=4, lr=3e-3)
 SIGMOID = {"scale": 20.0, "offset": -4.0, "learned": True}  # scores normalised over labels are a few hundredths
+MATCHING = part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True)
+SPATIAL = part("head", "heads.SpatialSoftmaxHead", global_weight=0.5)
+QUERY = part("head", "heads.QueryHead", global_weight=0.5)
+MAPS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 TRANSPORT = {"local_temperature": 2e-3}  # the published 2e-4 is for 925 labels
+WARM = {"temperature": 0.05, "local_temperature": 4e-4}  # both logits as large as the other losses' scale makes them
 UNDISTILLED = ["--model.distillation_weight", "0"]
 
 GROUPS: dict[str, dict[str, list[str]]] = {
@@ -34,7 +56,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "top-k 9": ["--model.head.top_k", "9"],
         "top-k 18": ["--model.head.top_k", "18"],
         "template 'a photo of a {}'": ["--model.prompt.template", "a photo of a {}"],
-        "last two blocks": stages(("training.VisionStage", {**VISION, "num_layers": 2}), PROMPT_STAGE),
+        "last two blocks": tower("training.VisionStage", num_layers=2),
     },
     "losses": {
         "ranking, temperature 0.1": ["--model.loss.temperature", "0.1"],
@@ -44,18 +66,17 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "binary cross-entropy": part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
         "asymmetric": part("loss", "losses.AsymmetricLoss", **SIGMOID),
         "ZLPR": part("loss", "losses.ZLPRLoss", **SIGMOID),
-        "multi-matching": part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True),
+        "multi-matching": MATCHING,
     },
     "heads": {
-        "SpatialSoftmaxHead, temperature 0.03": part("head", "heads.SpatialSoftmaxHead", scale=20.0, global_weight=0.5)
-        + part("loss", "losses.RankingLoss", temperature=0.03),
-        "QueryHead, temperature 0.03": part("head", "heads.QueryHead", global_weight=0.5)
-        + part("loss", "losses.RankingLoss", temperature=0.03),
-        "QueryHead, ZLPR": part("head", "heads.QueryHead", global_weight=0.5)
-        + part("loss", "losses.ZLPRLoss", **SIGMOID),
+        "SpatialSoftmaxHead, temperature 0.03": SPATIAL + part("loss", "losses.RankingLoss", temperature=0.03),
+        "QueryHead, temperature 0.03": QUERY + part("loss", "losses.RankingLoss", temperature=0.03),
+        "QueryHead, ZLPR": QUERY + part("loss", "losses.ZLPRLoss", **SIGMOID),
         "OptimalTransportHead": part("head", "heads.OptimalTransportHead", **TRANSPORT)
         + part("loss", "losses.MultiMatchingLoss"),
         "OptimalTransportHead, no knowledge": part("head", "heads.OptimalTransportHead", **TRANSPORT, knowledge=0.0)
+        + part("loss", "losses.MultiMatchingLoss"),
+        "OptimalTransportHead, temperature 0.05": part("head", "heads.OptimalTransportHead", **WARM)
         + part("loss", "losses.MultiMatchingLoss"),
     },
     "prompts": {
@@ -70,41 +91,32 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "patches": part("distillation", "distillation.PatchDistillation"),
     },
     "tower": {
-        "LoRA": stages(("tuning.LoRAStage", {**VISION, "num_layers": 4}), PROMPT_STAGE),
-        "visual prompts": stages(("tuning.VisualPromptStage", {**VISION, "num_layers": 4}), PROMPT_STAGE),
-        "ladder": stages(("ladder.LadderStage", {**VISION, "num_layers": 6}), PROMPT_STAGE),
-        "RAM": part("head", "heads.OptimalTransportHead", **TRANSPORT)
-        + part("loss", "losses.MultiMatchingLoss")
-        + part("prompt", "prompts.TemplatePrompt", templates="A photo of a {}.")
-        + UNDISTILLED
-        + stages(("ladder.LadderStage", {**VISION, "num_layers": 6})),
+        "LoRA": tower("tuning.LoRAStage", num_layers=4, lr=1e-2),
+        "LoRA, all maps": tower("tuning.LoRAStage", num_layers=4, lr=1e-2, targets=MAPS),
+        "visual prompts": tower("tuning.VisualPromptStage", num_layers=4, lr=1e-2),
+        "ladder": tower("ladder.LadderStage", num_layers=6, lr=1e-2),
+        "RAM": ram(TRANSPORT, lr=1e-3),
+        "RAM, temperature 0.05": ram(WARM, lr=1e-2),
     },
     "together": {
-        "multi-matching, no distillation": part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True)
-        + UNDISTILLED,
-        "QueryHead, multi-matching": part("head", "heads.QueryHead", global_weight=0.5)
-        + part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True),
+        "multi-matching, no distillation": MATCHING + UNDISTILLED,
+        "multi-matching, rate 0.003": MATCHING + FAST,
+        "SpatialSoftmaxHead, multi-matching": SPATIAL + MATCHING,
+        "SpatialSoftmaxHead, multi-matching, no distillation": SPATIAL + MATCHING + UNDISTILLED,
+        "SpatialSoftmaxHead, multi-matching, rate 0.003": SPATIAL + MATCHING + FAST,
+        "SpatialSoftmaxHead, binary cross-entropy": SPATIAL + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
+        "QueryHead, multi-matching": QUERY + MATCHING,
+        "ladder, multi-matching": MATCHING + tower("ladder.LadderStage", num_layers=6, lr=1e-2),
         "binary cross-entropy, no distillation": part("loss", "losses.BinaryCrossEntropy", **SIGMOID) + UNDISTILLED,
-        "QueryHead, binary cross-entropy": part("head", "heads.QueryHead", global_weight=0.5)
-        + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
-        "QueryHead, ZLPR, no distillation": part("head", "heads.QueryHead", global_weight=0.5)
-        + part("loss", "losses.ZLPRLoss", **SIGMOID)
-        + UNDISTILLED,
+        "QueryHead, binary cross-entropy": QUERY + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
+        "QueryHead, ZLPR, no distillation": QUERY + part("loss", "losses.ZLPRLoss", **SIGMOID) + UNDISTILLED,
+    },
+    "rates": {
+        "MKT, rate 0.003": FAST,
+        "MKT, rate 0.01": tower("training.VisionStage", num_layers=4, lr=1e-2),
+        "LoRA, rate 0.001": tower("tuning.LoRAStage", num_layers=4),
+        "visual prompts, rate 0.001": tower("tuning.VisualPromptStage", num_layers=4),
+        "visual prompts, rate 0.1": tower("tuning.VisualPromptStage", num_layers=4, lr=1e-1),
+        "ladder, rate 0.001": tower("ladder.LadderStage", num_layers=6),
     },
 }
-
-SHORT = (
-    "MKT",
-    "no distillation",
-    "global stream only",
-    "local stream only",
-    "ranking, temperature 0.1",
-    "binary cross-entropy",
-    "multi-matching",
-    "QueryHead, ZLPR",
-    "QueryHead, binary cross-entropy",
-    "RAM",
-    "multi-matching, no distillation",
-    "QueryHead, multi-matching",
-)
-"""What is compared on the emoji world."""

@@ -47,6 +47,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def put_table(page: Path, command: str, text: str) -> None:
+    """Put a table into its place in a page: between the mark that names the command and the next end mark."""
+    begin, end = f"<!-- table: {command} -->", "<!-- end of table -->"
+    before, _, rest = page.read_text().partition(begin)
+    aside = page.with_suffix(".part")
+    aside.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+    aside.replace(page)
+
+
 def human_bytes(count: float) -> str:
     """A size in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

@@ -22,7 +22,7 @@ from pathlib import Path
 from common import human_bytes, human_seconds, in_fresh_process, machine, markdown
 
 CASES = {"as it is": {}, "gradient_checkpointing": {"gradient_checkpointing": True}, "compile": {"compile": True}}
-CASES["bf16-mixed"] = {}
+CASES["bf16-mixed"] = CASES["bf16-mixed, eager attention"] = {}
 
 
 def least_time(step: Callable[[], object], repeats: int) -> float:
@@ -36,6 +36,11 @@ def least_time(step: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
+def attention(name: str) -> str:
+    """The case's `attn_implementation`."""
+    return "eager" if "eager" in name else "sdpa"
+
+
 def vision_step(name: str, size: int, layers: int) -> Callable[[int], None]:
     """A step of the vision stage: trunk without a graph, the last two blocks with one."""
     import torch
@@ -46,11 +51,12 @@ def vision_step(name: str, size: int, layers: int) -> Callable[[int], None]:
 
     torch.manual_seed(0)
     config = CLIPConfig(vision_config={"image_size": size, "patch_size": 16, "num_hidden_layers": layers})
+    config._attn_implementation = attention(name)
     encoder = ImageEncoder(CLIPModel(config).eval().requires_grad_(False), Execution(**CASES[name]))
     tail = encoder.tail(2).requires_grad_(True)
 
     def step(batch: int) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16-mixed"):
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
             with torch.no_grad():
                 hidden_states = encoder.trunk(torch.ones(batch, 3, size, size), 2)
             features = tail(hidden_states)
@@ -68,12 +74,14 @@ def prompt_step(name: str, size: int, layers: int) -> Callable[[int], None]:
     from ovml.encoders import TextEncoder
 
     torch.manual_seed(0)
-    clip = CLIPModel(CLIPConfig(text_config={"num_hidden_layers": layers})).eval().requires_grad_(False)
+    config = CLIPConfig(text_config={"num_hidden_layers": layers})
+    config._attn_implementation = attention(name)
+    clip = CLIPModel(config).eval().requires_grad_(False)
     encoder = TextEncoder(clip, None, execution=Execution(**CASES[name]))  # type: ignore[arg-type]
 
     def step(labels: int) -> None:
         embeds = torch.ones(labels, 10, clip.config.text_config.hidden_size, requires_grad=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16-mixed"):
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
             out = encoder.encode(embeds, torch.full((labels,), 10))
         out.float().mean().backward()
 

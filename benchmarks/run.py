@@ -21,10 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import human_bytes, human_seconds, in_fresh_process, machine, markdown, peak_bytes
+from common import human_bytes, human_seconds, in_fresh_process, machine, markdown, peak_bytes, put_table
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- table: python benchmarks/run.py -->", "<!-- end of table -->"
 
 
 def measure(index: int, side: str, quick: bool) -> dict[str, float]:
@@ -85,15 +84,6 @@ def table(found: list[dict[str, Any]]) -> str:
     return markdown(header, cells)
 
 
-def write_docs(text: str) -> None:
-    """Put the table in its place in docs/benchmarks.md."""
-    page = DOCS.read_text()
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    aside = DOCS.with_suffix(".part")
-    aside.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-    aside.replace(DOCS)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller sizes, under a minute")
@@ -111,7 +101,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     if not (args.quick or args.no_docs or args.only):
-        write_docs(text)
+        put_table(DOCS, "python benchmarks/run.py", text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 
 def prepare(
-    image: Image.Image, size: int, mean: list[float], std: list[float], squash: bool, resample: int
+    image: Image.Image, size: int, resize: int, mean: list[float], std: list[float], squash: bool, resample: int
 ) -> np.ndarray:
     """Resize of the short side (or of both: `squash`), centre crop, normalisation; returns `[3, size, size]`."""
     image = ImageOps.exif_transpose(image)
@@ -25,8 +25,8 @@ def prepare(
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    scale = size / min(image.size)
-    width, height = (size if squash or side == min(image.size) else int(side * scale) for side in image.size)
+    scale = resize / min(image.size)
+    width, height = (resize if squash or side == min(image.size) else int(side * scale) for side in image.size)
     image = image.resize((width, height), Image.Resampling(resample))
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.array(image.crop((left, top, left + size, top + size))).astype(np.float32)
@@ -37,7 +37,7 @@ def prepare(
 def main(model: str, *pictures: str) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     how = session.get_modelmeta().custom_metadata_map
-    names = ("size", "mean", "std", "squash", "resample")
+    names = ("size", "resize", "mean", "std", "squash", "resample")
     spec = {name: json.loads(how[f"image_{name}"]) for name in names}
     with safe_open(Path(model).with_suffix(".labels.safetensors"), "np") as file:
         label_embeds, labels = file.get_tensor("label_embeds"), json.loads(file.metadata()["labels"])

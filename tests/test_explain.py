@@ -1,6 +1,7 @@
 """Pictures of why a label was ranked where it was."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ SIZES = [(144, 96), (101, 160), (120, 120), (48, 48), (333, 77)]
 
 
 def grid_of(size, resize=None):
-    return PatchGrid.of(size, EvalTransform(SPEC, resize), 12)
+    return PatchGrid.of(size, EvalTransform(replace(SPEC, resize=resize)), 12)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_what_is_painted_on_a_patch_is_what_the_model_gets_in_that_patch(size, r
     x0, y0, x1, y1 = grid_of(size, resize).patch_box(patch)
     pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     pixels[round(y0) : round(y1), round(x0) : round(x1)] = 255
-    seen = EvalTransform(SPEC, resize)(Image.fromarray(pixels))[0]
+    seen = EvalTransform(replace(SPEC, resize=resize))(Image.fromarray(pixels))[0]
     in_patch = seen.reshape(SIDE, 12, SIDE, 12).mean(dim=(1, 3)).flatten()
     assert in_patch[patch] > 0.8  # edges fall between pixels
     assert in_patch.sum() - in_patch[patch] < 0.5

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ def test_the_files_hold_labels_and_how_pictures_are_prepared(exported, tmp_path)
     extra = {"ovml.json": ""}
     torch.export.load(export_model(model, tmp_path / "model.pt2").path, extra_files=extra)
     for found in (metadata, in_onnx, json.loads(extra["ovml.json"])):
-        assert json.loads(found["image_size"]) == model.image_spec.size
+        assert json.loads(found["image_size"]) == json.loads(found["image_resize"]) == model.image_spec.size
         assert tuple(json.loads(found["image_mean"])) == tuple(model.image_spec.mean)
         assert tuple(json.loads(found["image_std"])) == tuple(model.image_spec.std)
 
@@ -342,13 +343,13 @@ def test_the_example_ranks_as_the_tagger_does_without_torch(exported, tmp_path):
 
 def test_the_example_prepares_pictures_bit_for_bit(exported):
     prepare = runpy.run_path(str(EXAMPLE))["prepare"]
-    spec = exported[0].image_spec
-    for size in [(80, 80), (64, 64), (101, 160), (333, 77), (40, 20)]:
-        image = draw_scene(0, "test", 0).image.resize(size)
-        expected = EvalTransform(spec)(image).numpy()
-        assert np.array_equal(
-            prepare(image, spec.size, list(spec.mean), list(spec.std), spec.squash, spec.resample), expected
-        )
+    for resize in (None, 90):
+        spec = replace(exported[0].image_spec, resize=resize)
+        how = {"size": spec.size, "resize": resize or spec.size, "mean": list(spec.mean), "std": list(spec.std)}
+        for size in [(80, 80), (64, 64), (101, 160), (333, 77), (40, 20)]:
+            image = draw_scene(0, "test", 0).image.resize(size)
+            expected = EvalTransform(spec)(image).numpy()
+            assert np.array_equal(prepare(image, **how, squash=spec.squash, resample=spec.resample), expected)
 
 
 def test_another_file_of_labels_serves_the_same_model(exported, tmp_path):

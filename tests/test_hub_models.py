@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from my_parts import MaxPatchHead, ShiftStage
+from PIL import Image
 from transformers import CLIPModel
 
-from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
+from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, Tagger, UserError, VisionStage
 from ovml.calibration import Calibration
 from ovml.checkpoints import load_clip
+from ovml.data import DemoDataModule
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
 from ovml.learned import signature
 from ovml.losses import RankingLoss
@@ -190,10 +192,25 @@ def test_run_folders_and_checkpoints(tiny, tmp_path):
     for path in (tmp_path, tmp_path / "prompt" / "last.ckpt"):
         assert torch.equal(scores(load(path)), scores(model))
         assert load(path).image_spec == model.image_spec
-    data = {"class_path": "ovml.data.NUSWIDEDataModule", "init_args": {"normalization": "imagenet"}}
-    (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
-    assert load(tmp_path).image_spec.mean == (0.485, 0.456, 0.406)
     assert "no such checkpoint" in error(tmp_path / "vision" / "last.ckpt")
+
+
+def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
+    """What a checkpoint or a saved model tags is what was validated, pixel for pixel."""
+    import lightning.pytorch as pl
+
+    data = DemoDataModule(4, 4, clip=tiny, batch_size=4, resize=60, normalization="imagenet")
+    model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=[VisionStage(epochs=1, warmup_epochs=0)])
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    model.save_pretrained(tmp_path / "saved")
+    picture = Image.effect_noise((90, 120), 80).convert("RGB")
+    for found in (model, load(tmp_path / "last.ckpt"), load(tmp_path / "saved")):
+        assert found.image_spec == data.image_spec
+        assert torch.equal(Tagger(found).transform(picture), data.eval_transform(picture))
 
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path):

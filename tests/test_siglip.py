@@ -23,6 +23,7 @@ from ovml import OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.blocks import Execution
 from ovml.checkpoints import ImageSpec, load_clip, load_image_spec, load_tokenizer
 from ovml.cli import main
+from ovml.data import DemoDataModule
 from ovml.data.transforms import EvalTransform
 from ovml.encoders import ImageEncoder, SiglipImageEncoder, SiglipTextEncoder, TextEncoder, make_encoders
 from ovml.encoders.siglip import token_spans
@@ -77,6 +78,11 @@ def text_encoder(siglip):
 @pytest.fixture
 def pixels():
     return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_resize_before_a_cut_is_refused(siglip):
+    with pytest.raises(UserError, match=r"data.resize 60: .* takes whole pictures, nothing is cut; give --data.resize"):
+        DemoDataModule(4, 4, clip=siglip, resize=60).image_spec  # noqa: B018
 
 
 def test_global_embedding_is_transformers_own(siglip, pixels):

@@ -17,7 +17,7 @@ DEFAULT = "openai/clip-vit-base-patch16"
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a checkpoint wants its images; the defaults are those of OpenAI's CLIP.
+    """How a model wants its images; the defaults are those of OpenAI's CLIP.
 
     Attributes:
         size: Side in pixels.
@@ -26,6 +26,8 @@ class ImageSpec:
         squash: Whether a whole picture is resized to a square, its ratio lost, as SigLIP has it; else its short side
             is resized and a square cut from its middle.
         resample: Pillow's number of the filter that resizes: 3 bicubic, 2 bilinear.
+        resize: Short side after the resize and before the cut, in pixels; `None`: `size`, as CLIP has it. The MKT paper
+            resizes to 256 and cuts 224.
     """
 
     size: int
@@ -33,6 +35,7 @@ class ImageSpec:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     squash: bool = False
     resample: int = 3
+    resize: int | None = None
 
     @classmethod
     def of_config(cls, config: Any) -> ImageSpec:
@@ -99,7 +102,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_image_spec(name: str) -> ImageSpec:
-    """Read image size and normalisation from a checkpoint's image processor (see `load_clip`).
+    """Read how images are resized, cut and normalised from a checkpoint's image processor (see `load_clip`).
 
     >>> load_image_spec("ovml-demo").mean[0] < 1
     True
@@ -112,7 +115,9 @@ def load_image_spec(name: str) -> ImageSpec:
     if (height := size["height"]) != (width := size["width"]):
         raise UserError(f"{name}: images of {width} x {height} pixels; ovml needs square ones")
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    return ImageSpec(height, mean, std, squash, int(processor.resample))
+    short_side = None if squash else processor.size.get("shortest_edge")
+    resize = short_side if short_side and short_side > height else None
+    return ImageSpec(height, mean, std, squash, int(processor.resample), resize)
 
 
 def _load(loader: Any, name: str, **kwargs: Any) -> Any:

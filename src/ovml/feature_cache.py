@@ -80,7 +80,6 @@ class FeatureCache(Callback):
             "rows": rows._fingerprint,
             "size": len(rows),
             "image": vars(data.image_spec),
-            "resize": data.resize,
             "dtype": self.dtype,
             "precision": trainer.precision,
         }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from ovml.checkpoints import ImageSpec, checkpoint_path
+from ovml.checkpoints import checkpoint_path
 from ovml.errors import UserError
 from ovml.model_card import Rows, model_card
 from ovml.saved_model import (
@@ -83,9 +82,7 @@ class HubMixin(ModelHubMixin, library_name="ovml", tags=["open-vocabulary", "mul
         if path.is_dir() and (path / "config.yaml").is_file():
             path = RunFolder(path).newest_checkpoint()
         if path.is_file():
-            model = cast(Any, cls).from_checkpoint(path, **parts).eval()
-            model.image_spec = _trained_spec(path.parent.parent / "config.yaml", model.image_spec)
-            return cast("Self", model)
+            return cast("Self", cast(Any, cls).from_checkpoint(path, **parts).eval())
         if path.suffix == ".ckpt":
             raise UserError(f"{path}: no such checkpoint; check the path")
         folder: Path | None = path
@@ -202,22 +199,6 @@ class HubMixin(ModelHubMixin, library_name="ovml", tags=["open-vocabulary", "mul
             "stages": ", ".join(stage.name for stage in model.stages) or "none",
         }
         return ModelCard(model_card(data, source, __version__, facts, metrics))
-
-
-def _trained_spec(config: Path, spec: ImageSpec) -> ImageSpec:
-    """How a run's images were normalised: the CLIP's own way, unless its data module was told otherwise."""
-    import yaml  # type: ignore[import-untyped]
-
-    from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-
-    if not config.is_file():
-        return spec
-    try:
-        data = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data") or {}
-        imagenet = data.get("init_args", data).get("normalization") == "imagenet"
-    except (yaml.YAMLError, AttributeError, OSError) as error:
-        raise UserError(f"{config}: not a configuration of ovml fit ({first_line(error)})") from error
-    return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD) if imagenet else spec
 
 
 def _download(name: str, **options: Any) -> Path | None:

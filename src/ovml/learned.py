@@ -6,6 +6,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from ovml.calibration import Calibration
+from ovml.checkpoints import ImageSpec
 from ovml.errors import UserError
 from ovml.scoring import ScoringModule
 
@@ -123,6 +125,7 @@ def is_plain(value: Any) -> bool:
 class LearnedWeights(ScoringModule):
     """The checkpoints' part of a LightningModule: they hold what learned, and are read without running anything."""
 
+    image_spec: ImageSpec
     _learned_names: frozenset[str]
 
     def _find_learned_names(self) -> frozenset[str]:
@@ -139,7 +142,11 @@ class LearnedWeights(ScoringModule):
         """Keep what learned; the frozen CLIP is loaded by its name."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self._learned_names}
-        checkpoint["ovml"] = {"stage": self.stage.name if self.stages else None, "parts": self._signature()}
+        checkpoint["ovml"] = {
+            "stage": self.stage.name if self.stages else None,
+            "parts": self._signature(),
+            "images": asdict(self.image_spec),
+        }
         if self.calibration is not None:
             checkpoint["ovml"]["calibration"] = self.calibration.to_dict()
 
@@ -151,6 +158,8 @@ class LearnedWeights(ScoringModule):
         """
         check_learned(checkpoint, self._signature(), self._learned_names)
         calibration = checkpoint.get("ovml", {}).get("calibration")
+        if images := checkpoint.get("ovml", {}).get("images"):
+            self.image_spec = ImageSpec(**images)
         self.calibration = None if calibration is None else Calibration.from_dict(calibration)
 
     def load_learned(self, path: str | Path) -> None:

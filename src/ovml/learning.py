@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ovml.blocks import check_compiler
+from ovml.checkpoints import ImageSpec
 from ovml.encoders import ImageFeatures, ImageTail
 from ovml.optim import WarmupCosineLR
 from ovml.processes import image_share, shard
@@ -24,15 +25,19 @@ class TrainingSteps(ScoringModule):
     """The training's part of a LightningModule: what learns in a stage, its loss, its optimizer."""
 
     teacher: ImageTail
+    image_spec: ImageSpec
     _seen_vocabulary: LabelVocabulary | None
 
     def setup(self, stage: str) -> None:
-        """See before the first batch that `compile` can work.
+        """See before the first batch that `compile` can work, and take over how the data module prepares pictures.
 
         Raises:
             UserError: It cannot.
         """
         self._label_embeds.clear()
+        if stage == "fit":
+            data = getattr(self.trainer, "datamodule", None)
+            self.image_spec = getattr(data, "image_spec", self.image_spec)
         if self.image_encoder.execution.compile:
             check_compiler(self.trainer.strategy.root_device)
 

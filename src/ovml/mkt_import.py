@@ -156,7 +156,9 @@ def import_mkt(
     context: Any = model.prompt
     context.context.data.copy_(table[context.context_ids])
     model._hub_base_model = clip
-    model.image_spec = ImageSpec(model.image_spec.size, IMAGENET_MEAN, IMAGENET_STD)
+    size = model.image_spec.size
+    # The published evaluation resizes to `int(256 / 224 * input_size)` before it cuts.
+    model.image_spec = ImageSpec(size, IMAGENET_MEAN, IMAGENET_STD, resize=size * 256 // 224)
     return model.eval()
 
 

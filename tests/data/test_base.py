@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import datasets
 import pytest
 import torch
@@ -55,6 +58,18 @@ def test_normalization_follows_the_checkpoint_or_imagenet(tiny):
     ours, theirs = (Spots(clip=tiny, normalization=n).image_spec for n in ("clip", "imagenet"))
     assert ours == load_image_spec(tiny)
     assert theirs.mean == IMAGENET_MEAN
+
+
+def test_pictures_are_resized_before_the_cut_as_asked_or_as_the_checkpoint_says(tiny, tmp_path):
+    assert Spots(clip=tiny, resize=60).image_spec.resize == 60
+    assert Spots(clip=tiny, resize=60).eval_transform(Image.new("RGB", (100, 200))).shape == (3, 48, 48)
+    shutil.copytree(tiny, tmp_path / "clip")
+    file = tmp_path / "clip" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "size": {"shortest_edge": 55}}))
+    clip = str(tmp_path / "clip")
+    assert [Spots(clip=clip, resize=r).image_spec.resize for r in (None, 48, 60)] == [55, None, 60]
+    with pytest.raises(UserError, match=r"data.resize 40: .* cuts 48 pixels from it; give --data.resize null"):
+        Spots(clip=tiny, resize=40).image_spec  # noqa: B018
 
 
 def test_order_depends_on_seed_and_epoch_alone(tiny):

@@ -111,14 +111,23 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     @cached_property
     def image_spec(self) -> ImageSpec:
-        """Size and normalisation of the pictures; the checkpoint is asked when they are first needed."""
+        """Size, resize and normalisation of the pictures; the checkpoint is asked when they are first needed.
+
+        Raises:
+            UserError: `resize` does not go with the checkpoint.
+        """
         spec = load_image_spec(self.clip)
+        if self.resize is not None:
+            if spec.squash or self.resize < spec.size:
+                why = "takes whole pictures, nothing is cut" if spec.squash else f"cuts {spec.size} pixels from it"
+                raise UserError(f"data.resize {self.resize}: {self.clip} {why}; give --data.resize null")
+            spec = replace(spec, resize=self.resize if self.resize > spec.size else None)
         return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD) if self.normalization == "imagenet" else spec
 
     @cached_property
     def eval_transform(self) -> Transform:
         """From picture to pixel values in evaluation."""
-        return EvalTransform(self.image_spec, self.resize)
+        return EvalTransform(self.image_spec)
 
     @cached_property
     def train_transform(self) -> Transform:

@@ -24,17 +24,15 @@ class EvalTransform:
 
     Args:
         spec: Size, normalisation and how to resize.
-        resize: Short side before the crop, in pixels. Default: the crop's own size, as CLIP has it; the MKT paper
-            resizes to 256 and crops 224.
 
     Example:
         >>> EvalTransform(ImageSpec(64, (0.5,) * 3, (0.5,) * 3))(Image.new("RGB", (80, 120))).shape
         torch.Size([3, 64, 64])
     """
 
-    def __init__(self, spec: ImageSpec, resize: int | None = None) -> None:
+    def __init__(self, spec: ImageSpec) -> None:
         self.spec = spec
-        self.resize = resize or spec.size
+        self.resize = spec.resize or spec.size
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel values `[3, size, size]`."""

@@ -36,6 +36,7 @@ def ram(temperatures: dict[str, float], lr: float) -> list[str]:
 PROMPT_STAGE = ("training.PromptStage", {"epochs": 2})
 VISION = {"epochs": 5, "warmup_epochs": 0.5}
 FAST = tower("training.VisionStage", num_layers=4, lr=3e-3)
+LADDER = tower("ladder.LadderStage", num_layers=6, lr=1e-2)
 SIGMOID = {"scale": 20.0, "offset": -4.0, "learned": True}  # scores normalised over labels are a few hundredths
 MATCHING = part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True)
 SPATIAL = part("head", "heads.SpatialSoftmaxHead", global_weight=0.5)
@@ -94,7 +95,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "LoRA": tower("tuning.LoRAStage", num_layers=4, lr=1e-2),
         "LoRA, all maps": tower("tuning.LoRAStage", num_layers=4, lr=1e-2, targets=MAPS),
         "visual prompts": tower("tuning.VisualPromptStage", num_layers=4, lr=1e-2),
-        "ladder": tower("ladder.LadderStage", num_layers=6, lr=1e-2),
+        "ladder": LADDER,
         "RAM": ram(TRANSPORT, lr=1e-3),
         "RAM, temperature 0.05": ram(WARM, lr=1e-2),
     },
@@ -106,7 +107,8 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "SpatialSoftmaxHead, multi-matching, rate 0.003": SPATIAL + MATCHING + FAST,
         "SpatialSoftmaxHead, binary cross-entropy": SPATIAL + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
         "QueryHead, multi-matching": QUERY + MATCHING,
-        "ladder, multi-matching": MATCHING + tower("ladder.LadderStage", num_layers=6, lr=1e-2),
+        "ladder, multi-matching": MATCHING + LADDER,
+        "ladder, SpatialSoftmaxHead, multi-matching": SPATIAL + MATCHING + LADDER,
         "binary cross-entropy, no distillation": part("loss", "losses.BinaryCrossEntropy", **SIGMOID) + UNDISTILLED,
         "QueryHead, binary cross-entropy": QUERY + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
         "QueryHead, ZLPR, no distillation": QUERY + part("loss", "losses.ZLPRLoss", **SIGMOID) + UNDISTILLED,

@@ -2,8 +2,8 @@
 
 Usage: `python benchmarks/demo.py [--seeds 0 1 2] [--variants mkt ...] [--root runs/benchmark] [--json FILE]`
 
-Each run is `ovml fit --config demo.yaml` with the variant's options, then `ovml test`. Runs that are done are not
-done again, and a broken one goes on, so the command can be interrupted.
+Each run is `ovml fit --config demo.yaml` with the variant's options, or with `best.yaml`, then `ovml test`. Runs that are
+done are not done again, and a broken one goes on, so the command can be interrupted.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ VARIANTS = {
     "global stream only": ["--model.head", "ovml.heads.GlobalHead"],
     "local stream only": ["--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "3"],
     "temperature 0.03": ["--model.loss.temperature", "0.03"],
+    "best.yaml": [],
 }
 COLUMNS = ("zsl/mAP", "zsl/F1@3", "zsl/F1@5", "gzsl/mAP", "gzsl/F1@3", "gzsl/F1@5")
-TITLES = {"zero-shot": "zero-shot CLIP", "vision": "stage 1", "prompt": "stage 1 + 2"}
+TITLES = {"zero-shot": "zero-shot CLIP", "prompt": "stage 1 + 2"}
 
 
 def run(
@@ -56,6 +57,11 @@ def run(
     return {"rows": json.loads(results.read_text()), "seconds": seconds}
 
 
+def configs(variant: str) -> list[str]:
+    """A variant that is named as a recipe is that recipe."""
+    return [variant if variant.endswith(".yaml") else "demo.yaml"]
+
+
 def ovml(arguments: Sequence[str], threads: int | None = None) -> None:
     """Run the command, quiet; its error ends the benchmark."""
     environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
@@ -75,11 +81,11 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines[0] += " |"
     lines.append("|---|" + "---:|" * len(COLUMNS))
     for variant, results in runs.items():
-        for row in TITLES if variant == "mkt" else ("vision", "prompt"):
-            found = [result["rows"][row] for result in results if row in result["rows"]]
-            if found:
-                values = [[100 * metrics[column] for metrics in found] for column in COLUMNS]
-                title = TITLES[row] if variant == "mkt" else f"{TITLES[row]}, {variant}"
+        for row in results[0]["rows"]:
+            if variant == "mkt" or row != "zero-shot":
+                values = [[100 * result["rows"][row][column] for result in results] for column in COLUMNS]
+                title = TITLES.get(row, "stage 1")
+                title = title if variant == "mkt" else f"{title}, {variant}"
                 lines.append(f"| {title} | " + " | ".join(map(spread, values)) + " |")
     return lines
 
@@ -99,7 +105,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     args = parser.parse_args()
     runs = {
-        variant: [run(args.root, variant, seed, VARIANTS[variant]) for seed in args.seeds] for variant in args.variants
+        variant: [run(args.root, variant, seed, VARIANTS[variant], configs(variant)) for seed in args.seeds]
+        for variant in args.variants
     }
     print("\n".join(table(runs)))
     seconds = [r["seconds"] for results in runs.values() for r in results if r["seconds"]]

@@ -2,8 +2,8 @@
 
 Usage: `python benchmarks/demo.py [--seeds 0 1 2] [--variants mkt ...] [--root runs/benchmark] [--json FILE]`
 
-Each run is `ovml fit --config demo.yaml` with the variant's options, or with `best.yaml`, then `ovml test`. Runs that are
-done are not done again, and a broken one goes on, so the command can be interrupted.
+Each run is `ovml fit --config demo.yaml` with the variant's options, or with `best.yaml`, then `ovml test`. Runs that
+are done are not done again, and a broken one goes on, so the command can be interrupted.
 """
 
 from __future__ import annotations

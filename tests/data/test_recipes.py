@@ -189,14 +189,16 @@ def test_the_data_set_of_the_docs_works(tmp_path, tiny, monkeypatch):
     assert set(rows["prompt"]) >= {"zsl/mAP", "gzsl/F1@1"}
 
 
-def test_best_is_the_demo_with_another_head_and_loss(tmp_path):
+def test_best_is_the_demo_with_a_ladder_and_another_loss(tmp_path):
     recipe, demo = (yaml.safe_load(Path(config_path(name)).read_text()) for name in ("best.yaml", "demo.yaml"))
-    for part in ("head", "loss"):
+    for part in ("loss", "distillation_weight"):
         assert recipe["model"].pop(part) != demo["model"].pop(part)
+    assert recipe["model"]["stages"].pop(0) != demo["model"]["stages"].pop(0)
     assert recipe["trainer"].pop("default_root_dir") != demo["trainer"].pop("default_root_dir")
     assert recipe == demo
     small = [*SMALL, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
     small += ["--trainer.enable_progress_bar", "false"]
     assert main(["fit", "--config", "best.yaml", *small]) == 0
-    learned = torch.load(tmp_path / "version_0" / "vision" / "last.ckpt", weights_only=True)["state_dict"]
-    assert {name.partition(".")[0] for name in learned} >= {"head", "image_encoder", "loss"}
+    learned = torch.load(tmp_path / "version_0" / "ladder" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.partition(".")[0] for name in learned} >= {"image_encoder", "loss"}
+    assert all(".local_adapter." in name for name in learned if name.startswith("image_encoder."))

@@ -22,11 +22,15 @@ def tower(name: str, **arguments: Any) -> list[str]:
     return stages((name, {**VISION, **arguments}), PROMPT_STAGE)
 
 
+def transport(**arguments: Any) -> list[str]:
+    """Options of optimal transport with the loss that its logits are made for."""
+    return part("head", "heads.OptimalTransportHead", **arguments) + part("loss", "losses.MultiMatchingLoss")
+
+
 def ram(temperatures: dict[str, float], lr: float) -> list[str]:
     """Options of RAM whole, in one stage."""
     return (
-        part("head", "heads.OptimalTransportHead", **temperatures)
-        + part("loss", "losses.MultiMatchingLoss")
+        transport(**temperatures)
         + part("prompt", "prompts.TemplatePrompt", templates="A photo of a {}.")
         + UNDISTILLED
         + stages(("ladder.LadderStage", {**VISION, "num_layers": 6, "lr": lr}))
@@ -38,6 +42,8 @@ VISION = {"epochs": 5, "warmup_epochs": 0.5}
 FAST = tower("training.VisionStage", num_layers=4, lr=3e-3)
 LADDER = tower("ladder.LadderStage", num_layers=6, lr=1e-2)
 SIGMOID = {"scale": 20.0, "offset": -4.0, "learned": True}  # scores normalised over labels are a few hundredths
+CROSS_ENTROPY = part("loss", "losses.BinaryCrossEntropy", **SIGMOID)
+ZLPR = part("loss", "losses.ZLPRLoss", **SIGMOID)
 MATCHING = part("loss", "losses.MultiMatchingLoss", scale=20.0, learned=True)
 SPATIAL = part("head", "heads.SpatialSoftmaxHead", global_weight=0.5)
 QUERY = part("head", "heads.QueryHead", global_weight=0.5)
@@ -64,21 +70,18 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "ranking, temperature 0.03": ["--model.loss.temperature", "0.03"],
         "ranking, learned margin": part("loss", "losses.LearnedMarginRankingLoss"),
         "ranking, spread margin": part("loss", "losses.SpreadMarginRankingLoss"),
-        "binary cross-entropy": part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
+        "binary cross-entropy": CROSS_ENTROPY,
         "asymmetric": part("loss", "losses.AsymmetricLoss", **SIGMOID),
-        "ZLPR": part("loss", "losses.ZLPRLoss", **SIGMOID),
+        "ZLPR": ZLPR,
         "multi-matching": MATCHING,
     },
     "heads": {
         "SpatialSoftmaxHead, temperature 0.03": SPATIAL + part("loss", "losses.RankingLoss", temperature=0.03),
         "QueryHead, temperature 0.03": QUERY + part("loss", "losses.RankingLoss", temperature=0.03),
-        "QueryHead, ZLPR": QUERY + part("loss", "losses.ZLPRLoss", **SIGMOID),
-        "OptimalTransportHead": part("head", "heads.OptimalTransportHead", **TRANSPORT)
-        + part("loss", "losses.MultiMatchingLoss"),
-        "OptimalTransportHead, no knowledge": part("head", "heads.OptimalTransportHead", **TRANSPORT, knowledge=0.0)
-        + part("loss", "losses.MultiMatchingLoss"),
-        "OptimalTransportHead, temperature 0.05": part("head", "heads.OptimalTransportHead", **WARM)
-        + part("loss", "losses.MultiMatchingLoss"),
+        "QueryHead, ZLPR": QUERY + ZLPR,
+        "OptimalTransportHead": transport(**TRANSPORT),
+        "OptimalTransportHead, no knowledge": transport(**TRANSPORT, knowledge=0.0),
+        "OptimalTransportHead, temperature 0.05": transport(**WARM),
     },
     "prompts": {
         "CoOpPrompt": part("prompt", "prompts.CoOpPrompt"),
@@ -105,13 +108,13 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "SpatialSoftmaxHead, multi-matching": SPATIAL + MATCHING,
         "SpatialSoftmaxHead, multi-matching, no distillation": SPATIAL + MATCHING + UNDISTILLED,
         "SpatialSoftmaxHead, multi-matching, rate 0.003": SPATIAL + MATCHING + FAST,
-        "SpatialSoftmaxHead, binary cross-entropy": SPATIAL + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
+        "SpatialSoftmaxHead, binary cross-entropy": SPATIAL + CROSS_ENTROPY,
         "QueryHead, multi-matching": QUERY + MATCHING,
         "ladder, multi-matching": MATCHING + LADDER,
         "ladder, SpatialSoftmaxHead, multi-matching": SPATIAL + MATCHING + LADDER,
-        "binary cross-entropy, no distillation": part("loss", "losses.BinaryCrossEntropy", **SIGMOID) + UNDISTILLED,
-        "QueryHead, binary cross-entropy": QUERY + part("loss", "losses.BinaryCrossEntropy", **SIGMOID),
-        "QueryHead, ZLPR, no distillation": QUERY + part("loss", "losses.ZLPRLoss", **SIGMOID) + UNDISTILLED,
+        "binary cross-entropy, no distillation": CROSS_ENTROPY + UNDISTILLED,
+        "QueryHead, binary cross-entropy": QUERY + CROSS_ENTROPY,
+        "QueryHead, ZLPR, no distillation": QUERY + ZLPR + UNDISTILLED,
     },
     "rates": {
         "MKT, rate 0.003": FAST,

@@ -37,6 +37,15 @@ class ImageSpec:
     resample: int = 3
     resize: int | None = None
 
+    @property
+    def short_side(self) -> int:
+        """Of a picture after the resize, in pixels.
+
+        >>> ImageSpec(224).short_side, ImageSpec(224, resize=256).short_side
+        (224, 256)
+        """
+        return self.resize or self.size
+
     @classmethod
     def of_config(cls, config: Any) -> ImageSpec:
         """The usual one of a model, where only its configuration is known."""

@@ -191,7 +191,7 @@ def _metadata(model: OVMultiLabelClassifier) -> dict[str, str]:
         "image_mean": json.dumps(list(spec.mean)),
         "image_std": json.dumps(list(spec.std)),
         "image_squash": json.dumps(spec.squash),
-        "image_resize": json.dumps(spec.resize or spec.size),
+        "image_resize": json.dumps(spec.short_side),
         "image_resample": json.dumps(int(spec.resample)),
         "head": type(model.head).__qualname__,
         "ovml_version": __version__,

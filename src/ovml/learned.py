@@ -125,7 +125,6 @@ def is_plain(value: Any) -> bool:
 class LearnedWeights(ScoringModule):
     """The checkpoints' part of a LightningModule: they hold what learned, and are read without running anything."""
 
-    image_spec: ImageSpec
     _learned_names: frozenset[str]
 
     def _find_learned_names(self) -> frozenset[str]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ovml.blocks import check_compiler
-from ovml.checkpoints import ImageSpec
 from ovml.encoders import ImageFeatures, ImageTail
 from ovml.optim import WarmupCosineLR
 from ovml.processes import image_share, shard
@@ -25,14 +24,13 @@ class TrainingSteps(ScoringModule):
     """The training's part of a LightningModule: what learns in a stage, its loss, its optimizer."""
 
     teacher: ImageTail
-    image_spec: ImageSpec
     _seen_vocabulary: LabelVocabulary | None
 
     def setup(self, stage: str) -> None:
         """See before the first batch that `compile` can work, and take over how the data module prepares pictures.
 
         Raises:
-            UserError: It cannot.
+            UserError: `compile` cannot work here, or the data module's `resize` does not go with its checkpoint.
         """
         self._label_embeds.clear()
         if stage == "fit":

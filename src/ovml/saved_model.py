@@ -106,9 +106,7 @@ def write_model(model: OVMultiLabelClassifier, config: dict[str, Any], folder: P
     if spec.squash:
         processor = SiglipImageProcessorPil(size=square, **settings)
     else:
-        processor = CLIPImageProcessorPil(
-            size={"shortest_edge": spec.resize or spec.size}, crop_size=square, **settings
-        )
+        processor = CLIPImageProcessorPil(size={"shortest_edge": spec.short_side}, crop_size=square, **settings)
     processor.save_pretrained(folder)
     if model.vocabulary is not None:
         (folder / LABELS).write_text(json.dumps(model.vocabulary.to_dict(), indent=1, ensure_ascii=False), "utf-8")

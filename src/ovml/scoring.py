@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ovml.calibration import Calibration, Calibrator
+from ovml.checkpoints import ImageSpec
 from ovml.distillation import Distillation
 from ovml.encoders import ImageEncoder, ImageFeatures
 from ovml.errors import UserError
@@ -29,12 +30,14 @@ class ScoringModule(pl.LightningModule):
         image_encoder: The vision tower.
         head: Scores image features against label embeddings.
         prompt: Turns label names into label embeddings.
+        image_spec: How pictures are prepared: the checkpoint's way, after training the data module's.
         num_tail_layers: Blocks at the end of the vision tower that learn in some stage.
         calibration: Turns logits into probabilities; every validation of all labels fits it anew.
     """
 
     vocabulary: LabelVocabulary | None
     image_encoder: ImageEncoder
+    image_spec: ImageSpec
     head: Head
     prompt: PromptLearner
     loss: Loss

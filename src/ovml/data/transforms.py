@@ -32,7 +32,6 @@ class EvalTransform:
 
     def __init__(self, spec: ImageSpec) -> None:
         self.spec = spec
-        self.resize = spec.resize or spec.size
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel values `[3, size, size]`."""
@@ -48,11 +47,12 @@ class EvalTransform:
         >>> EvalTransform(ImageSpec(64)).resized(100, 200), EvalTransform(ImageSpec(64, squash=True)).resized(100, 200)
         ((64, 128), (64, 64))
         """
+        side = self.spec.short_side
         if self.spec.squash:
-            return self.resize, self.resize
-        scale = self.resize / min(width, height)
+            return side, side
+        scale = side / min(width, height)
         # The long side is cut to whole pixels, as transformers does.
-        return (self.resize, int(height * scale)) if width <= height else (int(width * scale), self.resize)
+        return (side, int(height * scale)) if width <= height else (int(width * scale), side)
 
 
 class TrainTransform:

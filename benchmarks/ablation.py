@@ -5,10 +5,12 @@ Usage: `python benchmarks/ablation.py [--worlds embedded emoji] [--seeds 0 1 2] 
 Each variant (`ablation_variants.py`) is `ovml fit` with a world's configuration and other options, then `ovml test`,
 once for each seed; all variants of a seed come before the next seed. Runs that are done are not done again and a
 broken one goes on, so it can be interrupted; `--only-done` writes what there is. `--jobs 2` runs two at once, each on
-its share of the cores: on two cores that is 1.4 times as fast.
+its share of the cores: on two cores that is 1.4 times as fast. Processors without instructions for bfloat16 train in
+float32, which takes two to three times as long.
 
 The tables, in docs/ablation.md, have the test split's metrics after the last stage, mean ± sample standard deviation,
-and the validation split's mAP, by which the best is chosen; the picture stands beside them.
+and the validation split's mAP, by which the best is chosen; the picture stands beside them. Each run's metrics go into
+`ablation_runs.json`; with `--missing` only runs that it lacks are made, on whatever machine, and the tables are of all.
 
 The emoji world needs a CLIP of its own (`--emoji-clip`, made by `examples/pretrain_emoji_clip.py --num-names 300`).
 With `--style FOLDER`, pictures of another drawing style, each of its runs is tested on scenes in that style too.
@@ -32,10 +34,18 @@ from ablation_variants import GROUPS
 from common import machine, markdown, put_table
 from demo import ovml, run, run_folder, spread
 
+from ovml.precision import multiplies_bfloat16
+from ovml.training import write_aside
+
+RECORD = Path(__file__).with_name("ablation_runs.json")
 DOCS = Path(__file__).parents[1] / "docs"
+FLOAT32 = ["--trainer.precision", "32-true", "--model.attn_implementation", "sdpa"]
 QUICK = ["--data.train_size", "1000", "--trainer.max_epochs", "1"]
 METRICS = {"zsl/mAP": "ZSL mAP", "zsl/F1@3": "ZSL F1@3", "gzsl/mAP": "GZSL mAP", "gzsl/F1@3": "GZSL F1@3"}
 VALIDATION = {"validation/zsl/mAP": "val. ZSL mAP", "validation/gzsl/mAP": "val. GZSL mAP"}
+
+Runs = dict[str, dict[str, float]]
+"""Metrics in percent by seed."""
 
 
 @dataclass
@@ -78,9 +88,9 @@ def measure(world: World, root: Path, variant: str, seed: int, options: list[str
         kept.replace(own)
 
 
-def results(root: Path, variant: str, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+def results(root: Path, variant: str, seeds: list[int]) -> dict[str, Runs]:
     """Metrics in percent of a variant's finished runs by stage, the last stage as `last`."""
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, Runs] = {}
     for seed in seeds:
         folder = run_folder(root, variant, seed) / "version_0"
         if not (folder / "test_results.json").is_file():
@@ -93,48 +103,71 @@ def results(root: Path, variant: str, seeds: list[int]) -> dict[str, list[dict[s
             values = {**metrics}
             for split, measured in (("validation", validation), ("style", other)):
                 values |= {f"{split}/{metric}": value for metric, value in measured.get(name, {}).items()}
-            percent = {metric: 100 * value for metric, value in values.items()}
-            found.setdefault(name, []).append(percent)
+            percent = {metric: round(100 * value, 3) for metric, value in values.items()}
+            found.setdefault(name, {})[str(seed)] = percent
             if name == list(rows)[-1]:
-                found.setdefault("last", []).append(percent)
+                found.setdefault("last", {})[str(seed)] = percent
     return found
 
 
-def table_rows(world: World, root: Path, groups: list[str], seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+def table_rows(world: World, root: Path, groups: list[str], seeds: list[int]) -> dict[str, Runs]:
     """What the table shows: zero-shot CLIP, MKT after each stage, every other variant."""
-    rows: dict[str, list[dict[str, float]]] = {}
+    rows: dict[str, Runs] = {}
     for variant in world.variants(groups):
         found = results(root, variant, seeds)
-        if variant == "MKT" and found:
-            rows["zero-shot CLIP"] = found["zero-shot"][:1]
-            rows["MKT"] = found["last"]
-            rows["MKT, no prompt tuning"] = found["vision"]
-        elif found:
+        if not rows and found:  # all begin with the same CLIP
+            rows["zero-shot CLIP"] = dict([*found["zero-shot"].items()][:1])
+        if found:
             rows[variant] = found["last"]
-    return rows
+        if variant == "MKT" and found:
+            rows["MKT, no prompt tuning"] = found["vision"]
+    return {
+        name: {s: {m: r[m] for m in world.columns if m in r} for s, r in runs.items()} for name, runs in rows.items()
+    }
 
 
-def table(world: World, rows: dict[str, list[dict[str, float]]]) -> str:
+def recorded(world: World) -> dict[str, Runs]:
+    """The rows that the record has."""
+    found: dict[str, Runs] = json.loads(RECORD.read_text()).get(world.name, {}) if RECORD.is_file() else {}
+    return found
+
+
+def together(world: World, rows: dict[str, Runs]) -> dict[str, Runs]:
+    """The record's rows and new ones, in the order of the variants.
+
+    Raises:
+        SystemExit: They are of different CLIPs.
+    """
+    before, same = recorded(world), "zero-shot CLIP"
+    if same in before and same in rows:
+        (old,), (new,) = before[same].values(), rows[same].values()
+        if any(abs(new[metric] - value) > 0.06 for metric, value in old.items() if metric in new):
+            raise SystemExit(f"{RECORD}: its runs of {world.name} are of another CLIP: {old} where this one has {new}")
+    order = [same, "MKT", "MKT, no prompt tuning", *world.variants(list(GROUPS))]
+    return {n: {**before.get(n, {}), **rows.get(n, {})} for n in dict.fromkeys(order) if n in before or n in rows}
+
+
+def table(world: World, rows: dict[str, Runs]) -> str:
     """Markdown, with the machine below."""
-    columns = {name: title for name, title in world.columns.items() if any(name in r[0] for r in rows.values())}
+    columns = {m: title for m, title in world.columns.items() if any(m in r for x in rows.values() for r in x.values())}
     cells = [
-        [variant, str(len(runs)), *(spread([r[name] for r in runs]) for name in columns)]
+        [variant, str(len(runs)), *(spread([r[m] for r in runs.values() if m in r]) for m in columns)]
         for variant, runs in rows.items()
     ]
     return f"{markdown(['variant', 'runs', *columns.values()], cells)}\n\n{machine('lightning', 'transformers')}"
 
 
-def draw(rows: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw(rows: dict[str, Runs], path: Path) -> None:
     """ZSL and GZSL mAP of every variant: a dot a seed, the mean as a bar, MKT as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 0.27 * len(rows) + 1.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("zsl/mAP", "gzsl/mAP"), strict=True):
         for place, (variant, runs) in enumerate(rows.items()):
-            values = [r[metric] for r in runs]
+            values = [r[metric] for r in runs.values()]
             axes.barh(place, statistics.mean(values), color="#cfd8dc" if variant == "zero-shot CLIP" else "#9db4c0")
             axes.plot(values, [place] * len(values), ".", color="#253237")
-        axes.axvline(statistics.mean([r[metric] for r in rows["MKT"]]), color="#c2410c", linewidth=1)
+        axes.axvline(statistics.mean([r[metric] for r in rows["MKT"].values()]), color="#c2410c", linewidth=1)
         axes.set(yticks=range(len(rows)), yticklabels=rows, xlabel=f"{METRICS[metric]} (%)")
     figure.axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)
@@ -163,31 +196,39 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", default=["embedded", "emoji"], choices=["embedded", "emoji"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the groups, run these alone")
     parser.add_argument("--root", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--emoji-clip", type=Path, default=Path("emoji-clip"), help="the emoji world's CLIP")
     parser.add_argument("--style", type=Path, help="pictures for emoji scenes in another style")
     parser.add_argument("--quick", action="store_true", help="1,000 scenes, an epoch a stage; never into the docs")
     parser.add_argument("--only-done", action="store_true", help="start no run")
+    parser.add_argument("--missing", action="store_true", help=f"go on with {RECORD.name}: run what it lacks")
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
     args = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    precision = [] if multiplies_bfloat16() else FLOAT32
     for world in worlds(args):
         root = args.root / ("quick" if args.quick else "") / world.name
+        before = recorded(world) if args.missing else {}
         todo: list[tuple[Any, ...]] = [
-            (world, root, variant, seed, options + QUICK * args.quick, threads)
+            (world, root, variant, seed, precision + options + QUICK * args.quick, threads)
             for seed in args.seeds
             for variant, options in world.variants(args.groups).items()
+            if variant in (args.variants or [variant]) and str(seed) not in before.get(variant, {})
         ]
         if not args.only_done:
             with ThreadPoolExecutor(args.jobs) as pool:
                 list(pool.map(lambda one: measure(*one), todo))
         rows = table_rows(world, root, args.groups, args.seeds)
+        rows = together(world, rows) if args.missing else rows
         text = table(world, rows)
         print(f"{world.name}\n\n{text}\n", flush=True)
-        if not (args.no_docs or args.quick):
+        if "MKT" in rows and not (args.no_docs or args.quick):
             put_table(DOCS / "ablation.md", f"python benchmarks/ablation.py --worlds {world.name}", text)
             draw(rows, DOCS / "images" / f"ablation_{world.name}.png")
+            everything = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+            write_aside(RECORD, json.dumps({**everything, world.name: rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

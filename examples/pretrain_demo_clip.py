@@ -36,6 +36,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 from ovml.data import demo_world as world
 from ovml.data.demo_draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES
+from ovml.precision import multiplies_bfloat16
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 TEMPLATE = "There is a {} in the scene"
@@ -282,7 +283,7 @@ def train(args: argparse.Namespace) -> None:
         candidates = torch.where(present.any(0))[0]
         candidates = candidates[torch.randperm(len(candidates))[: args.batch_size // 2]]
         names = (names_full if step % 2 else names_bare)[candidates]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16()):
             pixels = prepare(augment(scenes.pixels[rows]))
             images = F.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)
             end = tokenizer.eos_token_id

@@ -35,6 +35,7 @@ from ovml.checkpoints import load_clip
 from ovml.data.emoji_names import emoji_names, is_unseen
 from ovml.data.emoji_pictures import emoji_pictures
 from ovml.data.emoji_world import CAPTIONS, IMAGE_SIZE, EmojiWorld
+from ovml.precision import multiplies_bfloat16
 
 CONSOLE = Console(log_path=False)
 NUM_CAPTIONS = 4
@@ -140,7 +141,8 @@ def train(args: argparse.Namespace) -> None:
             model.vision_model.load_state_dict(load_clip(args.start).vision_model.state_dict())
         except RuntimeError as error:
             raise UserError(f"--start: the vision tower of {args.start!r} has another shape; give ovml-demo") from error
-    model.set_attn_implementation("eager")  # in bfloat16 on a CPU the fused one's backward pass is slower
+    if half := multiplies_bfloat16():
+        model.set_attn_implementation("eager")  # in bfloat16 on a CPU the fused one's backward pass is slower
     parameters = sum(p.numel() for p in model.parameters())
     CONSOLE.log(f"{len(emoji):,} names, {parameters:,} parameters; drawing {args.scenes} scenes")
     scenes = draw_scenes(tokenizer, world, "pretrain", args.scenes)
@@ -168,7 +170,7 @@ def train(args: argparse.Namespace) -> None:
         captions = scenes.captions[rows, torch.randint(NUM_CAPTIONS, (args.batch_size,))].long()
         present = scenes.present[rows]
         shown = torch.where(present.any(0))[0]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             pixels = demo.prepare(shift(scenes.pixels[rows]))
             images = F.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)
             texts = demo.embed_texts(model, captions, end)
@@ -193,7 +195,7 @@ def train(args: argparse.Namespace) -> None:
             facts = {
                 "names, parameters": f"{len(emoji):,}, {parameters:,}",
                 "steps done, batch size, learning rate": f"{step + 1}, {args.batch_size}, {args.lr}",
-                "wall-clock minutes": f"{minutes:.1f}",
+                "wall-clock minutes; products in": f"{minutes:.1f}; {'bfloat16' if half else 'float32'}",
                 "caption loss, name loss (last 100 steps)": losses,
                 f"zero-shot mAP on {args.eval_scenes:,} validation scenes, seen names": f"{scored['seen']:.4f}",
                 "the same, unseen names; chance": f"{scored['unseen']:.4f}; {scored['chance']:.4f}",

@@ -8,6 +8,7 @@ import pytest
 
 from ovml import __version__, cli_doctor
 from ovml.cli_doctor import NEEDED, OPTIONAL, print_lines, without_home
+from ovml.precision import multiplies_bfloat16
 
 RUN = "from ovml.cli_doctor import doctor; doctor(['doctor'])"
 NO_NETWORK = "import socket; socket.socket.connect = socket.getaddrinfo = None\n"
@@ -35,6 +36,7 @@ def test_every_line_is_a_name_and_a_value(done):
     assert found["embedded model"].startswith("finds the purple square")
     assert found["free at hf cache"].endswith("GiB")
     assert found["torch threads"].split()[0].isdecimal()
+    assert found["bfloat16 on cpu"].startswith("fast" if multiplies_bfloat16() else "slow")
     assert all(found.values())
 
 

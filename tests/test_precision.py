@@ -13,6 +13,7 @@ from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError
 from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import ImageEncoder, TextEncoder
 from ovml.heads import GlobalHead, LocalHead
+from ovml.precision import multiplies_bfloat16, warn_of_slow_precision
 
 VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "sea", "sun", "tree", "house"))
 STAGES = ["vision", "prompt"]
@@ -144,6 +145,35 @@ def test_mixed_precision_gives_the_gradient_up_to_rounding(stage, precision, acc
     assert all(g.dtype == torch.float32 for g in rough.values())
     assert 0 < relative_error(rough, exact) < tolerance
     assert rough_numbers["train/loss"] == pytest.approx(numbers["train/loss"], abs=tolerance / 10)
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Makes a processor with or without instructions for bfloat16 of this one."""
+    warn_of_slow_precision.cache_clear()
+    yield lambda able: monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    warn_of_slow_precision.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("able", "flag", "warnings"),
+    [(False, "bf16-mixed", 1), (False, "16-mixed", 1), (False, "32-true", 0), (True, "bf16-mixed", 0)],
+)
+def test_half_precision_that_is_slow_here_is_said_once(tiny, processor, caplog, able, flag, warnings):
+    processor(able)
+    model = classifier(tiny)
+    for stage in STAGES:
+        fit(model, stage, size=2, precision=flag)
+    said = [record.getMessage() for record in caplog.records if record.name == "ovml.precision"]
+    assert len(said) == warnings
+    assert all("trainer.precision" in text and "32-true" in text for text in said)
+
+
+def test_bfloat16_is_told_of_devices(processor):
+    for able in (True, False):
+        processor(able)
+        assert multiplies_bfloat16("cpu") is multiplies_bfloat16(torch.device("cpu")) is able
+    assert multiplies_bfloat16("mps")  # its own affair: torch does not multiply number by number there
 
 
 def test_scores_and_label_embeddings_stay_in_float32(tiny):

@@ -87,6 +87,7 @@ def lines() -> Iterator[Line]:
     yield "cpu cores", _cores
     yield "memory", _memory
     yield "torch threads", _threads
+    yield "bfloat16 on cpu", _bfloat16
     yield "cuda", _cuda
     yield "mps", _mps
     yield "embedded weights", _weights
@@ -141,6 +142,12 @@ def _threads() -> str:
     import torch
 
     return f"{torch.get_num_threads()} (OMP_NUM_THREADS: {os.environ.get('OMP_NUM_THREADS', 'not set')})"
+
+
+def _bfloat16() -> str:
+    from ovml.precision import multiplies_bfloat16
+
+    return "fast" if multiplies_bfloat16("cpu") else "slow, for want of instructions: train with precision 32-true"
 
 
 def _cuda() -> str:

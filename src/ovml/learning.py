@@ -11,6 +11,7 @@ from torch import Tensor
 from ovml.blocks import check_compiler
 from ovml.encoders import ImageFeatures, ImageTail
 from ovml.optim import WarmupCosineLR
+from ovml.precision import warn_of_slow_precision
 from ovml.processes import image_share, shard
 from ovml.scoring import ScoringModule
 from ovml.training import Stage
@@ -27,7 +28,7 @@ class TrainingSteps(ScoringModule):
     _seen_vocabulary: LabelVocabulary | None
 
     def setup(self, stage: str) -> None:
-        """See before the first batch that `compile` can work, and take over how the data module prepares pictures.
+        """See that `compile` works and the precision pays, and take over how the data module prepares pictures.
 
         Raises:
             UserError: `compile` cannot work here, or the data module's `resize` does not go with its checkpoint.
@@ -36,8 +37,11 @@ class TrainingSteps(ScoringModule):
         if stage == "fit":
             data = getattr(self.trainer, "datamodule", None)
             self.image_spec = getattr(data, "image_spec", self.image_spec)
+        device = self.trainer.strategy.root_device
         if self.image_encoder.execution.compile:
-            check_compiler(self.trainer.strategy.root_device)
+            check_compiler(device)
+        if self.trainer.is_global_zero:
+            warn_of_slow_precision(str(self.trainer.precision), device.type)
 
     def start_stage(self, stage: Stage) -> None:
         """Make this stage's parameters, and no others, learn."""

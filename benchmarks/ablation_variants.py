@@ -27,13 +27,13 @@ def transport(**arguments: Any) -> list[str]:
     return part("head", "heads.OptimalTransportHead", **arguments) + part("loss", "losses.MultiMatchingLoss")
 
 
-def ram(temperatures: dict[str, float], lr: float) -> list[str]:
+def ram(head: dict[str, float], lr: float, num_tokens: int = 0) -> list[str]:
     """Options of RAM whole, in one stage."""
     return (
-        transport(**temperatures)
+        transport(**head)
         + part("prompt", "prompts.TemplatePrompt", templates="A photo of a {}.")
         + UNDISTILLED
-        + stages(("ladder.LadderStage", {**VISION, "num_layers": 6, "lr": lr}))
+        + stages(("ladder.LadderStage", {**VISION, "num_layers": 6, "lr": lr, "num_tokens": num_tokens}))
     )
 
 
@@ -50,6 +50,7 @@ QUERY = part("head", "heads.QueryHead", global_weight=0.5)
 MAPS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 TRANSPORT = {"local_temperature": 2e-3}  # the published 2e-4 is for 925 labels
 WARM = {"temperature": 0.05, "local_temperature": 4e-4}  # both logits as large as the other losses' scale makes them
+SHARP = {"cost_scale": 31.0, "epsilon": 0.01, "knowledge": 0.005}  # 31 is ovml-demo's own scale, as in RAM's code
 UNDISTILLED = ["--model.distillation_weight", "0"]
 
 GROUPS: dict[str, dict[str, list[str]]] = {
@@ -123,5 +124,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "visual prompts, rate 0.001": tower("tuning.VisualPromptStage", num_layers=4),
         "visual prompts, rate 0.1": tower("tuning.VisualPromptStage", num_layers=4, lr=1e-1),
         "ladder, rate 0.001": tower("ladder.LadderStage", num_layers=6),
+        "RAM, tokens": ram(WARM, lr=1e-2, num_tokens=8),
+        "RAM, tokens, epsilon 0.01": ram({**WARM, **SHARP}, lr=1e-2, num_tokens=8),
     },
 }

@@ -46,7 +46,8 @@ class OptimalTransportHead(Head):
         epsilon: Weight of the plan's entropy.
         iterations: Most iterations of Sinkhorn; at this epsilon it takes about ten. An exported model has them all.
         tolerance: See `ovml.heads.sinkhorn.sinkhorn`.
-        cost_scale: Factor of the cosines in the cost (CLIP's is 100).
+        cost_scale: Factor of the cosines in the cost. The published code takes the CLIP's own, `logit_scale.exp()`:
+            100 of OpenAI's, 31 of `ovml-demo`.
         presence_temperature: Of the row marginal.
         learned: Whether both temperatures learn, as their logarithms, in the vision stage.
         knowledge: Weight of the divergence from what the original CLIP sees, in training; 0 for none.

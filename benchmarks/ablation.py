@@ -10,7 +10,8 @@ float32, which takes two to three times as long.
 
 The tables, in docs/ablation.md, have the test split's metrics after the last stage, mean ± sample standard deviation,
 and the validation split's mAP, by which the best is chosen; the picture stands beside them. Each run's metrics go into
-`ablation_runs.json`; with `--missing` only runs that it lacks are made, on whatever machine, and the tables are of all.
+`ablation_runs.json`. With `--missing` only runs that it lacks are made, on whatever machine, and the tables are of all;
+a row whose runs are not recorded stays as it is, and the picture with it.
 
 The emoji world needs a CLIP of its own (`--emoji-clip`, made by `examples/pretrain_emoji_clip.py --num-names 300`).
 With `--style FOLDER`, pictures of another drawing style, each of its runs is tested on scenes in that style too.
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_variants import GROUPS
-from common import machine, markdown, put_table
+from common import machine, markdown, put_table, table_cells
 from demo import ovml, run, run_folder, spread
 
 from ovml.precision import multiplies_bfloat16
@@ -126,6 +127,11 @@ def table_rows(world: World, root: Path, groups: list[str], seeds: list[int]) ->
     }
 
 
+def order(world: World) -> list[str]:
+    """All rows that its table may have."""
+    return list(dict.fromkeys(["zero-shot CLIP", "MKT", "MKT, no prompt tuning", *world.variants(list(GROUPS))]))
+
+
 def recorded(world: World) -> dict[str, Runs]:
     """The rows that the record has."""
     found: dict[str, Runs] = json.loads(RECORD.read_text()).get(world.name, {}) if RECORD.is_file() else {}
@@ -143,18 +149,19 @@ def together(world: World, rows: dict[str, Runs]) -> dict[str, Runs]:
         (old,), (new,) = before[same].values(), rows[same].values()
         if any(abs(new[metric] - value) > 0.06 for metric, value in old.items() if metric in new):
             raise SystemExit(f"{RECORD}: its runs of {world.name} are of another CLIP: {old} where this one has {new}")
-    order = [same, "MKT", "MKT, no prompt tuning", *world.variants(list(GROUPS))]
-    return {n: {**before.get(n, {}), **rows.get(n, {})} for n in dict.fromkeys(order) if n in before or n in rows}
+    return {n: {**before.get(n, {}), **rows.get(n, {})} for n in order(world) if n in before or n in rows}
 
 
-def table(world: World, rows: dict[str, Runs]) -> str:
-    """Markdown, with the machine below."""
+def table(world: World, rows: dict[str, Runs], others: dict[str, list[str]]) -> str:
+    """Markdown, with the machine below; `others` are the cells of rows that stay as the page has them."""
     columns = {m: title for m, title in world.columns.items() if any(m in r for x in rows.values() for r in x.values())}
-    cells = [
-        [variant, str(len(runs)), *(spread([r[m] for r in runs.values() if m in r]) for m in columns)]
+    cells = {
+        variant: [variant, str(len(runs)), *(spread([r[m] for r in runs.values() if m in r]) for m in columns)]
         for variant, runs in rows.items()
-    ]
-    return f"{markdown(['variant', 'runs', *columns.values()], cells)}\n\n{machine('lightning', 'transformers')}"
+    }
+    ordered = [cells.get(variant, others.get(variant)) for variant in order(world)]
+    lines = markdown(["variant", "runs", *columns.values()], [row for row in ordered if row])
+    return f"{lines}\n\n{machine('lightning', 'transformers')}"
 
 
 def draw(rows: dict[str, Runs], path: Path) -> None:
@@ -210,23 +217,35 @@ def main() -> None:
     precision = [] if multiplies_bfloat16() else FLOAT32
     for world in worlds(args):
         root = args.root / ("quick" if args.quick else "") / world.name
+        page, command = DOCS / "ablation.md", f"python benchmarks/ablation.py --worlds {world.name}"
         before = recorded(world) if args.missing else {}
+        others = {n: row for n, row in table_cells(page, command).items() if args.missing and n not in before}
         todo: list[tuple[Any, ...]] = [
             (world, root, variant, seed, precision + options + QUICK * args.quick, threads)
             for seed in args.seeds
             for variant, options in world.variants(args.groups).items()
             if variant in (args.variants or [variant]) and str(seed) not in before.get(variant, {})
+            if variant not in others or int(others[variant][1]) < len(args.seeds)
         ]
+
+        def found(world: World = world, root: Path = root) -> dict[str, Runs]:
+            rows = table_rows(world, root, args.groups, args.seeds)
+            return together(world, rows) if args.missing else rows
+
         if not args.only_done:
             with ThreadPoolExecutor(args.jobs) as pool:
-                list(pool.map(lambda one: measure(*one), todo))
-        rows = table_rows(world, root, args.groups, args.seeds)
-        rows = together(world, rows) if args.missing else rows
-        text = table(world, rows)
+                for _ in pool.map(lambda one: measure(*one), todo):
+                    found()  # another CLIP ends it now, not after all runs
+        rows = found()
+        if not rows:
+            continue
+        others = {variant: row for variant, row in others.items() if variant not in rows}
+        text = table(world, rows, others)
         print(f"{world.name}\n\n{text}\n", flush=True)
-        if "MKT" in rows and not (args.no_docs or args.quick):
-            put_table(DOCS / "ablation.md", f"python benchmarks/ablation.py --worlds {world.name}", text)
-            draw(rows, DOCS / "images" / f"ablation_{world.name}.png")
+        if not (args.no_docs or args.quick):
+            put_table(page, command, text)
+            if not others:
+                draw(rows, DOCS / "images" / f"ablation_{world.name}.png")
             everything = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
             write_aside(RECORD, json.dumps({**everything, world.name: rows}, indent=1) + "\n")
 

@@ -49,11 +49,26 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def put_table(page: Path, command: str, text: str) -> None:
     """Put a table into its place in a page: between the mark that names the command and the next end mark."""
-    begin, end = f"<!-- table: {command} -->", "<!-- end of table -->"
-    before, _, rest = page.read_text().partition(begin)
+    before, begin, _, rest = _around_table(page, command)
     aside = page.with_suffix(".part")
-    aside.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+    aside.write_text(f"{before}{begin}\n\n{text}\n\n{rest}")
     aside.replace(page)
+
+
+def table_cells(page: Path, command: str) -> dict[str, list[str]]:
+    """The rows of the table that a page has in that place, by their first cell."""
+    lines = _around_table(page, command)[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0]: row for row in rows[2:]}
+
+
+def _around_table(page: Path, command: str) -> tuple[str, str, str, str]:
+    """What is before a table's mark, the mark, the table, and all from its end mark on."""
+    before, begin, rest = page.read_text().partition(f"<!-- table: {command} -->")
+    text, end, after = rest.partition("<!-- end of table -->")
+    if not end:
+        raise SystemExit(f"{page}: no place for the table of '{command}'")
+    return before, begin, text, end + after
 
 
 def human_bytes(count: float) -> str:

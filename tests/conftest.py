@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # each of several processes has its share of the cores
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
 import pytest
 import torch
 import yaml

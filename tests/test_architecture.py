@@ -8,7 +8,7 @@ import ovml
 ROOT = Path(ovml.__file__).parent
 LAYERS = [
     {"errors"},
-    {"vocabulary", "images", "checkpoints", "prefix", "notices"},
+    {"vocabulary", "images", "checkpoints", "prefix", "notices", "precision"},
     {"blocks"},
     {"encoders"},
     {"heads", "prompts", "losses", "distillation", "metrics", "optim"},

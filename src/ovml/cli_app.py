@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import threading
 import webbrowser
+from contextlib import suppress
 from importlib.util import find_spec
 
 from ovml.checkpoints import DEMO
@@ -42,10 +43,9 @@ def app(argv: list[str]) -> None:
         print(f"ovml: {address(taken)} (Ctrl-C ends it)", flush=True)
         if not args.no_browser:
             threading.Thread(target=webbrowser.open, args=[address(taken)], daemon=True).start()
-        try:
+        with suppress(KeyboardInterrupt):  # whether Ctrl-C comes through depends on what the server was at
             serve(page, taken, args.max_upload_mb)
-        except KeyboardInterrupt:
-            notice("ended")
+        notice("ended")
 
 
 def make_parser() -> argparse.ArgumentParser:

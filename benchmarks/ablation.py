@@ -132,9 +132,9 @@ def order(world: World) -> list[str]:
     return list(dict.fromkeys(["zero-shot CLIP", "MKT", "MKT, no prompt tuning", *world.variants(list(GROUPS))]))
 
 
-def recorded(world: World) -> dict[str, Runs]:
-    """The rows that the record has."""
-    found: dict[str, Runs] = json.loads(RECORD.read_text()).get(world.name, {}) if RECORD.is_file() else {}
+def recorded() -> dict[str, dict[str, Runs]]:
+    """The rows that the record has, by world."""
+    found: dict[str, dict[str, Runs]] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
     return found
 
 
@@ -144,7 +144,7 @@ def together(world: World, rows: dict[str, Runs]) -> dict[str, Runs]:
     Raises:
         SystemExit: They are of different CLIPs.
     """
-    before, same = recorded(world), "zero-shot CLIP"
+    before, same = recorded().get(world.name, {}), "zero-shot CLIP"
     if same in before and same in rows:
         (old,), (new,) = before[same].values(), rows[same].values()
         if any(abs(new[metric] - value) > 0.06 for metric, value in old.items() if metric in new):
@@ -218,7 +218,7 @@ def main() -> None:
     for world in worlds(args):
         root = args.root / ("quick" if args.quick else "") / world.name
         page, command = DOCS / "ablation.md", f"python benchmarks/ablation.py --worlds {world.name}"
-        before = recorded(world) if args.missing else {}
+        before = recorded().get(world.name, {}) if args.missing else {}
         others = {n: row for n, row in table_cells(page, command).items() if args.missing and n not in before}
         todo: list[tuple[Any, ...]] = [
             (world, root, variant, seed, precision + options + QUICK * args.quick, threads)
@@ -246,8 +246,7 @@ def main() -> None:
             put_table(page, command, text)
             if not others:
                 draw(rows, DOCS / "images" / f"ablation_{world.name}.png")
-            everything = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-            write_aside(RECORD, json.dumps({**everything, world.name: rows}, indent=1) + "\n")
+            write_aside(RECORD, json.dumps({**recorded(), world.name: rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

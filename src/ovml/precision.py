@@ -14,7 +14,7 @@ def multiplies_bfloat16(device: torch.device | str = "cpu") -> bool:
     """Whether a device multiplies matrices of bfloat16 by its own instructions.
 
     On a CPU it is what torch asks before it hands a product to oneDNN: on x86, AVX-512. Without it torch multiplies
-    number by number, some 30 times slower than in float32 (`benchmarks/execution.py`).
+    number by number, many times slower than in float32.
 
     Example:
         >>> isinstance(multiplies_bfloat16(), bool)

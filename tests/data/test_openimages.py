@@ -265,7 +265,12 @@ def test_a_mistake_in_a_file_is_named_with_its_line(module, root, file, old, new
         ("test-annotations-human-imagelabels.csv", fake.HEADER + "\n", r"no label outside the 4 seen ones is present"),
         ("test-images.csv", "ImageID\n", r"test-images.csv: lists no image of the test split"),
         ("test-images.csv", "Image\nc1\n", r"test-images.csv: no column ImageID; its first line is 'Image'"),
-        ("test-images.csv", "ImageID,Subset\nc1\n", r"test-images.csv: CSV parse error: .*Expected 2 columns, got 1"),
+        # pyarrow names the row only where it reads in one thread.
+        (
+            "test-images.csv",
+            "ImageID,Subset\nc1\n",
+            r"test-images.csv: CSV parse error: (Row #2: )?Expected 2 columns, got 1",
+        ),
     ],
 )
 def test_an_empty_or_unreadable_file_is_named(module, root, file, content, message):

@@ -13,8 +13,10 @@ and the validation split's mAP, by which the best is chosen; the picture stands 
 `ablation_runs.json`. With `--missing` only runs that it lacks are made, on whatever machine, and the tables are of all;
 a row whose runs are not recorded stays as it is, and the picture with it.
 
-The emoji world needs a CLIP of its own (`--emoji-clip`, made by `examples/pretrain_emoji_clip.py --num-names 300`).
-With `--style FOLDER`, pictures of another drawing style, each of its runs is tested on scenes in that style too.
+The emoji world needs CLIPs of its own, one for each seed, so that seeds tell what hangs on the CLIP too
+(`--emoji-clip`, made by `examples/pretrain_emoji_clip.py --num-names 300 --seed SEED --out emoji-clip-SEED`). Its table
+has the differences to MKT with the same seed. With `--style FOLDER`, pictures of another drawing style, each of its
+runs is tested on scenes in that style too.
 
 `--quick` trains on 1,000 scenes, an epoch a stage: for a first look, and never into the docs.
 """
@@ -27,7 +29,7 @@ import os
 import shutil
 import statistics
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ FLOAT32 = ["--trainer.precision", "32-true", "--model.attn_implementation", "sdp
 QUICK = ["--data.train_size", "1000", "--trainer.max_epochs", "1"]
 METRICS = {"zsl/mAP": "ZSL mAP", "zsl/F1@3": "ZSL F1@3", "gzsl/mAP": "GZSL mAP", "gzsl/F1@3": "GZSL F1@3"}
 VALIDATION = {"validation/zsl/mAP": "val. ZSL mAP", "validation/gzsl/mAP": "val. GZSL mAP"}
+OVER_MKT = {"zsl/mAP": "ZSL mAP over MKT's", "gzsl/mAP": "GZSL mAP over MKT's"}
 
 Runs = dict[str, dict[str, float]]
 """Metrics in percent by seed."""
@@ -57,7 +60,7 @@ class World:
         name: `embedded` or `emoji`.
         configs: Its configuration files, later ones over earlier ones.
         columns: Metrics of its table, with their titles.
-        options: Options that all of its runs have.
+        clip: Its CLIP, `{seed}` where each seed has one; of the configuration if it is empty.
         style: Folder of pictures in another style, in which runs are tested too.
         without: Groups of variants that are not run on it.
     """
@@ -65,9 +68,18 @@ class World:
     name: str
     configs: list[str]
     columns: dict[str, str]
-    options: list[str] = field(default_factory=list)
+    clip: str = ""
     style: Path | None = None
     without: tuple[str, ...] = ()
+
+    def options(self, seed: int) -> list[str]:
+        """Options that all runs of a seed have."""
+        return ["--model.clip", self.clip.format(seed=seed)] if self.clip else []
+
+    @property
+    def clip_a_seed(self) -> bool:
+        """Whether each seed has a CLIP of its own."""
+        return self.clip != self.clip.format(seed=0)
 
     def variants(self, groups: list[str]) -> dict[str, list[str]]:
         """Options by name; MKT first."""
@@ -81,7 +93,7 @@ def measure(world: World, root: Path, variant: str, seed: int, options: list[str
     own, styled, kept = (folder / f"test_results{name}.json" for name in ("", ".style", ".kept"))
     if kept.is_file():  # a test in the other style was interrupted
         kept.replace(own)
-    run(root, variant, seed, world.options + options, world.configs, threads)
+    run(root, variant, seed, world.options(seed) + options, world.configs, threads)
     if world.style is not None and not styled.is_file():
         shutil.copyfile(own, kept)
         ovml(["test", "--ckpt_path", str(folder), "--data.test_pictures", str(world.style)], threads)
@@ -116,8 +128,9 @@ def table_rows(world: World, root: Path, groups: list[str], seeds: list[int]) ->
     rows: dict[str, Runs] = {}
     for variant in world.variants(groups):
         found = results(root, variant, seeds)
-        if not rows and found:  # all begin with the same CLIP
-            rows["zero-shot CLIP"] = dict([*found["zero-shot"].items()][:1])
+        if not rows and found:  # all runs of a CLIP begin alike
+            clips = len(seeds) if world.clip_a_seed else 1
+            rows["zero-shot CLIP"] = dict([*found["zero-shot"].items()][:clips])
         if found:
             rows[variant] = found["last"]
         if variant == "MKT" and found:
@@ -142,13 +155,15 @@ def together(world: World, rows: dict[str, Runs]) -> dict[str, Runs]:
     """The record's rows and new ones, in the order of the variants.
 
     Raises:
-        SystemExit: They are of different CLIPs.
+        SystemExit: Those of a seed are of different CLIPs.
     """
     before, same = recorded().get(world.name, {}), "zero-shot CLIP"
-    if same in before and same in rows:
-        (old,), (new,) = before[same].values(), rows[same].values()
+    for seed, new in rows.get(same, {}).items():
+        old = before.get(same, {}).get(seed, {})
         if any(abs(new[metric] - value) > 0.06 for metric, value in old.items() if metric in new):
-            raise SystemExit(f"{RECORD}: its runs of {world.name} are of another CLIP: {old} where this one has {new}")
+            raise SystemExit(
+                f"{RECORD}: its runs of {world.name}, seed {seed}, are of another CLIP: {old} where this one has {new}"
+            )
     return {n: {**before.get(n, {}), **rows.get(n, {})} for n in order(world) if n in before or n in rows}
 
 
@@ -156,12 +171,23 @@ def table(world: World, rows: dict[str, Runs], others: dict[str, list[str]]) -> 
     """Markdown, with the machine below; `others` are the cells of rows that stay as the page has them."""
     columns = {m: title for m, title in world.columns.items() if any(m in r for x in rows.values() for r in x.values())}
     cells = {
-        variant: [variant, str(len(runs)), *(spread([r[m] for r in runs.values() if m in r]) for m in columns)]
+        variant: [
+            variant,
+            str(len(runs)),
+            *(spread([r[m] for r in runs.values() if m in r]) for m in columns),
+            *(spread(gains(runs, rows.get("MKT", {}), m), "+.1f") for m in OVER_MKT if world.clip_a_seed),
+        ]
         for variant, runs in rows.items()
     }
     ordered = [cells.get(variant, others.get(variant)) for variant in order(world)]
-    lines = markdown(["variant", "runs", *columns.values()], [row for row in ordered if row])
+    titles = [*columns.values(), *(title for title in OVER_MKT.values() if world.clip_a_seed)]
+    lines = markdown(["variant", "runs", *titles], [row for row in ordered if row])
     return f"{lines}\n\n{machine('lightning', 'transformers')}"
+
+
+def gains(runs: Runs, reference: Runs, metric: str) -> list[float]:
+    """What a variant has more than another with the same seed."""
+    return [run[metric] - reference[seed][metric] for seed, run in runs.items() if seed in reference]
 
 
 def draw(rows: dict[str, Runs], path: Path) -> None:
@@ -190,7 +216,7 @@ def worlds(args: argparse.Namespace) -> list[World]:
             "emoji",
             ["emoji.yaml", str(here / "ablation_emoji.yaml")],
             {**METRICS, **style, **VALIDATION},
-            ["--model.clip", str(args.emoji_clip)],
+            args.emoji_clip,
             args.style,
             without=("rates",),
         ),
@@ -206,7 +232,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the groups, run these alone")
     parser.add_argument("--root", type=Path, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--emoji-clip", type=Path, default=Path("emoji-clip"), help="the emoji world's CLIP")
+    parser.add_argument("--emoji-clip", default="emoji-clip-{seed}", help="the emoji world's CLIPs")
     parser.add_argument("--style", type=Path, help="pictures for emoji scenes in another style")
     parser.add_argument("--quick", action="store_true", help="1,000 scenes, an epoch a stage; never into the docs")
     parser.add_argument("--only-done", action="store_true", help="start no run")

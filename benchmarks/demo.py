@@ -90,11 +90,13 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation; the mean alone where all are the same."""
+def spread(values: list[float], form: str = ".1f") -> str:
+    """Mean ± sample standard deviation; the mean alone where all are the same, nothing where there are none."""
+    if not values:
+        return ""
     if len(set(values)) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        return f"{values[0]:{form}}"
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:

@@ -96,7 +96,8 @@ def spread(values: list[float], form: str = ".1f") -> str:
         return ""
     if len(set(values)) == 1:
         return f"{values[0]:{form}}"
-    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):.1f}"
+    mean = round(statistics.mean(values), 1) + 0.0  # never -0.0
+    return f"{mean:{form}} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:

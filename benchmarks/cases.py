@@ -203,7 +203,8 @@ def _plain_tower(encoder: Any, embeds: Tensor, lengths: Tensor) -> Tensor:
     hidden_states = text.embeddings(inputs_embeds=embeds)
     hidden_states = text.encoder(inputs_embeds=hidden_states, attention_mask=None, is_causal=True).last_hidden_state
     ends = text.final_layer_norm(hidden_states)[torch.arange(len(lengths)), lengths - 1]
-    return encoder.text_projection(ends)
+    projected: Tensor = encoder.text_projection(ends)
+    return projected
 
 
 # ---------------------------------------------------------------- evaluation
@@ -282,7 +283,8 @@ def _huge_vocabulary(ours: bool) -> Side:
         @torch.inference_mode()
         def run() -> Tensor:
             if ours:
-                return head(features, labels)
+                logits: Tensor = head(features, labels)
+                return logits
             similarity = features.patch_embeds @ labels.T  # [B, P, L]
             local = similarity.topk(16, dim=1).values.mean(dim=1)
             return (normalize_over_labels(local) + normalize_over_labels(features.global_embeds @ labels.T)) / 2

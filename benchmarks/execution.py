@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from common import human_bytes, human_seconds, in_fresh_process, machine, markdown
@@ -116,8 +117,9 @@ def patch_embedding(batch: int, size: int, repeats: int) -> dict[str, float]:
     seconds = {}
     with torch.no_grad():
         for memory_format in (torch.contiguous_format, torch.channels_last):
-            module, images = (x.to(memory_format=memory_format) for x in (convolution, pixels))
-            seconds[str(memory_format).removeprefix("torch.")] = least_time(lambda m=module, i=images: m(i), repeats)
+            module: torch.nn.Module = convolution.to(memory_format=memory_format)  # type: ignore[call-overload]
+            images = pixels.contiguous(memory_format=memory_format)
+            seconds[str(memory_format).removeprefix("torch.")] = least_time(partial(module, images), repeats)
     return seconds
 
 

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 Ones = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
@@ -66,7 +67,7 @@ def write(
             path.write_bytes(_lines(ones[parts[part], None], "\n"))
 
 
-def _write_tags(folder: Path, num_tags: int, is_train: Ones, random: np.random.Generator) -> None:
+def _write_tags(folder: Path, num_tags: int, is_train: npt.NDArray[np.bool_], random: np.random.Generator) -> None:
     paths = [folder / name for name in ("AllTags1k.txt", "Train_Tags1k.dat", "Test_Tags1k.dat")]
     with open(paths[0], "wb") as whole, open(paths[1], "wb") as train, open(paths[2], "wb") as test:
         for start in range(0, len(is_train), ROWS):

@@ -57,7 +57,7 @@ def main() -> None:
         sides = {"this ovml": ROOT / "src", options.against: work / "src"}
         for source in sides.values():
             fit(source, work)  # draws the data set, each in its own way
-        seconds = {side: [] for side in sides}
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(options.rounds):
             for side, source in sides.items():
                 seconds[side].append(fit(source, work))

@@ -41,7 +41,7 @@ from common import human_bytes, machine, markdown
 from PIL import Image
 
 from ovml.checkpoints import checkpoint_path, load_tokenizer
-from ovml.data.demo_world import COLOURS, PATTERNS, SHAPES
+from ovml.data.demo_draw import COLOURS, PATTERNS, SHAPES
 
 TEMPLATE = "a photo of a {}"
 FEW = 3

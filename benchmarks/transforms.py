@@ -28,6 +28,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def plain_normalize(image: Image.Image) -> torch.Tensor:
 
 def ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
     """From JPEGs to a batch."""
-    evaluate = EvalTransform(SPEC, 256)
+    evaluate = EvalTransform(replace(SPEC, resize=256))
     recipe = TrainTransform(SPEC, rand_augment=RandAugment())
     both = TrainTransform(SPEC, rand_augment=RandAugment(prob=1))
     found: dict[str, Callable[[list[bytes]], torch.Tensor]] = {
@@ -105,7 +106,8 @@ def ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
 
         def kornia_batch(files: list[bytes]) -> torch.Tensor:
             batch = torch.stack([to_bytes(crop(load_image(f))) for f in files]).float() / 255
-            return (kornia_augment(batch) - MEAN) / STD
+            augmented: torch.Tensor = kornia_augment(batch)
+            return (augmented - MEAN) / STD
 
         def kornia_each(files: list[bytes]) -> torch.Tensor:
             crops = (to_bytes(crop(load_image(f)))[None].float() / 255 for f in files)

@@ -74,12 +74,12 @@ class World:
 
     def options(self, seed: int) -> list[str]:
         """Options that all runs of a seed have."""
-        return ["--model.clip", self.clip.format(seed=seed)] if self.clip else []
+        return ["--model.clip", self.clip.replace("{seed}", str(seed))] if self.clip else []
 
     @property
     def clip_a_seed(self) -> bool:
         """Whether each seed has a CLIP of its own."""
-        return self.clip != self.clip.format(seed=0)
+        return "{seed}" in self.clip
 
     def variants(self, groups: list[str]) -> dict[str, list[str]]:
         """Options by name; MKT first."""
@@ -101,16 +101,16 @@ def measure(world: World, root: Path, variant: str, seed: int, options: list[str
         kept.replace(own)
 
 
-def results(root: Path, variant: str, seeds: list[int]) -> dict[str, Runs]:
+def results(world: World, root: Path, variant: str, seeds: list[int]) -> dict[str, Runs]:
     """Metrics in percent of a variant's finished runs by stage, the last stage as `last`."""
     found: dict[str, Runs] = {}
     for seed in seeds:
         folder = run_folder(root, variant, seed) / "version_0"
-        if not (folder / "test_results.json").is_file():
-            continue
+        styled = folder / "test_results.style.json"
+        if not (folder / "test_results.json").is_file() or (world.style is not None and not styled.is_file()):
+            continue  # a run without its test in the other style is not finished
         rows: dict[str, dict[str, float]] = json.loads((folder / "test_results.json").read_text())
         validation = json.loads((folder / "results.json").read_text())
-        styled = folder / "test_results.style.json"
         other = json.loads(styled.read_text()) if styled.is_file() else {}
         for name, metrics in rows.items():
             values = {**metrics}
@@ -127,10 +127,11 @@ def table_rows(world: World, root: Path, groups: list[str], seeds: list[int]) ->
     """What the table shows: zero-shot CLIP, MKT after each stage, every other variant."""
     rows: dict[str, Runs] = {}
     for variant in world.variants(groups):
-        found = results(root, variant, seeds)
-        if not rows and found:  # all runs of a CLIP begin alike
-            clips = len(seeds) if world.clip_a_seed else 1
-            rows["zero-shot CLIP"] = dict([*found["zero-shot"].items()][:clips])
+        found = results(world, root, variant, seeds)
+        for seed, run_metrics in found.get("zero-shot", {}).items():
+            zero_shot = rows.setdefault("zero-shot CLIP", {})
+            if world.clip_a_seed or not zero_shot:  # all runs of a CLIP begin alike
+                zero_shot.setdefault(seed, run_metrics)
         if found:
             rows[variant] = found["last"]
         if variant == "MKT" and found:

@@ -94,10 +94,8 @@ def spread(values: list[float], form: str = ".1f") -> str:
     """Mean ± sample standard deviation; the mean alone where all are the same, nothing where there are none."""
     if not values:
         return ""
-    if len(set(values)) == 1:
-        return f"{values[0]:{form}}"
-    mean = round(statistics.mean(values), 1) + 0.0  # never -0.0
-    return f"{mean:{form}} ± {statistics.stdev(values):.1f}"
+    mean = f"{round(statistics.mean(values), 1) + 0.0:{form}}"  # never -0.0
+    return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:

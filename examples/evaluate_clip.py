@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ovml import OVMultiLabelClassifier
 from ovml.data.demo_world import LABELS, draw_scene
@@ -38,7 +39,9 @@ def listed_pictures(folder: str, file: str) -> tuple[list[ImageLike], list[set[s
     return [Path(folder, row["image"]) for row in rows], names
 
 
-def evaluate(clip: str, pictures: Sequence[ImageLike], present: Sequence[set[str]], ks: Sequence[int] = (1, 3)) -> dict:
+def evaluate(
+    clip: str, pictures: Sequence[ImageLike], present: Sequence[set[str]], ks: Sequence[int] = (1, 3)
+) -> dict[str, Tensor]:
     labels = sorted(set().union(*present))
     model = OVMultiLabelClassifier(clip, labels, head=CosineHead(), prompt=TemplatePrompt(TEMPLATES), stages=[])
     mean_ap, at_k = MultilabelMeanAveragePrecision(), PrecisionRecallF1AtK([k for k in ks if k <= len(labels)])

@@ -32,7 +32,7 @@ class MaxPatchHead(Head):
         """Score `[B, D]` and `[B, P, D]` against `[L, D]`; returns `[B, L]`."""
         best = (features.patch_embeds @ label_embeds.T).amax(dim=1)
         scores = features.global_embeds @ label_embeds.T + self.weight * best
-        return scores / scores.norm(dim=-1, keepdim=True)
+        return nn.functional.normalize(scores, dim=-1)
 
 
 def main() -> None:

@@ -31,7 +31,8 @@ def prepare(
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.array(image.crop((left, top, left + size, top + size))).astype(np.float32)
     factor, shift = 1 / (255 * np.array(std)), -np.array(mean) / np.array(std)
-    return (pixels * factor.astype(np.float32) + shift.astype(np.float32)).transpose(2, 0, 1)
+    normalised: np.ndarray = pixels * factor.astype(np.float32) + shift.astype(np.float32)
+    return normalised.transpose(2, 0, 1)
 
 
 def main(model: str, *pictures: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor, nn
 
@@ -126,6 +126,26 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         if self.stages:
             self.start_stage(self.stages[0])
 
+    @overload
+    def predict_labels(  # type: ignore[overload-overlap]  # a path is a sequence of strings too
+        self,
+        images: ImageLike,
+        labels: Sequence[str] | LabelVocabulary | None = None,
+        top_k: int | None = 5,
+        batch_size: int = 32,
+        probabilities: bool = False,
+    ) -> list[LabelScore]: ...
+
+    @overload
+    def predict_labels(
+        self,
+        images: Sequence[ImageLike],
+        labels: Sequence[str] | LabelVocabulary | None = None,
+        top_k: int | None = 5,
+        batch_size: int = 32,
+        probabilities: bool = False,
+    ) -> list[list[LabelScore]]: ...
+
     def predict_labels(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -154,7 +174,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         tagger = Tagger(self, labels, top_k=top_k, batch_size=batch_size, probabilities=probabilities)
         if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
             return [tags for _, tags in tagger.tag(images)]
-        return next(tagger.tag([images]))[1]  # type: ignore[list-item]
+        return next(tagger.tag([images]))[1]
 
     def score_images(
         self,

@@ -176,7 +176,7 @@ def table(world: World, rows: dict[str, Runs], others: dict[str, list[str]]) -> 
             variant,
             str(len(runs)),
             *(spread([r[m] for r in runs.values() if m in r]) for m in columns),
-            *(spread(gains(runs, rows.get("MKT", {}), m), "+.1f") for m in OVER_MKT if world.clip_a_seed),
+            *(spread(gains(runs, rows.get("MKT", {}), m), "+") for m in OVER_MKT if world.clip_a_seed),
         ]
         for variant, runs in rows.items()
     }

@@ -90,11 +90,11 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def spread(values: list[float], form: str = ".1f") -> str:
+def spread(values: list[float], sign: str = "") -> str:
     """Mean ± sample standard deviation; the mean alone where all are the same, nothing where there are none."""
     if not values:
         return ""
-    mean = f"{round(statistics.mean(values), 1) + 0.0:{form}}"  # never -0.0
+    mean = f"{round(statistics.mean(values), 1) + 0.0:{sign}.1f}"  # never -0.0
     return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ovml import OVMultiLabelClassifier
 from ovml.data import DemoDataModule
 from ovml.encoders import ImageFeatures
-from ovml.heads import Head
+from ovml.heads.base import Head, normalize_over_labels
 from ovml.training import VisionStage
 
 
@@ -32,7 +32,7 @@ class MaxPatchHead(Head):
         """Score `[B, D]` and `[B, P, D]` against `[L, D]`; returns `[B, L]`."""
         best = (features.patch_embeds @ label_embeds.T).amax(dim=1)
         scores = features.global_embeds @ label_embeds.T + self.weight * best
-        return nn.functional.normalize(scores, dim=-1)
+        return normalize_over_labels(scores)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"training", "tuning", "ladder", "scoring", "learned", "learning", "evaluating", "processes"},
     {"classifier", "data", "tagging", "tag_files", "tag_output", "tagging_ray", "reporting"}
     | {"hub", "saved_model", "model_card", "parts", "mkt_import", "label_embeddings", "export"},
-    {"callbacks", "feature_cache", "plots"},
+    {"averaging", "callbacks", "feature_cache", "plots"},
     {"app"},
     {"cli_parser"},
     {"cli", "cli_app", "cli_completion", "cli_doctor", "cli_embed", "cli_explain", "cli_export", "cli_import"}

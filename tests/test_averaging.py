@@ -5,7 +5,7 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from commands import SMALL
+from commands import SMALL, one_thread
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -91,9 +91,7 @@ def runs(config, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     average = ["--trainer.callbacks+", "ovml.averaging.LearnedEMA", "--trainer.callbacks.decay", str(DECAY)]
     fit = ["fit", "--config", config, *SMALL, *average]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # where a busy machine splits a sum over fewer threads, its last bit changes
-    try:
+    with one_thread():
         assert main([*fit, "--trainer.default_root_dir", str(root / "whole")]) == 0
         cut = [*fit, "--trainer.default_root_dir", str(root / "cut")]
         resume = []
@@ -102,8 +100,6 @@ def runs(config, tmp_path_factory):
             assert main([*cut, *stop, "--trainer.callbacks.epoch", "1", *resume]) == 130
             resume = ["--ckpt_path", "last"]
         assert main([*cut, *resume]) == 0
-    finally:
-        torch.set_num_threads(threads)
     return root
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from commands import SMALL
+from commands import SMALL, one_thread
 from test_classifier import batch
 from test_classifier import trained as with_trainer
 
@@ -133,15 +133,11 @@ def learned(root):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path, monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # where a busy machine splits a sum over fewer threads, its last bit changes
-    try:
+    with one_thread():
         assert fit(config, tmp_path / "whole") == 0
         stop = ["--trainer.callbacks+", "stopper.ControlC", "--trainer.callbacks.stage", "head"]
         assert fit(config, tmp_path / "cut", *stop, "--trainer.callbacks.epoch", "1") == 130
         assert fit(config, tmp_path / "cut", "--ckpt_path", "last") == 0
-    finally:
-        torch.set_num_threads(threads)
     whole, resumed = learned(tmp_path / "whole"), learned(tmp_path / "cut")
     assert all(name.startswith(("head.", "loss.", "prompt.")) for name in whole)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

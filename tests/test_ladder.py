@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import SMALL
+from commands import SMALL, one_thread
 from safetensors import safe_open
 from test_siglip import letters, sizes
 from transformers import CLIPModel, SiglipModel
@@ -301,15 +301,11 @@ def test_fit_by_the_command_resumes_to_the_same_weights(config, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     fit = ["fit", "--config", str(tmp_path / "run.yaml"), *SMALL, "--trainer.limit_train_batches", "2"]
     stop = ["--trainer.callbacks+", "stopper.ControlC", "--trainer.callbacks.stage", "ladder"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # where a busy machine splits a sum over fewer threads, its last bit changes
-    try:
+    with one_thread():
         assert main([*fit, "--trainer.default_root_dir", str(tmp_path / "whole")]) == 0
         cut = [*fit, "--trainer.default_root_dir", str(tmp_path / "cut")]
         assert main([*cut, *stop, "--trainer.callbacks.epoch", "1"]) == 130
         assert main([*cut, "--ckpt_path", "last"]) == 0
-    finally:
-        torch.set_num_threads(threads)
     whole, resumed = learned(tmp_path / "whole"), learned(tmp_path / "cut")
     assert all(value.any() for key, value in whole.items() if key.endswith("local_adapter.out.weight"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from commands import SMALL, ovml
+from commands import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, UserError
+from ovml.cli import main
 from ovml.heads import GlobalHead
 from ovml.protocols import NamedLabels, NewWords, Protocol, TextLabels, ZeroShot, chosen_protocols
 from ovml.reporting import results_table
@@ -118,8 +119,7 @@ def test_the_table_has_a_block_for_each_protocol():
     ]
 
 
-def test_text_labels_from_the_command_line(tmp_path):
+def test_text_labels_from_the_command_line(tmp_path, capsys):
     command = ["test", "--config", "demo.yaml", "--model.protocols+", "ovml.protocols.TextLabels", *SMALL]
-    result = ovml(*command, "--trainer.default_root_dir", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert "text" in result.stdout
+    assert main([*command, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    assert "text" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+from commands import one_thread
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -273,9 +273,7 @@ def test_names_of_images(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_real_tagger_cut_off_gives_what_the_unbroken_one_gives(tmp_path, tiny, kind, monkeypatch):
     monkeypatch.setattr(ParquetParts, "part_labels", 8)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # where a busy machine splits a sum over fewer threads, its last bit changes
-    try:
+    with one_thread():
         images = [tmp_path / f"{i}.png" for i in range(11)]
         for i, path in enumerate(images):
             noise = np.random.default_rng(i).integers(0, 256, (50, 60, 3), dtype=np.uint8)
@@ -290,8 +288,6 @@ def test_a_real_tagger_cut_off_gives_what_the_unbroken_one_gives(tmp_path, tiny,
             Tagger(OVMultiLabelClassifier(tiny, ["cat", "dog", "sky"])).write(images, out)
         assert tagger.write((path for path in images), out) == Written(11, 6, 0)
         assert content(out) == content(tmp_path / f"whole.{kind}")
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_rows_are_not_kept(tmp_path):

@@ -35,23 +35,35 @@ def values(preds, targets, batch):
     }
 
 
-def worker(rank, folder, split, unknown):
+CASES = [(25, 0.0), (13, 0.0), (30, 0.9)]
+"""Rows of the first process, share of unknown targets."""
+
+
+def worker(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        preds, targets = example(unknown)
-        rows = slice(0, split) if rank == 0 else slice(split, None)
-        torch.save(values(preds[rows], targets[rows], batch=10), f"{folder}/{rank}.pt")
+        for split, unknown in CASES:
+            preds, targets = example(unknown)
+            rows = slice(0, split) if rank == 0 else slice(split, None)
+            torch.save(values(preds[rows], targets[rows], batch=10), f"{folder}/{split}-{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("split", "unknown"), [(25, 0.0), (13, 0.0), (30, 0.9)])
-def test_two_processes_give_the_result_of_one(tmp_path, split, unknown):
-    multiprocessing.spawn(worker, args=(str(tmp_path), split, unknown), nprocs=2)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What two processes found in each case."""
+    folder = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize(("split", "unknown"), CASES)
+def test_two_processes_give_the_result_of_one(folder, split, unknown):
     expected = values(*example(unknown), batch=50)
     for rank in range(2):
-        result = torch.load(tmp_path / f"{rank}.pt")
+        result = torch.load(folder / f"{split}-{rank}.pt")
         assert result.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(result[name], value, atol=1e-6, rtol=0)

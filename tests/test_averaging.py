@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from commands import SMALL, one_thread
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -51,22 +52,22 @@ def naive(model, start, each_epoch):
     return list(after.values())
 
 
+def rows():
+    return DataLoader(TensorDataset(torch.randn(20, 3, generator=torch.Generator().manual_seed(1))), batch_size=4)
+
+
+def trainer_with(*callbacks, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(accelerator="cpu", max_epochs=3, limit_val_batches=1, callbacks=[*callbacks], **quiet, **options)
+
+
 @pytest.mark.parametrize("each_epoch", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_average_is_that_of_a_naive_loop(each_epoch, accumulate):
     model = Regression()
     start, frozen = model.learning.weight.detach().clone(), model.frozen.weight.clone()
-    rows = DataLoader(TensorDataset(torch.randn(20, 3, generator=torch.Generator().manual_seed(1))), batch_size=4)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(
-        max_epochs=3,
-        accumulate_grad_batches=accumulate,
-        callbacks=LearnedEMA(DECAY, each_epoch),
-        limit_val_batches=1,
-        enable_model_summary=False,
-        **quiet,
-    )
-    trainer.fit(model, rows, rows)
+    options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": False}
+    trainer_with(LearnedEMA(DECAY, each_epoch), **options).fit(model, rows(), rows())
     unaveraged = model.steps[-1][2]
     expected = naive(model, start, each_epoch)
     assert torch.equal(model.validated[0], start)  # before training
@@ -75,6 +76,16 @@ def test_the_average_is_that_of_a_naive_loop(each_epoch, accumulate):
     assert torch.equal(model.learning.weight, model.validated[-1])
     assert not torch.allclose(model.learning.weight, unaveraged)
     assert torch.equal(model.frozen.weight, frozen)
+
+
+def test_a_checkpoint_is_the_average_for_the_trainer_that_wrote_it_too(tmp_path):
+    model = Regression()
+    trainer = trainer_with(LearnedEMA(DECAY), ModelCheckpoint(tmp_path))
+    trainer.fit(model, rows(), rows())
+    average = model.learning.weight.detach().clone()
+    trainer.validate(model, rows(), ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
+    assert torch.equal(model.validated[-1], average)
+    assert torch.equal(model.learning.weight, average)
 
 
 def checkpoint(root, stage):

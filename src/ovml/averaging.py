@@ -42,7 +42,8 @@ class LearnedEMA(Callback):
         self._average: list[Tensor] = []  # of the same order; empty outside of training
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find what learns in this stage."""
+        """Find what learns in this stage; forget what an earlier call of the trainer left."""
+        self._learning, self._average = {}, []
         if stage == "fit":
             if cuts_models(trainer.strategy):
                 raise UserError("LearnedEMA: cannot average a model in shards; take --trainer.strategy ddp")

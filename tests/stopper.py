@@ -24,3 +24,9 @@ class ControlC(PowerCut):
 
     def end(self) -> None:
         raise KeyboardInterrupt
+
+
+def ended_by(callback: type[PowerCut], stage: str, epoch: int) -> list[str]:
+    """Arguments of `ovml fit` that end it there."""
+    option = "--trainer.callbacks"
+    return [f"{option}+", f"stopper.{callback.__name__}", f"{option}.stage", stage, f"{option}.epoch", str(epoch)]

@@ -5,9 +5,10 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from commands import SMALL, one_thread
+from commands import SMALL, ovml_here
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
+from stopper import ControlC, ended_by
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -102,15 +103,11 @@ def runs(config, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     average = ["--trainer.callbacks+", "ovml.averaging.LearnedEMA", "--trainer.callbacks.decay", str(DECAY)]
     fit = ["fit", "--config", config, *SMALL, *average]
-    with one_thread():
-        assert main([*fit, "--trainer.default_root_dir", str(root / "whole")]) == 0
-        cut = [*fit, "--trainer.default_root_dir", str(root / "cut")]
-        resume = []
-        for stage in ("vision", "prompt"):
-            stop = ["--trainer.callbacks+", "stopper.ControlC", "--trainer.callbacks.stage", stage]
-            assert main([*cut, *stop, "--trainer.callbacks.epoch", "1", *resume]) == 130
-            resume = ["--ckpt_path", "last"]
-        assert main([*cut, *resume]) == 0
+    assert ovml_here(*fit, "--trainer.default_root_dir", str(root / "whole")) == 0
+    cut, last = [*fit, "--trainer.default_root_dir", str(root / "cut")], ["--ckpt_path", "last"]
+    assert ovml_here(*cut, *ended_by(ControlC, "vision", 1)) == 130
+    assert ovml_here(*cut, *ended_by(ControlC, "prompt", 1), *last) == 130
+    assert ovml_here(*cut, *last) == 0
     return root
 
 
@@ -141,8 +138,7 @@ def test_what_was_validated_is_what_the_checkpoint_holds(runs):
 
 def test_a_run_without_the_average_may_go_on_with_it(config, tmp_path):
     fit = ["fit", "--config", config, *SMALL, "--trainer.default_root_dir", str(tmp_path)]
-    stop = ["--trainer.callbacks+", "stopper.ControlC", "--trainer.callbacks.stage", "vision"]
-    assert main([*fit, *stop, "--trainer.callbacks.epoch", "1"]) == 130
+    assert main([*fit, *ended_by(ControlC, "vision", 1)]) == 130
     before = checkpoint(tmp_path, "vision")["state_dict"]
     still = ["--trainer.callbacks+", "ovml.averaging.LearnedEMA", "--trainer.callbacks.decay", "0.999999"]
     assert main([*fit, *still, "--ckpt_path", "last"]) == 0

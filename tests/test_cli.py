@@ -12,6 +12,7 @@ import torch
 import yaml
 from commands import SMALL, ovml, ovml_here
 from PIL import Image
+from stopper import ControlC, PowerCut, ended_by
 
 from ovml.cli import main
 from ovml.tag_files import JSONLines
@@ -51,9 +52,7 @@ def test_the_second_stage_starts_from_the_first(run):
 def test_a_killed_run_resumes_to_the_same_weights(run, config, tmp_path, stage, epoch):
     command = ["fit", "--config", config, *SMALL]
     command += ["--trainer.default_root_dir", str(tmp_path)]
-    cut = ["--trainer.callbacks+", "stopper.PowerCut"]
-    cut += ["--trainer.callbacks.stage", stage, "--trainer.callbacks.epoch", str(epoch)]
-    killed = ovml(*command, *cut)
+    killed = ovml(*command, *ended_by(PowerCut, stage, epoch))
     assert killed.returncode == 9, killed.stderr
     assert (tmp_path / "version_0" / "prompt").exists() == (stage == "prompt")
     assert ovml_here(*command, "--ckpt_path", "last") == 0
@@ -66,15 +65,14 @@ def test_a_killed_run_resumes_to_the_same_weights(run, config, tmp_path, stage, 
     )
 
 
-def test_an_interrupted_run_says_how_to_go_on(config, tmp_path, capsys):
+def test_an_interrupted_run_says_how_to_go_on(config, tmp_path):
     command = ["fit", "--config", config, *SMALL, "--trainer.default_root_dir", str(tmp_path)]
-    command += ["--trainer.callbacks+", "stopper.ControlC"]
-    command += ["--trainer.callbacks.stage", "vision", "--trainer.callbacks.epoch", "1"]
-    assert main(command) == 130
-    error = capsys.readouterr().err
-    assert "ovml: interrupted" in error
-    assert "--ckpt_path last" in error
-    assert "Traceback" not in error
+    command += ended_by(ControlC, "vision", 1)
+    interrupted = ovml(*command)
+    assert interrupted.returncode == 130
+    assert "ovml: interrupted" in interrupted.stderr
+    assert "--ckpt_path last" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
     assert (tmp_path / "version_0" / "vision" / "last.ckpt").is_file()
 
 
@@ -344,13 +342,13 @@ def test_tag_gives_probabilities_and_those_above_the_models_own_threshold(run, p
     assert "this model was never calibrated" in capsys.readouterr().err
 
 
-def test_quiet_leaves_results_alone(picture, tmp_path, capsys):
+def test_quiet_leaves_results_alone(picture, tmp_path):
     out = tmp_path / "tags.jsonl"
     command = ["tag", str(picture), "--labels", "heart", "--out", str(out)]
-    assert main(command) == 0
-    assert "1 images" in capsys.readouterr().err
+    assert "1 images" in ovml(*command).stderr
     quiet = ovml("--quiet", *command, "--overwrite")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     assert out.is_file()
-    assert main([*command, "--threshold", "much"]) == 2
-    assert "expected a number or 'calibrated'" in capsys.readouterr().err
+    wrong = ovml(*command, "--quiet", "--threshold", "much")
+    assert wrong.returncode == 2
+    assert "expected a number or 'calibrated'" in wrong.stderr

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from commands import SMALL, one_thread
+from stopper import ControlC, ended_by
 from test_classifier import batch
 from test_classifier import trained as with_trainer
 
@@ -135,8 +136,7 @@ def learned(root):
 def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path, monkeypatch):
     with one_thread():
         assert fit(config, tmp_path / "whole") == 0
-        stop = ["--trainer.callbacks+", "stopper.ControlC", "--trainer.callbacks.stage", "head"]
-        assert fit(config, tmp_path / "cut", *stop, "--trainer.callbacks.epoch", "1") == 130
+        assert fit(config, tmp_path / "cut", *ended_by(ControlC, "head", 1)) == 130
         assert fit(config, tmp_path / "cut", "--ckpt_path", "last") == 0
     whole, resumed = learned(tmp_path / "whole"), learned(tmp_path / "cut")
     assert all(name.startswith(("head.", "loss.", "prompt.")) for name in whole)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import SMALL, one_thread
+from commands import SMALL, ovml_here
 from safetensors import safe_open
+from stopper import ControlC, ended_by
 from test_siglip import letters, sizes
 from transformers import CLIPModel, SiglipModel
 from tuned import PIXELS, VOCABULARY, scores, trained
@@ -300,12 +301,10 @@ def test_fit_by_the_command_resumes_to_the_same_weights(config, tmp_path):
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     fit = ["fit", "--config", str(tmp_path / "run.yaml"), *SMALL, "--trainer.limit_train_batches", "2"]
-    stop = ["--trainer.callbacks+", "stopper.ControlC", "--trainer.callbacks.stage", "ladder"]
-    with one_thread():
-        assert main([*fit, "--trainer.default_root_dir", str(tmp_path / "whole")]) == 0
-        cut = [*fit, "--trainer.default_root_dir", str(tmp_path / "cut")]
-        assert main([*cut, *stop, "--trainer.callbacks.epoch", "1"]) == 130
-        assert main([*cut, "--ckpt_path", "last"]) == 0
+    assert ovml_here(*fit, "--trainer.default_root_dir", str(tmp_path / "whole")) == 0
+    cut = [*fit, "--trainer.default_root_dir", str(tmp_path / "cut")]
+    assert ovml_here(*cut, *ended_by(ControlC, "ladder", 1)) == 130
+    assert ovml_here(*cut, "--ckpt_path", "last") == 0
     whole, resumed = learned(tmp_path / "whole"), learned(tmp_path / "cut")
     assert all(value.any() for key, value in whole.items() if key.endswith("local_adapter.out.weight"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

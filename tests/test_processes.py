@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,29 +26,28 @@ TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.stra
 ONE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
 
 
+def succeed(processes, *command):
+    """Several processes are started by one of their own; one alone is this one."""
+    if processes is ONE:
+        assert ovml_here(*command, *processes) == 0
+    else:
+        done = ovml(*command, *processes)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
     """A run that two processes trained together."""
     root = tmp_path_factory.mktemp("runs")
     small = ["--data.train_size", "16", "--data.batch_size", "4", "--trainer.max_epochs", "1"]
     command = ["fit", "--config", config, *small, "--data.eval_size", "13", "--trainer.default_root_dir", str(root)]
-    done = ovml(*command, *TWO)
-    assert done.returncode == 0, done.stderr
+    succeed(TWO, *command)
     assert [path.name for path in root.iterdir()] == ["version_0"], "the processes did not share one run folder"
     return root / "version_0"
 
 
-def succeed(command, *arguments):
-    """Two processes are started by one of their own; one alone is this one."""
-    if arguments[-len(ONE) :] == tuple(ONE):
-        assert ovml_here(command, *arguments) == 0
-    else:
-        done = ovml(command, *arguments)
-        assert done.returncode == 0, done.stderr
-
-
 def results(run, processes, *arguments):
-    succeed("test", "--ckpt_path", str(run), *arguments, *processes)
+    succeed(processes, "test", "--ckpt_path", str(run), *arguments)
     return json.loads((run / "test_results.json").read_text())
 
 
@@ -64,7 +64,7 @@ def test_every_picture_counts_once_whatever_the_processes_and_batches(run, size,
 def test_predictions_of_two_processes_stand_in_the_order_of_the_pictures(run):
     texts = []
     for processes in (ONE, TWO):
-        succeed("predict", "--ckpt_path", str(run), *processes)
+        succeed(processes, "predict", "--ckpt_path", str(run))
         texts.append((run / "predictions.jsonl").read_text())
     one, two = ([json.loads(line) for line in text.splitlines()] for text in texts)
     assert [line["image_id"] for line in two] == [f"test-{i:06d}" for i in range(13)]
@@ -148,7 +148,7 @@ def uneven(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(uneven):
     """One process, batches of 8."""
-    return uneven(8, lambda *arguments: succeed("fit", *arguments, *ONE))
+    return uneven(8, partial(succeed, ONE, "fit"))
 
 
 def assert_same_training(ours, theirs, gradient=1e-6, weight=1e-5, metric=1e-6, stages=("vision", "prompt")):
@@ -174,7 +174,7 @@ def assert_same_training(ours, theirs, gradient=1e-6, weight=1e-5, metric=1e-6, 
 @pytest.fixture(scope="module")
 def together(uneven):
     """Two processes, batches of 4 each."""
-    return uneven(4, lambda *arguments: succeed("fit", *arguments, *TWO))
+    return uneven(4, partial(succeed, TWO, "fit"))
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(alone, together):
@@ -188,8 +188,7 @@ def test_what_is_added_to_a_tower_trains_the_same(uneven, name, stage):
         pytest.importorskip("peft")
     stages = json.dumps([{"class_path": stage, "init_args": {"warmup_epochs": 0}}])
     alone, together = (
-        uneven(size, lambda *arguments, p=processes: succeed("fit", *arguments, *p), stages)
-        for size, processes in ((8, ONE), (4, TWO))
+        uneven(size, partial(succeed, processes, "fit"), stages) for size, processes in ((8, ONE), (4, TWO))
     )
     assert_same_training(together, alone, stages=(name,))
 
@@ -204,7 +203,7 @@ def test_parameters_in_shards_train_as_whole_ones(alone, uneven):
     }.items():
         strategy += [f"--trainer.strategy.{option}", str(value)]
     arguments = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", *strategy]
-    assert_same_training(uneven(4, lambda *own: succeed("fit", *own, *arguments)), alone)
+    assert_same_training(uneven(4, partial(succeed, arguments, "fit")), alone)
 
 
 def launch(script, environment, *arguments):
@@ -226,7 +225,7 @@ def free_port():
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_torchrun_launches_the_same(together, uneven):
     environment = {"PROCESSES": "2", "PORT": str(free_port())}
-    ours = uneven(4, lambda *arguments: launch("launch_torchrun.sh", environment, *arguments))
+    ours = uneven(4, partial(launch, "launch_torchrun.sh", environment))
     assert_same_training(ours, together, 0, 0, 0)
 
 

@@ -37,8 +37,8 @@ from ablation_variants import GROUPS
 from common import machine, markdown, put_table, table_cells
 from demo import ovml, run, run_folder, spread
 
-from ovml.precision import multiplies_bfloat16
-from ovml.training import write_aside
+from ovml.training.precision import multiplies_bfloat16
+from ovml.training.stages import write_aside
 
 RECORD = Path(__file__).with_name("ablation_runs.json")
 DOCS = Path(__file__).parents[1] / "docs"

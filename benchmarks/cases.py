@@ -94,7 +94,7 @@ def _vision_step(ours: bool) -> Side:
         from ovml.encoders import ImageEncoder
         from ovml.heads import TwoStreamHead
         from ovml.losses import ranking_loss
-        from ovml.optim import layer_decay_groups
+        from ovml.training.optim import layer_decay_groups
 
         clip = _clip(vision_layers=6 if quick else 12, text_layers=1)
         encoder = ImageEncoder(clip)

@@ -47,8 +47,8 @@ def vision_step(name: str, size: int, layers: int) -> Callable[[int], None]:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from ovml.blocks import Execution
     from ovml.encoders import ImageEncoder
+    from ovml.encoders.execution import Execution
 
     torch.manual_seed(0)
     config = CLIPConfig(vision_config={"image_size": size, "patch_size": 16, "num_hidden_layers": layers})
@@ -71,8 +71,8 @@ def prompt_step(name: str, size: int, layers: int) -> Callable[[int], None]:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from ovml.blocks import Execution
     from ovml.encoders import TextEncoder
+    from ovml.encoders.execution import Execution
 
     torch.manual_seed(0)
     config = CLIPConfig(text_config={"num_hidden_layers": layers})

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ovml import OVMultiLabelClassifier
 from ovml.data import DemoDataModule
-from ovml.data.demo_draw import COLOURS, PATTERNS, SHAPES
+from ovml.data.synthetic.draw import COLOURS, PATTERNS, SHAPES
 from ovml.losses import RankingLoss
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)

@@ -40,8 +40,8 @@ import transformers
 from common import human_bytes, machine, markdown
 from PIL import Image
 
-from ovml.checkpoints import checkpoint_path, load_tokenizer
-from ovml.data.demo_draw import COLOURS, PATTERNS, SHAPES
+from ovml.data.synthetic.draw import COLOURS, PATTERNS, SHAPES
+from ovml.encoders.checkpoints import checkpoint_path, load_tokenizer
 
 TEMPLATE = "a photo of a {}"
 FEW = 3

@@ -39,11 +39,11 @@ import torch
 from common import markdown
 from PIL import Image
 
-from ovml.checkpoints import ImageSpec
 from ovml.data import RandAugment
 from ovml.data.rand_augment import GREY, OPERATIONS, Operation
 from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, normalize
-from ovml.images import load_image
+from ovml.encoders.checkpoints import ImageSpec
+from ovml.utils.images import load_image
 
 SPEC = ImageSpec(224, IMAGENET_MEAN, IMAGENET_STD)
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))

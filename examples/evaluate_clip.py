@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ovml import OVMultiLabelClassifier
-from ovml.data.demo_world import LABELS, draw_scene
+from ovml.data.synthetic.scenes import LABELS, draw_scene
 from ovml.heads import CosineHead
-from ovml.images import ImageLike
 from ovml.metrics import MultilabelMeanAveragePrecision, PrecisionRecallF1AtK
 from ovml.prompts import TemplatePrompt
+from ovml.utils.images import ImageLike
 
 TEMPLATES = ["a photo of a {}", "a picture of a {}", "there is a {} in the scene"]
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 from ovml import LabelVocabulary
 from ovml.data import FolderDataModule
 from ovml.data.base import Split
-from ovml.data.demo_world import LABELS, draw_scene
-from ovml.data.table import Table, cached_table, record_batch
+from ovml.data.cache import Table, cached_table, record_batch
+from ovml.data.synthetic.scenes import LABELS, draw_scene
 
 
 class CSVDataModule(FolderDataModule):

@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ovml import Tagger
-from ovml.data.demo_world import SEEN_LABELS, draw_scene
-from ovml.images import find_images
-from ovml.tagging import load_model
+from ovml.data.synthetic.scenes import SEEN_LABELS, draw_scene
+from ovml.inference.tagger import load_model
+from ovml.utils.images import find_images
 from ovml.vocabulary import read_vocabulary
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ovml.data.demo_world import LABELS, UNSEEN_LABELS, draw_scene
-from ovml.tagging import load_model
+from ovml.data.synthetic.scenes import LABELS, UNSEEN_LABELS, draw_scene
+from ovml.inference.tagger import load_model
 
 SIDE, GAP, LINE, SHOWN, TOP = 220, 24, 24, 4, 5
 INK, GREEN, GREY = "#1b1f24", "#1a7f37", "#8c959f"

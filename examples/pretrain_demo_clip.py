@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from ovml.data import demo_world as world
-from ovml.data.demo_draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES
-from ovml.precision import multiplies_bfloat16
+from ovml.data.synthetic import scenes as world
+from ovml.data.synthetic.draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES
+from ovml.training.precision import multiplies_bfloat16
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 TEMPLATE = "There is a {} in the scene"
@@ -222,7 +222,7 @@ pipeline_tag: zero-shot-image-classification
 ---
 # ovml-demo
 
-A tiny CLIP for ovml's demos and tests. It knows nothing but the drawn world of `ovml.data.demo_world`
+A tiny CLIP for ovml's demos and tests. It knows nothing but the drawn world of `ovml.data.synthetic.scenes`
 ({len(SHAPES)} shapes, {len(COLOURS)} colours, {len(PATTERNS)} patterns). Its random initial weights were trained
 on {args.scenes} drawn scenes and their captions; no photograph and no downloaded weight went into it. Made by
 
@@ -331,7 +331,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(world.__file__).parents[1] / "assets" / "ovml-demo")
+    parser.add_argument("--out", type=Path, default=Path(world.__file__).parents[2] / "resources" / "ovml-demo")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the world")
     parser.add_argument("--scenes", type=int, default=40_000, help="scenes to draw")
     parser.add_argument("--steps", type=int, default=4000)

@@ -31,11 +31,11 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from ovml import UserError
-from ovml.checkpoints import load_clip
-from ovml.data.emoji_names import emoji_names, is_unseen
-from ovml.data.emoji_pictures import emoji_pictures
-from ovml.data.emoji_world import CAPTIONS, IMAGE_SIZE, EmojiWorld
-from ovml.precision import multiplies_bfloat16
+from ovml.data.synthetic.emoji_names import emoji_names, is_unseen
+from ovml.data.synthetic.emoji_pictures import emoji_pictures
+from ovml.data.synthetic.emoji_world import CAPTIONS, IMAGE_SIZE, EmojiWorld
+from ovml.encoders.checkpoints import load_clip
+from ovml.training.precision import multiplies_bfloat16
 
 CONSOLE = Console(log_path=False)
 NUM_CAPTIONS = 4
@@ -118,7 +118,7 @@ def card(args: argparse.Namespace, facts: dict[str, str]) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# A tiny CLIP of emoji scenes
 
-It knows little but the world of `ovml.data.emoji_world`. Its text tower began as random weights, its vision tower as
+It knows little but the emoji scenes of ovml. Its text tower began as random weights, its vision tower as
 {"random weights too" if args.start == "random" else f"that of `{args.start}`"}. Trained on {args.scenes} scenes,
 drawn with {args.font or "Noto Color Emoji"}, and their captions. Made by `examples/pretrain_emoji_clip.py`.
 

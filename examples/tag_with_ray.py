@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.tagging_ray import TaggerOptions, tag_with_ray
+from ovml.inference.ray import TaggerOptions, tag_with_ray
 from ovml.vocabulary import check_names, read_vocabulary
 
 

@@ -7,7 +7,7 @@ python examples/zero_shot.py photo.jpg openai/clip-vit-base-patch16   # real CLI
 import sys
 
 from ovml import OVMultiLabelClassifier
-from ovml.data.demo_world import draw_scene
+from ovml.data.synthetic.scenes import draw_scene
 from ovml.heads import CosineHead
 from ovml.prompts import TemplatePrompt
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
-from ovml.checkpoints import load_clip, load_tokenizer
+from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.heads import GlobalHead, LocalHead
 from ovml.losses import ranking_loss
 

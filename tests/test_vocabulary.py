@@ -1,6 +1,6 @@
 import pytest
 
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary, read_names, read_vocabulary
 
 

@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ovml.classifier import OVMultiLabelClassifier as OVMultiLabelClassifier
-    from ovml.errors import UserError as UserError
-    from ovml.tagging import LabelScore as LabelScore
-    from ovml.tagging import Tagger as Tagger
-    from ovml.training import HeadStage as HeadStage
-    from ovml.training import PromptStage as PromptStage
-    from ovml.training import Stage as Stage
-    from ovml.training import VisionStage as VisionStage
+    from ovml.inference.tagger import LabelScore as LabelScore
+    from ovml.inference.tagger import Tagger as Tagger
+    from ovml.training.stages import HeadStage as HeadStage
+    from ovml.training.stages import PromptStage as PromptStage
+    from ovml.training.stages import Stage as Stage
+    from ovml.training.stages import VisionStage as VisionStage
+    from ovml.utils.errors import UserError as UserError
     from ovml.vocabulary import LabelVocabulary as LabelVocabulary
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "HeadStage": "ovml.training",
-    "LabelScore": "ovml.tagging",
+    "HeadStage": "ovml.training.stages",
+    "LabelScore": "ovml.inference.tagger",
     "LabelVocabulary": "ovml.vocabulary",
     "OVMultiLabelClassifier": "ovml.classifier",
-    "PromptStage": "ovml.training",
-    "Stage": "ovml.training",
-    "Tagger": "ovml.tagging",
-    "UserError": "ovml.errors",
-    "VisionStage": "ovml.training",
+    "PromptStage": "ovml.training.stages",
+    "Stage": "ovml.training.stages",
+    "Tagger": "ovml.inference.tagger",
+    "UserError": "ovml.utils.errors",
+    "VisionStage": "ovml.training.stages",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from ovml.cli import main
+from ovml.cli.main import main
 
 sys.exit(main())

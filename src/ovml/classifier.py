@@ -8,30 +8,30 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor, nn
 
-from ovml.blocks import Execution
-from ovml.calibration import Calibrator, PlattScaling
-from ovml.checkpoints import DEFAULT, ImageSpec, load_clip, load_image_spec, load_tokenizer
 from ovml.distillation import Distillation, FeatureL1
 from ovml.encoders import make_encoders
-from ovml.errors import UserError
-from ovml.evaluating import EvaluationSteps
+from ovml.encoders.checkpoints import DEFAULT, ImageSpec, load_clip, load_image_spec, load_tokenizer
+from ovml.encoders.execution import Execution
 from ovml.heads import CosineHead, Head, TwoStreamHead
-from ovml.hub import HubMixin
-from ovml.learned import LearnedWeights, save_plain_hyperparameters
-from ovml.learning import TrainingSteps
 from ovml.losses import Loss, RankingLoss
 from ovml.metrics import OpenVocabularyEvaluation
+from ovml.metrics.calibration import Calibrator, PlattScaling
+from ovml.metrics.protocols import Protocol, chosen_protocols, default_protocols
 from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
-from ovml.protocols import Protocol, chosen_protocols, default_protocols
-from ovml.training import PromptStage, Stage, VisionStage
+from ovml.saving.checkpoint import LearnedWeights, save_plain_hyperparameters
+from ovml.saving.hub import HubMixin
+from ovml.training.evaluating import EvaluationSteps
+from ovml.training.learning import TrainingSteps
+from ovml.training.stages import PromptStage, Stage, VisionStage
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
 
-    from ovml.images import ImageLike
-    from ovml.tagging import LabelScore
+    from ovml.inference.tagger import LabelScore
+    from ovml.utils.images import ImageLike
 
 
 class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, HubMixin):
@@ -49,7 +49,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
         stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
         ks: The k of precision, recall and F1 at k; those above the number of labels are left out.
-        protocols: What an evaluation measures beside seen labels, ZSL and GZSL; see `ovml.protocols`.
+        protocols: What an evaluation measures beside seen labels, ZSL and GZSL; see `ovml.metrics.protocols`.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         calibrator: Fits what turns scores into probabilities at the end of each validation. Default: `PlattScaling`.
         tokenizer: Needed only where `clip` is a model.
@@ -169,7 +169,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         Raises:
             UserError: An image cannot be read, the labels are no proper list, or the model was never calibrated.
         """
-        from ovml.tagging import Tagger
+        from ovml.inference.tagger import Tagger
 
         tagger = Tagger(self, labels, top_k=top_k, batch_size=batch_size, probabilities=probabilities)
         if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
@@ -201,7 +201,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
             >>> model.score_images([Image.new("RGB", (80, 80))] * 2, ["red circle", "star", "fish"]).shape
             torch.Size([2, 3])
         """
-        from ovml.tagging import Tagger
+        from ovml.inference.tagger import Tagger
 
         return Tagger(self, labels, batch_size=batch_size).score(images)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 
 def label_key(name: str) -> str:

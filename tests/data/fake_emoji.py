@@ -5,7 +5,7 @@ from types import ModuleType
 
 from PIL import Image, ImageDraw
 
-from ovml.data import emoji_names
+from ovml.data.synthetic import emoji_names
 
 NAMES = (
     "acorn", "balloon", "comet", "drum", "egg", "left arrow", "fern", "goose", "harp", "iron", "jug", "kite", "lamp",

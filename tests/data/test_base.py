@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ovml.checkpoints import load_image_spec
 from ovml.data import DemoDataModule, MultiLabelDataModule
 from ovml.data.rows import RowReader
 from ovml.data.transforms import IMAGENET_MEAN, EvalTransform
-from ovml.errors import UserError
+from ovml.encoders.checkpoints import load_image_spec
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovml.data import demo_world as world
-from ovml.data.demo_draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, draw
-from ovml.data.drawn import SPLITS
+from ovml.data.synthetic import scenes as world
+from ovml.data.synthetic.draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, draw
+from ovml.data.synthetic.drawn import SPLITS
 
 PLACES = st.tuples(st.integers(0, 5), st.sampled_from(SPLITS), st.integers(0, 10**6))
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ovml.checkpoints import load_clip, load_tokenizer
-from ovml.cli import main
+from ovml.cli.main import main
 from ovml.data import EmojiDataModule
 from ovml.encoders import TextEncoder
-from ovml.errors import UserError
+from ovml.encoders.checkpoints import load_clip, load_tokenizer
+from ovml.utils.errors import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -9,9 +9,9 @@ import pytest
 from fake_emoji import EMOJIS, NAMES
 from PIL import Image, ImageDraw
 
-from ovml.data import emoji_pictures as module
-from ovml.data.emoji_pictures import FONTS, EmojiPictures, emoji_pictures, picture_files
-from ovml.errors import UserError
+from ovml.data.synthetic import emoji_pictures as module
+from ovml.data.synthetic.emoji_pictures import FONTS, EmojiPictures, emoji_pictures, picture_files
+from ovml.utils.errors import UserError
 
 FONT = next((path for path in map(os.path.expanduser, FONTS) if os.path.isfile(path)), None)
 

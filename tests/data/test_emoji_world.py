@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml.data.drawn import SPLITS
-from ovml.data.emoji_names import emoji_names, emoji_vocabulary
-from ovml.data.emoji_pictures import EmojiPictures, emoji_pictures
-from ovml.data.emoji_world import IMAGE_SIZE, EmojiThing, EmojiWorld, emoji_scenes
-from ovml.errors import UserError
+from ovml.data.synthetic.drawn import SPLITS
+from ovml.data.synthetic.emoji_names import emoji_names, emoji_vocabulary
+from ovml.data.synthetic.emoji_pictures import EmojiPictures, emoji_pictures
+from ovml.data.synthetic.emoji_world import IMAGE_SIZE, EmojiThing, EmojiWorld, emoji_scenes
+from ovml.utils.errors import UserError
 
 PLACES = st.tuples(st.sampled_from(SPLITS), st.integers(0, 10**6))
 

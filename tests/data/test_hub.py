@@ -13,9 +13,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 
 from ovml import UserError
-from ovml.data.hub import HubDataModule
-from ovml.data.hub_labels import LabelReader
-from ovml.data.hub_load import LoadedSet
+from ovml.data.hub.datamodule import HubDataModule
+from ovml.data.hub.labels import LabelReader
+from ovml.data.hub.load import LoadedSet
 from ovml.vocabulary import LabelVocabulary
 
 NAMES = ["boat", "cat", "dog", "red car"]
@@ -171,7 +171,7 @@ def test_labels_are_read_once(tmp_path, tiny, monkeypatch):
     first = HubDataModule(**given, clip=tiny).dataset("train")
     monkeypatch.setattr(LabelReader, "read", lambda *_: pytest.fail("read again"))
     again = HubDataModule(**given, clip=tiny)
-    monkeypatch.setattr("ovml.data.hub.as_list", lambda _: pytest.fail("collected again"))
+    monkeypatch.setattr("ovml.data.hub.datamodule.as_list", lambda _: pytest.fail("collected again"))
     assert again.vocabulary.seen == tuple(NAMES)
     assert again.dataset("train")[:]["positive"] == first[:]["positive"]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovml import UserError
-from ovml.data.json_ import IGNORED, REPEATED, JSONDataModule
+from ovml.data.json.datamodule import IGNORED, REPEATED, JSONDataModule
 from ovml.data.rows import RowReader
 
 

@@ -12,12 +12,12 @@ from data.fake_nuswide import CONCEPTS, SEEN, VOCABULARY, make_truth, write_h5, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovml.data import nuswide_files
 from ovml.data.image_files import verify_images
-from ovml.data.nuswide import NUSWIDEDataModule
-from ovml.data.nuswide_files import SOURCE, WrongValueError, read_ones
-from ovml.data.nuswide_h5 import image_paths, read_image_names
-from ovml.errors import UserError
+from ovml.data.nuswide import files as nuswide_files
+from ovml.data.nuswide.datamodule import NUSWIDEDataModule
+from ovml.data.nuswide.files import SOURCE, WrongValueError, read_ones
+from ovml.data.nuswide.h5 import image_paths, read_image_names
+from ovml.utils.errors import UserError
 
 LISTS = ("nuswide_tags1k.txt", "nuswide_unseen81.txt")
 

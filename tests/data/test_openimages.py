@@ -13,9 +13,9 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovml.data.openimages import OpenImagesDataModule
-from ovml.data.openimages_csv import SOURCE, read_marks
-from ovml.errors import UserError
+from ovml.data.openimages.csv import SOURCE, read_marks
+from ovml.data.openimages.datamodule import OpenImagesDataModule
+from ovml.utils.errors import UserError
 
 LABELS = fake.TRAINABLE + fake.UNSEEN
 
@@ -142,7 +142,7 @@ def test_files_may_have_the_names_and_headers_of_later_versions(module, root):
 def test_annotations_are_read_once(module, root, monkeypatch):
     first = module(root)
     expected = [fake.targets(first.dataset(split), LABELS) for split in ("train", "test")]
-    monkeypatch.setattr("ovml.data.openimages_files.read_marks", None)
+    monkeypatch.setattr("ovml.data.openimages.files.read_marks", None)
     again = module(root)
     assert again.vocabulary is again.vocabulary
     assert [fake.targets(again.dataset(split), LABELS) for split in ("train", "test")] == expected
@@ -177,8 +177,8 @@ def test_any_rows_in_any_order_give_what_a_naive_reading_gives(tmp_path_factory,
 
 
 def test_many_blocks_are_read_as_one(monkeypatch, tmp_path):
-    monkeypatch.setattr("ovml.data.openimages_csv.BLOCK_BYTES", 256)
-    monkeypatch.setattr("ovml.data.openimages_marks.PIECE", 7)
+    monkeypatch.setattr("ovml.data.openimages.csv.BLOCK_BYTES", 256)
+    monkeypatch.setattr("ovml.data.openimages.annotations.PIECE", 7)
     draw = np.random.default_rng(0)
     rows = [(f"i{i}", f"/m/{n}", str(v)) for i, n, v in draw.integers(0, (40, 9, 2), (700, 3))]
     path = fake.write_annotations(tmp_path, "train", rows)

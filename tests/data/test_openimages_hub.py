@@ -4,8 +4,8 @@ import datasets
 import fake_openimages as fake
 import pytest
 
-from ovml.data.openimages import OpenImagesDataModule
-from ovml.errors import UserError
+from ovml.data.openimages.datamodule import OpenImagesDataModule
+from ovml.utils.errors import UserError
 
 LABELS = fake.TRAINABLE + fake.UNSEEN
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ovml.data import DemoDataModule, RandAugment
 from ovml.data.rand_augment import GREY, OPERATIONS
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 FILL = (124, 116, 104)
 PLAIN = {"AutoContrast", "Equalize", "Invert"}  # know no strength

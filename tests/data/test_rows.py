@@ -12,9 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from ovml.data import MultiLabelDataModule
+from ovml.data.cache import FEATURES
 from ovml.data.rows import NO_ROW, EvalSampler, RowReader, TensorRows, TensorStream, TrainSampler, collate, read_image
-from ovml.data.table import FEATURES
-from ovml.errors import UserError, one_line
+from ovml.utils.errors import UserError, one_line
 from ovml.vocabulary import LabelVocabulary
 
 

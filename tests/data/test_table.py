@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ovml.data.cache import Ragged, cached_table, record_batch
 from ovml.data.image_files import check_images, lost_paths, verify_images
-from ovml.data.table import Ragged, cached_table, record_batch
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 
 @pytest.fixture

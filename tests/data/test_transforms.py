@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from ovml.checkpoints import ImageSpec
 from ovml.data.rand_augment import RandAugment
 from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, normalize
+from ovml.encoders.checkpoints import ImageSpec
 
 SPEC = ImageSpec(32)
 

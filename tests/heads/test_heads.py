@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ovml.encoders import ImageFeatures
-from ovml.errors import UserError
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
 from ovml.heads.local import local_scores
+from ovml.utils.errors import UserError
 
 
 def features(batch=2, patches=5, dim=8, seed=0):

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from test_spatial_softmax import cosine, features
 
 from ovml import OVMultiLabelClassifier, UserError
-from ovml.cli import main
+from ovml.cli.main import main
 from ovml.encoders import ImageFeatures
 from ovml.heads import OptimalTransportHead
 from ovml.heads.sinkhorn import sinkhorn

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from test_spatial_softmax import features
 
 from ovml import OVMultiLabelClassifier, UserError
-from ovml.cli import config_path, main
+from ovml.cli.main import config_path, main
 from ovml.encoders import ImageFeatures
 from ovml.heads import GlobalHead, Head, QueryHead, SpatialSoftmaxHead
 from ovml.heads.query import NearIdentity
-from ovml.parts import describe
-from ovml.saved_model import PARTS
+from ovml.saving.folder import PARTS
+from ovml.saving.parts import describe
 
 DIM = 8
 

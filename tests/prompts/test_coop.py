@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError
-from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import TextEncoder
+from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.heads import GlobalHead
 from ovml.prompts import CoOpPrompt, DualPrompt, TemplatePrompt
 

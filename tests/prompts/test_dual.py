@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from ovml import UserError
-from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import ImageFeatures, TextEncoder
+from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.heads import CosineHead, GlobalHead, TwoStreamHead
 from ovml.prompts import CoOpPrompt, DualPrompt, TemplatePrompt
 

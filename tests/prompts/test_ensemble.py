@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ovml import OVMultiLabelClassifier, UserError
-from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import TextEncoder
-from ovml.parts import describe
+from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.prompts import EnsemblePrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.ensemble import GENERAL_TEMPLATES
+from ovml.saving.parts import describe
 from ovml.vocabulary import LabelVocabulary
 
 TEMPLATES = ["a {} x", "{} in b", "no {}"]

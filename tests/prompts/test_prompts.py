@@ -2,10 +2,10 @@ import pytest
 import torch
 from reference_clip import reference_clip, reference_tokenizer
 
-from ovml.checkpoints import load_clip, load_tokenizer
 from ovml.encoders import TextEncoder
-from ovml.errors import UserError
+from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.prompts import ContextPrompt, TemplatePrompt
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
 

@@ -1,14 +1,14 @@
 """Data modules. To add a data set, subclass `FolderDataModule` or `MultiLabelDataModule` and write one YAML."""
 
 from ovml.data.base import MultiLabelDataModule
-from ovml.data.demo import DemoDataModule
-from ovml.data.emoji import EmojiDataModule
 from ovml.data.folder import FolderDataModule
-from ovml.data.hub import HubDataModule
-from ovml.data.json_ import JSONDataModule
-from ovml.data.nuswide import NUSWIDEDataModule
-from ovml.data.openimages import OpenImagesDataModule
+from ovml.data.hub.datamodule import HubDataModule
+from ovml.data.json.datamodule import JSONDataModule
+from ovml.data.nuswide.datamodule import NUSWIDEDataModule
+from ovml.data.openimages.datamodule import OpenImagesDataModule
 from ovml.data.rand_augment import RandAugment
+from ovml.data.synthetic.demo import DemoDataModule
+from ovml.data.synthetic.emoji import EmojiDataModule
 
 __all__ = [
     "DemoDataModule",

@@ -13,12 +13,12 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from ovml.checkpoints import DEFAULT, ImageSpec, load_image_spec
 from ovml.data.features import FeatureRows, FeatureStore
 from ovml.data.rand_augment import RandAugment
 from ovml.data.rows import EvalSampler, OnBroken, RowReader, TensorRows, TensorStream, TrainSampler, Transform, collate
 from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
-from ovml.errors import UserError
+from ovml.encoders.checkpoints import DEFAULT, ImageSpec, load_image_spec
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
 if TYPE_CHECKING:

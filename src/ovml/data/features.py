@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ovml.data.rows import NO_ROW, RowReader
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 if TYPE_CHECKING:
     import datasets

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovml.data.base import MultiLabelDataModule, Split
+from ovml.data.cache import Table
 from ovml.data.image_files import ImageCheck, check_images, lost_paths
-from ovml.data.table import Table
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +37,7 @@ class FolderDataModule(MultiLabelDataModule):
         >>> import pyarrow as pa
         >>> from PIL import Image
         >>> from ovml import LabelVocabulary
-        >>> from ovml.data.table import cached_table, record_batch
+        >>> from ovml.data.cache import cached_table, record_batch
         >>> class OnePicture(FolderDataModule):
         ...     vocabulary = LabelVocabulary(seen=("sea", "sand"), unseen=("palm",))
         ...     def read_annotations(self, split):
@@ -84,7 +84,7 @@ class FolderDataModule(MultiLabelDataModule):
 
     @abstractmethod
     def read_annotations(self, split: Split) -> Table:
-        """Rows of a split as the data set lists them, by `ovml.data.table.cached_table`.
+        """Rows of a split as the data set lists them, by `ovml.data.cache.cached_table`.
 
         Asked only for splits that the data set has. Paths of pictures are absolute.
 

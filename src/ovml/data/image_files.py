@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from ovml.data.progress import track
-from ovml.data.table import Table, cached_folder
-from ovml.errors import UserError
-from ovml.images import load_image
+from ovml.data.cache import Table, cached_folder
+from ovml.utils.errors import UserError
+from ovml.utils.images import load_image
+from ovml.utils.progress import track
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -65,7 +65,7 @@ def check_images(
 
     Args:
         table: Its rows name the pictures.
-        cache_dir: See `ovml.data.table.cache_root`.
+        cache_dir: See `ovml.data.cache.cache_root`.
         min_bytes: Smaller files count as missing.
         placeholder_copies: Files of which there are at least so many identical ones count as missing: what a server
             hands out in the place of a deleted picture. 0 turns this off.

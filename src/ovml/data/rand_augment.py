@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 Fill = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, Fill], Image.Image]

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset, get_worker_info
 
-from ovml.errors import UserError
-from ovml.images import load_image
+from ovml.utils.errors import UserError
+from ovml.utils.images import load_image
 
 if TYPE_CHECKING:
     import datasets

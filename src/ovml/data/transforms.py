@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovml.checkpoints import ImageSpec
 from ovml.data.rand_augment import RandAugment
+from ovml.encoders.checkpoints import ImageSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

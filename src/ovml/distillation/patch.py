@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ovml.distillation.base import Distillation, cosine_distance, full_precision
 from ovml.encoders import ImageFeatures
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 
 class PatchDistillation(Distillation):

@@ -10,7 +10,7 @@ from ovml.distillation.feature import CosineDistillation, FeatureL1
 from ovml.distillation.patch import PatchDistillation
 from ovml.distillation.relational import RelationalDistillation
 from ovml.encoders import ImageFeatures
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 
 class SumDistillation(Distillation):

@@ -12,7 +12,7 @@ from ovml.encoders.clip import (
     pad_rows,
     restore_order,
 )
-from ovml.encoders.make import make_encoders
+from ovml.encoders.factory import make_encoders
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
 
 __all__ = [

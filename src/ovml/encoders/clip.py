@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ovml.blocks import (
+from ovml.encoders.execution import (
     Execution,
     is_whole,
     run_bidirectional_blocks,
     run_text_blocks,
     run_text_blocks_with_prefix,
 )
-from ovml.errors import UserError
-from ovml.prefix import shared_length
+from ovml.encoders.prefix import shared_length
+from ovml.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ class ImageTail(nn.Module):
         execution: How the blocks are run.
 
     Example:
-        >>> from ovml.checkpoints import load_clip
+        >>> from ovml.encoders.checkpoints import load_clip
         >>> encoder = ImageEncoder(load_clip("ovml-demo"))
         >>> pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size)
         >>> in_two, whole = encoder.tail(2)(encoder.trunk(pixels, 2)), encoder(pixels)
@@ -89,7 +89,7 @@ class ImageEncoder(nn.Module):
         execution: How the blocks are run.
 
     Example:
-        >>> from ovml.checkpoints import load_clip
+        >>> from ovml.encoders.checkpoints import load_clip
         >>> encoder = ImageEncoder(load_clip("ovml-demo"))
         >>> features = encoder(torch.zeros(2, 3, encoder.image_size, encoder.image_size))
         >>> features.global_embeds.shape[0], features.patch_embeds.shape[1] == encoder.num_patches
@@ -170,7 +170,7 @@ class TextEncoder(nn.Module):
         execution: How the blocks are run.
 
     Example:
-        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
         >>> encoder = TextEncoder(load_clip("ovml-demo"), load_tokenizer("ovml-demo"))
         >>> encoder(["a red circle", "a star"]).shape == (2, encoder.embed_dim)
         True

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovml.blocks import run_bidirectional_blocks
 from ovml.encoders.clip import ImageEncoder, ImageFeatures, ImageTail, TextEncoder
-from ovml.errors import UserError
+from ovml.encoders.execution import run_bidirectional_blocks
+from ovml.utils.errors import UserError
 
 SPACE = "▁"
 """What stands for a blank in a sentencepiece token."""

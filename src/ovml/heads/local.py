@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ovml.encoders import ImageFeatures
-from ovml.errors import UserError
 from ovml.heads.base import Head, normalize_over_labels
 from ovml.heads.chunks import chunks
+from ovml.utils.errors import UserError
 
 
 def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budget: int | None = None) -> Tensor:

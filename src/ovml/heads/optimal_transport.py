@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.errors import UserError
 from ovml.heads.base import Head
 from ovml.heads.chunks import chunks
 from ovml.heads.sinkhorn import sinkhorn
 from ovml.heads.spatial_softmax import check_positive
+from ovml.utils.errors import UserError
 
 
 class OptimalTransportHead(Head):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.errors import UserError
 from ovml.heads.base import Head
 from ovml.heads.chunks import chunks
 from ovml.heads.spatial_softmax import check_positive, check_share, with_global
+from ovml.utils.errors import UserError
 
 
 class QueryHead(Head):

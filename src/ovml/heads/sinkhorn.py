@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 
 
 @torch.no_grad()

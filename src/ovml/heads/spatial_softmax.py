@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.errors import UserError
 from ovml.heads.base import Head
 from ovml.heads.chunks import chunks
+from ovml.utils.errors import UserError
 
 
 class SpatialSoftmaxHead(Head):

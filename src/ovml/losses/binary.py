@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovml.errors import UserError
 from ovml.losses.base import check_pair
 from ovml.losses.scaled import ScaledLoss
+from ovml.utils.errors import UserError
 
 
 class PerLabelLoss(ScaledLoss):

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ovml.errors import UserError
 from ovml.losses.base import Loss
 from ovml.losses.ranking import ranking_loss
+from ovml.utils.errors import UserError
 
 
 class LearnedMarginRankingLoss(Loss):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ovml.errors import UserError
 from ovml.losses.base import Loss, check_pair
+from ovml.utils.errors import UserError
 
 EPSILON = 1e-8
 

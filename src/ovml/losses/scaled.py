@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ovml.errors import UserError
 from ovml.losses.base import Loss
+from ovml.utils.errors import UserError
 
 
 class ScaledLoss(Loss):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ovml.encoders import TextEncoder
-from ovml.errors import UserError
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary, check_names
 
 MKT_TEMPLATE = "There is a {} in the scene"
@@ -21,7 +21,7 @@ class PromptLearner(nn.Module, ABC):
     Subclass it and write `embed`; make parameters that need the tower's size in `bind`.
 
     Example:
-        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
         >>> from ovml.prompts import TemplatePrompt
         >>> prompt = TemplatePrompt().bind(TextEncoder(load_clip("ovml-demo"), load_tokenizer("ovml-demo")))
         >>> prompt(["red circle", "star"]).shape[0]

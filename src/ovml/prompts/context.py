@@ -26,7 +26,7 @@ class ContextPrompt(PromptLearner):
         UserError: The template does not hold `{}` exactly once.
 
     Example:
-        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
         >>> prompt = ContextPrompt().bind(TextEncoder(load_clip("ovml-demo"), load_tokenizer("ovml-demo")))
         >>> len(prompt.context)  # start, there, is, a, in, the, scene, end
         8

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders import TextEncoder
-from ovml.errors import UserError
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
+from ovml.utils.errors import UserError
 
 
 class CoOpPrompt(PromptLearner):
@@ -36,7 +36,7 @@ class CoOpPrompt(PromptLearner):
             vectors into the text tower.
 
     Example:
-        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
         >>> encoder = TextEncoder(load_clip("ovml-demo"), load_tokenizer("ovml-demo"))
         >>> prompt = CoOpPrompt(num_context=8).bind(encoder)
         >>> prompt.context.shape[0], prompt(["red circle", "star"]).shape[0]

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import TextEncoder
-from ovml.errors import UserError
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.coop import NamesInContext, check_context, num_leading, start_contexts
+from ovml.utils.errors import UserError
 
 
 class DualPrompt(PromptLearner):
@@ -37,7 +37,7 @@ class DualPrompt(PromptLearner):
         UserError: An argument does not fit (see `CoOpPrompt`), or both contexts start as the same words.
 
     Example:
-        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
         >>> encoder = TextEncoder(load_clip("ovml-demo"), load_tokenizer("ovml-demo"))
         >>> prompt = DualPrompt().bind(encoder)
         >>> [tuple(p.shape) == (16, encoder.token_embedding.embedding_dim) for p in prompt.learned_parameters()]

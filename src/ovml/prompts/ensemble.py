@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovml.errors import UserError
 from ovml.prompts.base import PromptLearner, check_template
+from ovml.utils.errors import UserError
 from ovml.vocabulary import label_key
 
 GENERAL_TEMPLATES = (
@@ -68,7 +68,7 @@ class EnsemblePrompt(PromptLearner):
         UserError: A file cannot be read, or a template, a description or `sentence` is not as it should be.
 
     Example:
-        >>> from ovml.checkpoints import load_clip, load_tokenizer
+        >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
         >>> from ovml.encoders import TextEncoder
         >>> prompt = EnsemblePrompt(descriptions={"star": ["five points", "sharp corners"]})
         >>> prompt.sentences("star")

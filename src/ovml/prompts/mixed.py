@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ovml.encoders import TextEncoder, length_batches, pad_rows, restore_order
-from ovml.prefix import shared_length
+from ovml.encoders.prefix import shared_length
 
 
 class MixedTokens(NamedTuple):

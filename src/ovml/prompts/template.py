@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ovml.errors import UserError
 from ovml.prompts.base import MKT_TEMPLATE, PromptLearner, check_template
+from ovml.utils.errors import UserError
 
 
 class TemplatePrompt(PromptLearner):

@@ -1,0 +1,159 @@
+"""The page's layout and events, in Gradio."""
+
+# Annotations are evaluated: Gradio reads them.
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ovml.cli.app.markup import NOT_FOUND_YET, NOT_RANKED_YET, ON_CLICK, SHOWN, bars, error, head, where
+from ovml.cli.app.ranking import Ranker, Ranking, typed_labels
+from ovml.data.synthetic.scenes import draw_scene
+from ovml.utils.errors import UserError
+from ovml.vocabulary import LabelVocabulary
+
+TYPED = "typed below"
+"""The choice that stands for no list."""
+EXAMPLES = (
+    ("test", 3, "red circle, blue fish, yellow star, white heart, moon, pink square, green cross"),
+    ("pretrain", 136, "red heart, yellow star, blue fish, dotted purple bolt, white moon, black ring"),
+    ("pretrain", 45, "red star, black fish, blue moon, white circle, green heart, pink square"),
+)
+"""Scenes of the demo's world: split, position, and labels to rank for them."""
+HOUR = 60 * 60
+
+
+def build_page(
+    ranker: Ranker,
+    lists: Mapping[str, LabelVocabulary],
+    max_labels: int = 1000,
+    model_name: str = "",
+    examples: bool = False,
+) -> Any:
+    """Lay out the page.
+
+    Args:
+        ranker: Ranks and finds labels.
+        lists: Label lists to pick from, by title; the first is picked to begin with.
+        max_labels: Labels that may be typed.
+        model_name: Shown in the page's head.
+        examples: Whether scenes of the demo's world are offered.
+
+    Returns:
+        A `gradio.Blocks`.
+    """
+    import gradio as gr
+
+    def rank(
+        picture: str | None, source: str, text: str, probabilities: bool = False
+    ) -> tuple[Ranking | None, str, str]:
+        if picture is None:
+            return None, NOT_RANKED_YET, NOT_FOUND_YET
+        try:
+            vocabulary = typed_labels(text, max_labels) if source == TYPED else lists[source]
+            ranking = ranker.rank(picture, vocabulary, probabilities)
+        except UserError as problem:
+            return None, error(problem), NOT_FOUND_YET
+        return ranking, bars(ranking), NOT_FOUND_YET
+
+    def find(ranking: Ranking | None, event: gr.EventData) -> str:
+        if ranking is None:
+            return NOT_FOUND_YET
+        shown = ranking.scores[:SHOWN]
+        try:
+            return where(*ranker.find(ranking, shown[int(event.rank) - 1].label))
+        except UserError as problem:
+            return error(problem)
+
+    scenes = _draw_examples() if examples else []
+
+    def example(index: int) -> tuple[str, str, str]:
+        path, labels = scenes[index]
+        return path, TYPED, labels
+
+    with gr.Blocks(title="ovml", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR), fill_width=True) as page:
+        gr.HTML(head(model_name), elem_id="head")
+        ranked = gr.State(None, time_to_live=HOUR)
+        with gr.Row():
+            with gr.Column(scale=8, min_width=300):
+                picture = upload_field()
+                source = gr.Dropdown([*lists, TYPED], value=next(iter(lists), TYPED), label="Labels", elem_id="source")
+                text = gr.Textbox(
+                    label="Typed labels",
+                    info=f"one a line or separated by commas; at most {max_labels:,}",
+                    lines=3,
+                    max_lines=10,
+                    visible=not lists,
+                    elem_id="labels",
+                )
+                form = [picture, source, text]
+                if ranker.calibrated:
+                    form.append(gr.Checkbox(label="probabilities", elem_id="probabilities"))
+                button = gr.Button("Rank", variant="primary", elem_id="rank")
+                dataset = gr.Dataset(
+                    label="Examples: click one",
+                    components=["image"],
+                    samples=[[path] for path, _ in scenes],
+                    type="index",
+                    layout="gallery",
+                    visible=examples,
+                    elem_id="examples",
+                )
+            with gr.Column(scale=10, min_width=340):
+                result = gr.HTML(NOT_RANKED_YET, js_on_load=ON_CLICK, elem_id="result")
+            with gr.Column(scale=9, min_width=320):
+                place = gr.HTML(NOT_FOUND_YET, elem_id="where")
+        # Whatever the event, the model runs one at a time.
+        private: Any = {"api_visibility": "private"}
+        alone: Any = {"concurrency_id": "model", "concurrency_limit": 1, **private}
+        shown = [ranked, result, place]
+        button.click(rank, form, shown, **alone)
+        result.click(find, ranked, place, **alone)
+        source.change(_shown_if_typed, source, text, queue=False, **private)
+        dataset.click(example, dataset, [picture, source, text], queue=False, **private).then(
+            rank, form, shown, **alone
+        )
+    return page
+
+
+def _shown_if_typed(choice: str) -> Any:
+    import gradio as gr
+
+    return gr.update(visible=choice == TYPED)
+
+
+def upload_field() -> Any:
+    """Where a picture is dropped: a `gradio.Image` that gives the path of the file as it was uploaded."""
+    import gradio as gr
+
+    picture = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"], height=280, elem_id="picture")
+    move = picture.async_move_resource_to_block_cache
+
+    async def move_uploaded(path: Any) -> Any:
+        if "://" in str(path):
+            raise gr.Error("pictures are uploaded, not fetched from an address", print_exception=False)
+        return await move(path)
+
+    # `load_image` reads the file and says what is wrong with it; and none is fetched from elsewhere. It is no subclass,
+    # because Gradio writes a stub file beside the source of each.
+    picture.preprocess = lambda payload: None if payload is None else payload.path
+    picture.async_move_resource_to_block_cache = move_uploaded
+    return picture
+
+
+def _draw_examples() -> list[tuple[str, str]]:
+    """Files of the examples, and their labels."""
+    folder = Path(tempfile.mkdtemp(prefix="ovml-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    drawn = []
+    for split, index, labels in EXAMPLES:
+        path = folder / f"{split} {index}.png"
+        # Larger than it is, or the page would show it as a stamp.
+        draw_scene(0, split, index).image.resize((360, 360), Image.Resampling.BICUBIC).save(path)
+        drawn.append((str(path), labels))
+    return drawn

@@ -1,0 +1,80 @@
+"""Serves the page."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ovml.cli.app.markup import CSS
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+
+HEADERS = {
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "frame-ancestors 'self'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""With every answer: a browser that shows the page asks this server and no other."""
+
+
+def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
+    """Serve a page until it is interrupted.
+
+    Args:
+        page: What `ovml.cli.app.page.build_page` made.
+        taken: What `ovml.cli.app.address.listen` took.
+        max_upload_mb: Megabytes of a picture's file.
+    """
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")  # legible when small
+    page.queue(max_size=64)
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page,
+        path="/",
+        theme=theme,
+        css=CSS,
+        max_file_size=max_upload_mb * 2**20,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+    )
+    # As `launch` would set them: until then Gradio trusts any path of this machine that a browser names.
+    page.has_launched = page.is_running = True
+
+    class Server(uvicorn.Server):  # type: ignore[misc]
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Pages that are still open wait for news without end: they are cut off, and nobody need hear of it.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
+
+    Server(uvicorn.Config(_with_headers(app), log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[taken])
+
+
+def _with_headers(app: Any) -> Any:
+    """An ASGI app whose answers bear `HEADERS`."""
+    added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+
+    async def answer(scope: Message, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    return answer

@@ -1,0 +1,167 @@
+"""Annotations on disk: read once from a data set's own files, kept as Arrow, opened memory-mapped."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from ovml.utils.errors import UserError
+
+FORMAT = 1
+"""Raised whenever the same files would give another table; part of every key."""
+
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "positive": datasets.List(datasets.Value("int32")),
+        "negative": datasets.List(datasets.Value("int32")),
+        "image_id": datasets.Value("string"),
+    }
+)
+"""Columns of every data set: the picture, ids of the labels present and of those verified absent, a name."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data set's rows with what was counted while they were read.
+
+    Attributes:
+        rows: Memory-mapped.
+        counts: For instance how many pairs were marked both ways.
+        folder: Where both are kept.
+    """
+
+    rows: datasets.Dataset
+    counts: dict[str, int]
+    folder: Path
+
+
+def cache_root(cache_dir: str | Path | None) -> Path:
+    """The folder of all tables: the given one, or `ovml` in that of the `datasets` library."""
+    return Path(cache_dir).expanduser() if cache_dir else Path(datasets.config.HF_DATASETS_CACHE) / "ovml"
+
+
+def cached_table(
+    cache_dir: str | Path | None,
+    name: str,
+    inputs: Sequence[Path],
+    settings: Mapping[str, Any],
+    make: Callable[[dict[str, int]], Iterable[pa.RecordBatch]],
+) -> Table:
+    """Open a table, after making it where its inputs or settings have changed.
+
+    Args:
+        cache_dir: See `cache_root`.
+        name: First part of the folder's name.
+        inputs: Files that the table depends on, by path, size and time of change.
+        settings: All else that it depends on; must be JSON.
+        make: Yields the rows in batches of `record_batch`, and may fill the dict it is given with counts.
+
+    Raises:
+        UserError: The cache folder cannot be written, or what `make` raises. Nothing half-written remains.
+    """
+    with cached_folder(cache_dir, name, inputs, settings) as (folder, aside):
+        if aside is not None:
+            counts: dict[str, int] = {}
+            schema = FEATURES.arrow_schema
+            with pa.OSFile(str(aside / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+                for batch in make(counts):
+                    writer.write_batch(batch)
+            (aside / "counts.json").write_text(json.dumps(counts))
+    rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+    return Table(rows, json.loads((folder / "counts.json").read_text()), folder)
+
+
+@contextmanager
+def cached_folder(
+    cache_dir: str | Path | None, name: str, inputs: Sequence[Path], settings: Mapping[str, Any]
+) -> Iterator[tuple[Path, Path | None]]:
+    """Give a folder's final place and, where it is not there yet, a folder aside to fill; it is renamed at the end.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    stamps = [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in inputs]
+    key = json.dumps([FORMAT, name, stamps, settings], sort_keys=True, default=str)
+    folder = cache_root(cache_dir) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        yield folder, None
+        return
+    aside = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield folder, aside
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first; its table is the same
+                raise
+    except OSError as error:
+        if error.filename is not None and str(aside.parent) not in str(error.filename):
+            raise  # about another file
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+        raise UserError(
+            f"{aside.parent}: cannot write the cache of annotations ({reason}); "
+            "free some space, or give another folder (--data.cache_dir DIR)"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class Ragged:
+    """Lists of unequal length in two arrays, as Arrow keeps them.
+
+    Args:
+        rows: Row of each value `[V]`, ascending.
+        values: The values `[V]`.
+        num_rows: Number of rows; those without a value are empty.
+
+    >>> Ragged(np.array([0, 2, 2]), np.array([5, 6, 7]), 3).slice(1, 3).to_pylist()
+    [[], [6, 7]]
+    """
+
+    def __init__(self, rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], num_rows: int) -> None:
+        self.offsets = np.zeros(num_rows + 1, dtype=np.int64)
+        np.cumsum(np.bincount(rows, minlength=num_rows), out=self.offsets[1:])
+        self.values = values.astype(np.int32, copy=False)
+
+    def slice(self, start: int, stop: int) -> pa.ListArray:
+        """Rows `start` to `stop` as an Arrow array."""
+        offsets = self.offsets[start : stop + 1]
+        values = self.values[offsets[0] : offsets[-1]]
+        return pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), pa.array(values))
+
+
+def record_batch(
+    paths: pa.Array | Sequence[str], positive: pa.Array, negative: pa.Array | None, image_ids: pa.Array | Sequence[str]
+) -> pa.RecordBatch:
+    """Rows of a table, for `cached_table`.
+
+    Args:
+        paths: Of the pictures.
+        positive: Lists of label ids.
+        negative: Lists of label ids; `None` for no such mark.
+        image_ids: Names of the pictures.
+    """
+    schema = FEATURES.arrow_schema
+    paths = paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())
+    if negative is None:
+        negative = pa.ListArray.from_arrays(pa.array(np.zeros(len(paths) + 1, np.int32)), pa.array([], pa.int32()))
+    image = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths.cast(pa.string())], ["bytes", "path"])
+    columns = {"image": image, "positive": positive, "negative": negative, "image_id": pa.array(image_ids, pa.string())}
+    return pa.RecordBatch.from_arrays(
+        [columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema
+    )

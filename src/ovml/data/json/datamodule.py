@@ -1,0 +1,247 @@
+"""Data sets in JSON files of classes and images: one for training, one each for the ZSL and the GZSL test."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ovml.data.base import Split
+from ovml.data.cache import Ragged, Table, cached_table, record_batch
+from ovml.data.folder import FolderDataModule
+from ovml.data.json.file import AnnotationFile, read_annotation_file
+from ovml.utils.errors import UserError
+from ovml.vocabulary import LabelVocabulary, label_key
+
+logger = logging.getLogger(__name__)
+
+Columns = np.ndarray[Any, np.dtype[np.int64]]
+
+CHUNK = 4096
+"""Rows that are made at once."""
+
+REPEATED = "rows that repeat an image"
+IGNORED = "labels that are none of the file's classes"
+ZSL_ALONE = "images of the ZSL file alone"
+GZSL_ALONE = "images of the GZSL file alone"
+
+
+class JSONDataModule(FolderDataModule):
+    """Pictures that are listed in JSON files, as later open-vocabulary work hands out COCO, NUS-WIDE and others.
+
+    A file holds `{"classes": ["cat", ...], "images": [["path", ["cat", ...]], ...]}` and tells about its own classes
+    alone: a class that a row lists is present, one that it does not list is absent. A label of another file's
+    classes says nothing in this one; it is counted and left out, as published readers do.
+
+    The classes of the training file are the seen labels. Those of the ZSL file are the unseen ones, and those of the
+    GZSL file both, in any order. Without a ZSL file the unseen labels are the GZSL file's other classes.
+
+    One test split serves all protocols: the GZSL file's images, with every label known, then those that stand in the
+    ZSL file alone, whose seen labels are unknown and count in no metric. So the ZSL figures are over the images of
+    both files, which a warning says where the lists differ; for figures over the ZSL file's images alone leave
+    `gzsl_file` out.
+
+    Labels that rows do not list are absent (`exhaustive`) where every evaluation image tells about every label.
+    Otherwise the absent ones are written out for each row, the training split's too: 4 bytes per image and label in
+    the cache. That happens with a ZSL file alone or with images that no GZSL row tells about, with a validation file
+    of some classes only, and with training images held out for validation, whose unseen labels nobody marked.
+
+    Args:
+        root: Folder that relative paths of images and files start from.
+        train_file: Training images; its classes are the seen labels.
+        zsl_file: Test images with their unseen labels.
+        gzsl_file: Test images with all of their labels.
+        validation_file: Validation images. Default: see `validation_size` of `FolderDataModule`.
+        strip_prefix: Folder that is taken off the front of the images' paths: where they lay on the machine that
+            wrote the files.
+        kwargs: See `FolderDataModule` and `MultiLabelDataModule`.
+
+    Raises:
+        UserError: There is no such folder, or no test file is given. Reading a file raises one as well, with the
+            place: it is missing or of another form, a class is repeated or both seen and unseen, a label stands in
+            no class list, an image is listed twice with different labels, no image is listed.
+
+    Example:
+        ```yaml
+        data:
+          class_path: ovml.data.JSONDataModule
+          init_args:
+            root: /data/coco
+            train_file: train.json
+            gzsl_file: test.json
+        ```
+    """
+
+    title = "the data set"
+
+    def __init__(
+        self,
+        root: str,
+        train_file: str,
+        zsl_file: str | None = None,
+        gzsl_file: str | None = None,
+        validation_file: str | None = None,
+        strip_prefix: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        if not (zsl_file or gzsl_file):
+            raise UserError("a test file is needed: give --data.zsl_file, --data.gzsl_file or both")
+        files = {"train": train_file, "zsl": zsl_file, "gzsl": gzsl_file, "validation": validation_file}
+        self.paths = {role: self.root / Path(file).expanduser() for role, file in files.items() if file}
+        self.strip_prefix = strip_prefix
+        self.has_validation = validation_file is not None
+
+    @cached_property
+    def files(self) -> dict[str, AnnotationFile]:
+        """What the files say, by their role: train, zsl, gzsl, validation."""
+        return {
+            role: read_annotation_file(path, self.cache_dir, self.strip_prefix) for role, path in self.paths.items()
+        }
+
+    @cached_property
+    def vocabulary(self) -> LabelVocabulary:
+        """The training file's classes, then the unseen ones."""
+        train, zsl, gzsl = self.files["train"], self.files.get("zsl"), self.files.get("gzsl")
+        unseen = zsl.classes if zsl else _without(gzsl.classes if gzsl else (), train.classes)
+        if zsl and (both := _common(zsl.classes, train.classes)):
+            raise UserError(
+                f"{zsl.path}: {_some(both)} of its classes stand in {train.path} too; "
+                "unseen classes must not be trained on, remove them from one of the files"
+            )
+        names = (*train.classes, *unseen)
+        if gzsl and (missing := _without(names, gzsl.classes)):
+            raise UserError(f"{gzsl.path}: its classes lack {_some(missing)}; list all seen and unseen classes")
+        for file in self.files.values():
+            if extra := _without(file.classes, names):
+                raise UserError(
+                    f"{file.path}: {_some(extra)} of its classes stand in no other class list; "
+                    f"add them to {(zsl or gzsl or train).path} or remove them"
+                )
+            for label in _without(tuple(file.others), names):
+                raise UserError(
+                    f"{file.path}: images[{file.others[label]}]: label {label!r} stands in no class list; "
+                    "correct it or add it to the classes"
+                )
+        return LabelVocabulary(train.classes, unseen)
+
+    @cached_property
+    def exhaustive(self) -> bool:  # type: ignore[override]
+        """Whether every evaluation image tells about every label."""
+        if self.validation_size and self.vocabulary.unseen:
+            return False
+        parts = self._parts("test") + (self._parts("validation") if self.has_validation else [])
+        return all(len(file.classes) == len(self.vocabulary) for file, _ in parts)
+
+    def read_annotations(self, split: Split) -> Table:
+        """Rows of a split; made once from what `read_annotation_file` keeps."""
+        settings = {"root": os.path.abspath(self.root), "strip": self.strip_prefix, "exhaustive": self.exhaustive}
+        inputs = [file.path for file in self.files.values()]
+
+        def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
+            if split == "test":
+                self._compare_test_files(counts)
+            for file, rows in self._parts(split):
+                counts[REPEATED] = counts.get(REPEATED, 0) + file.counts["repeated_images"]
+                yield from self._batches(file, rows, counts)
+
+        table = cached_table(self.cache_dir, f"json-{split}", inputs, settings, make)
+        if split == "test" and (table.counts.get(ZSL_ALONE) or table.counts.get(GZSL_ALONE)):
+            logger.warning(
+                "%s lists %s images that %s does not, which lists %s others; every protocol scores the images of both",
+                *(self.paths["zsl"], f"{table.counts[ZSL_ALONE]:,}"),
+                *(self.paths["gzsl"], f"{table.counts[GZSL_ALONE]:,}"),
+            )
+        return table
+
+    def _parts(self, split: Split) -> list[tuple[AnnotationFile, pa.Table]]:
+        """Files of a split, each with those of its rows that count."""
+        if split != "test":
+            return [(self.files[split], self.files[split].rows)]
+        zsl, gzsl = self.files.get("zsl"), self.files.get("gzsl")
+        if zsl is None or gzsl is None:
+            file = zsl or gzsl
+            assert file is not None
+            return [(file, file.rows)]
+        alone = zsl.rows.filter(pc.invert(pc.is_in(zsl.rows["path"], gzsl.rows["path"].combine_chunks())))
+        return [(gzsl, gzsl.rows), *([(zsl, alone)] if len(alone) else [])]
+
+    def _compare_test_files(self, counts: dict[str, int]) -> None:
+        """Count images that one file lists alone; those in both must have the same unseen labels."""
+        if "zsl" not in self.files or "gzsl" not in self.files:
+            return
+        zsl, gzsl = self.files["zsl"], self.files["gzsl"]
+        place = pc.index_in(zsl.rows["path"], gzsl.rows["path"].combine_chunks()).combine_chunks()
+        shared = pc.is_valid(place)
+        counts[ZSL_ALONE] = place.null_count
+        counts[GZSL_ALONE] = len(gzsl.rows) - (len(place) - place.null_count)
+        width, first_unseen = len(self.vocabulary), len(self.vocabulary.seen)
+        marks = []
+        for file, table in ((zsl, zsl.rows.filter(shared)), (gzsl, gzsl.rows.take(place.drop_null()))):
+            rows, columns, _ = self._marks(file, table)
+            marks.append((rows * width + columns)[columns >= first_unseen])
+        for mark in np.setxor1d(marks[0], marks[1])[:1]:
+            row, column = divmod(int(mark), width)
+            path = zsl.rows["path"].filter(shared)[row].as_py()
+            raise UserError(
+                f"{zsl.path} and {gzsl.path} disagree whether {path} shows {self.vocabulary.names[column]!r}; "
+                "correct one of them"
+            )
+
+    def _batches(self, file: AnnotationFile, table: pa.Table, counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        root, known = os.path.abspath(self.root), np.zeros(len(self.vocabulary), dtype=bool)
+        known[self._columns(file)[: len(file.classes)]] = True
+        for start in range(0, len(table), CHUNK):
+            chunk = table.slice(start, CHUNK)
+            rows, columns, ignored = self._marks(file, chunk)
+            counts[IGNORED] = counts.get(IGNORED, 0) + ignored
+            positive = Ragged(rows, columns, len(chunk)).slice(0, len(chunk))
+            negative = None
+            if not self.exhaustive:
+                absent = np.tile(known, (len(chunk), 1))
+                absent[rows, columns] = False
+                row, column = np.nonzero(absent)
+                negative = Ragged(row, column, len(chunk)).slice(0, len(chunk))
+            paths = chunk["path"].to_pylist()
+            yield record_batch([os.path.join(root, path) for path in paths], positive, negative, paths)
+
+    def _columns(self, file: AnnotationFile) -> Columns:
+        """The vocabulary's column of each of the file's names; -1 for those beside its classes."""
+        column = {label_key(name): i for i, name in enumerate(self.vocabulary.names)}
+        classes = [column[label_key(name)] for name in file.classes]
+        return np.array([*classes, *[-1] * len(file.others)], dtype=np.int64)
+
+    def _marks(self, file: AnnotationFile, table: pa.Table) -> tuple[Columns, Columns, int]:
+        """Rows and columns of the labels present, in order, and how many more are none of the file's classes."""
+        rows = pc.list_parent_indices(table["labels"]).to_numpy().astype(np.int64)
+        columns = self._columns(file)[pc.list_flatten(table["labels"]).to_numpy()]
+        order = np.lexsort((columns, rows))
+        order = order[columns[order] >= 0]
+        return rows[order], columns[order], len(columns) - len(order)
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    keys = set(map(label_key, others))
+    return tuple(name for name in names if label_key(name) not in keys)
+
+
+def _common(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    keys = set(map(label_key, others))
+    return tuple(name for name in names if label_key(name) in keys)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names.
+
+    >>> _some(["cat", "dog", "bird", "fish"])
+    "'cat', 'dog', 'bird' and 1 more"
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

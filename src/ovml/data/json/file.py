@@ -1,0 +1,163 @@
+"""One annotation file of class names and labelled images: checked and read once, then kept as Arrow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ovml.data.cache import cached_folder
+from ovml.utils.errors import UserError
+from ovml.utils.progress import track
+from ovml.vocabulary import check_names, label_key
+
+FORM = '{"classes": ["name", ...], "images": [["path", ["name", ...]], ...]}'
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """What a file says.
+
+    Attributes:
+        path: The file.
+        classes: Labels that every row of the file tells about: listed is present, not listed is absent.
+        others: Labels that rows list beside the classes, with the place of the first such row.
+        rows: Columns `path` (string, without the prefix) and `labels` (lists of places in `names`), memory-mapped.
+        counts: Of images, and of rows that repeat one.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    others: dict[str, int]
+    rows: pa.Table
+    counts: dict[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes, then the others."""
+        return (*self.classes, *self.others)
+
+
+def read_annotation_file(file: Path, cache_dir: str | Path | None, strip_prefix: str = "") -> AnnotationFile:
+    """Read a file of the form `{"classes": [...], "images": [["path", ["label", ...]], ...]}`.
+
+    A label that a row repeats counts once; so does a row that is repeated. Case and blanks of a label do not count.
+
+    Args:
+        file: The file.
+        cache_dir: See `ovml.data.cache.cache_root`.
+        strip_prefix: Folder that is taken off the front of the paths.
+
+    Raises:
+        UserError: The file is missing or not of that form; the message names the place.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such annotation file; it holds {FORM}")
+    with cached_folder(cache_dir, "json-file", [file], {"strip_prefix": strip_prefix}) as (folder, aside):
+        if aside is not None:
+            _write(aside, *_Parser(file, strip_prefix).parse())
+    about = json.loads((folder / "about.json").read_text())
+    rows = pa.ipc.open_stream(pa.memory_map(str(folder / "rows.arrow"))).read_all()
+    return AnnotationFile(file, tuple(about["classes"]), about["others"], rows, about["counts"])
+
+
+def _write(folder: Path, rows: Mapping[str, Sequence[int]], about: Mapping[str, Any]) -> None:
+    ends = np.cumsum(np.fromiter(map(len, rows.values()), np.int64, len(rows)))
+    values = np.fromiter(chain.from_iterable(rows.values()), np.int32, int(ends[-1]))
+    labels = pa.LargeListArray.from_arrays(pa.array(np.insert(ends, 0, 0)), pa.array(values))
+    table = pa.table({"path": pa.array(rows, pa.string()), "labels": labels})
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1 << 16)
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+class _Parser:
+    """Reads a file row by row, with the place of what is wrong."""
+
+    def __init__(self, file: Path, strip_prefix: str) -> None:
+        self.file = file
+        self.prefix = strip_prefix.rstrip("/") + "/" if strip_prefix else ""
+
+    def parse(self) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+        """Rows by path, and the rest."""
+        content = self._load()
+        self.classes = check_names(content["classes"], where=f"{self.file}: classes")
+        self.number = {name: place for place, name in enumerate(self.classes)}
+        self.number_of_key = {label_key(name): place for place, name in enumerate(self.classes)}
+        self.others: dict[str, int] = {}
+        images = content["images"]
+        if not images:
+            raise UserError(f"{self.file}: images: the list is empty; give at least one image")
+        rows: dict[str, tuple[int, ...]] = {}
+        for place, item in enumerate(track(images, f"reading {self.file.name}", total=len(images))):
+            path, labels = self._row(place, item)
+            if rows.setdefault(path, labels) != labels:
+                first = next(i for i, other in enumerate(images) if self._path(other[0]) == path)
+                raise UserError(
+                    f"{self.file}: images[{place}]: {path} has other labels than at images[{first}]; keep one of them"
+                )
+        if self.prefix and not any(item[0].startswith(self.prefix) for item in images):
+            raise UserError(
+                f"{self.file}: no image's path begins with {self.prefix!r} (--data.strip_prefix); "
+                f"the first is {images[0][0]!r}"
+            )
+        counts = {"images": len(rows), "repeated_images": len(images) - len(rows)}
+        return rows, {"classes": self.classes, "others": self.others, "counts": counts}
+
+    def _load(self) -> dict[str, list[Any]]:
+        try:
+            with open(self.file, encoding="utf-8-sig") as file:
+                content = json.load(file)
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot read the annotation file ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.file}: not UTF-8 text; save the annotations as UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.file}: not JSON ({str(error).splitlines()[0]}); it must hold {FORM}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.file}: expected {FORM}, got {_short(content)}")
+        for key in ("classes", "images"):
+            if not isinstance(content.get(key), list):
+                got = f"got {_short(content[key])}" if key in content else "it is missing"
+                raise UserError(f"{self.file}: {key}: expected a list, {got}; the file must hold {FORM}")
+        return content
+
+    def _row(self, place: int, item: Any) -> tuple[str, tuple[int, ...]]:
+        match item:
+            case [str(path), [*labels]] if path:
+                try:
+                    path.encode()
+                    return self._path(path), tuple(sorted({self._number(label, place) for label in labels}))
+                except UnicodeEncodeError:
+                    pass
+        raise UserError(
+            f'{self.file}: images[{place}]: expected ["path", ["label", ...]], got {_short(item)}; correct the row'
+        )
+
+    def _path(self, path: str) -> str:
+        return os.path.normpath(path.removeprefix(self.prefix))
+
+    def _number(self, label: Any, place: int) -> int:
+        if not isinstance(label, str) or not label.strip():
+            raise UserError(f"{self.file}: images[{place}]: label {_short(label)} is not a name; correct the row")
+        number = self.number.get(label)
+        if number is None:
+            label.encode()
+            key = label_key(label)
+            if key not in self.number_of_key:
+                self.number_of_key[key] = len(self.number_of_key)
+                self.others[label.strip()] = place
+            number = self.number[label] = self.number_of_key[key]
+        return number
+
+
+def _short(value: Any) -> str:
+    text = "".join(islice(json.JSONEncoder().iterencode(value), 61))  # lazily: the value may be the whole file
+    return text if len(text) <= 60 else text[:57] + "..."

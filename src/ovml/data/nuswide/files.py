@@ -1,0 +1,294 @@
+"""NUS-WIDE as its makers hand it out: lists of images, tables of 0 and 1 as text."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ovml.data.base import Split
+from ovml.data.cache import Ragged, Table, cached_table, record_batch
+from ovml.utils.errors import UserError
+from ovml.utils.progress import track
+from ovml.vocabulary import LabelVocabulary, label_key, read_names
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
+BLOCK_BYTES = 4 << 20
+BATCH_ROWS = 5_000
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class OfficialFiles:
+    """The official distribution.
+
+    The truth about the unseen labels is what people marked (`Groundtruth`). `AllTags81.txt`, `Train_Tags81.txt` and
+    `Test_Tags81.txt` are not that: they say whether a Flickr user gave the word as a tag, and are never read.
+
+    Args:
+        root: Folder of the data set.
+        cache_dir: See `ovml.data.cache.cache_root`.
+    """
+
+    exhaustive = True
+
+    def __init__(self, root: Path, cache_dir: str | None) -> None:
+        self.root = root.absolute()
+        self.cache_dir = cache_dir
+
+    @cached_property
+    def vocabulary(self) -> LabelVocabulary:
+        """Seen: the tags that are no concept. Unseen: the concepts."""
+        return read_vocabulary(self.root)
+
+    def table(self, split: Split) -> Table:
+        """Rows of a split.
+
+        Raises:
+            UserError: A file is missing, or is not of the form expected.
+        """
+        tag_list = tag_file(self.root)
+        reader = SplitReader(self.root, split)
+        matrices = self._matrices(split, read_names(tag_list))
+        inputs = [tag_list, concept_file(self.root), reader.list, *(f for m in matrices for f in m.files())]
+        if reader.all_list.is_file():
+            inputs.append(reader.all_list)
+
+        def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
+            found = [reader.read(matrix) for matrix in track(matrices, f"reading the {split} labels")]
+            if reader.replaced:
+                counts["files with a wrong value, those of all images read instead"] = reader.replaced
+            ids = np.concatenate([matrix.ids[ones.columns] for matrix, ones in zip(matrices, found, strict=True)])
+            rows = np.concatenate([ones.rows for ones in found])[ids >= 0]
+            ids = ids[ids >= 0]
+            order = np.lexsort((ids, rows))
+            positive = Ragged(rows[order], ids[order], len(reader.images))
+            for start in range(0, len(reader.images), BATCH_ROWS):
+                names = reader.images[start : start + BATCH_ROWS]
+                paths = [f"{self.root}/Flickr/{name}" for name in names]
+                yield record_batch(paths, positive.slice(start, start + len(names)), None, names)
+
+        return cached_table(self.cache_dir, f"nuswide-{split}", inputs, {"root": str(self.root)}, make)
+
+    def _matrices(self, split: Split, tags: Sequence[str]) -> list[Matrix]:
+        part = split.capitalize()
+        ids = {label_key(name): i for i, name in enumerate(self.vocabulary.seen)}
+        ids_of_tags = np.array([ids.get(label_key(tag), -1) for tag in tags])
+        folder = self.root / "NUS_WID_Tags"
+        matrices = [Matrix(folder / f"{part}_Tags1k.dat", folder / "AllTags1k.txt", ids_of_tags)]
+        folder = self.root / "Groundtruth"
+        for number, name in enumerate(self.vocabulary.unseen, start=len(ids)):
+            own = folder / "TrainTestLabels" / f"Labels_{name}_{part}.txt"
+            matrices.append(Matrix(own, folder / "AllLabels" / f"Labels_{name}.txt", np.array([number])))
+        return matrices
+
+
+class Matrix(NamedTuple):
+    """A table of 0 and 1 with a line for each image.
+
+    Attributes:
+        own: File with the lines of a split's images.
+        whole: File with those of all images; one of the two must be there.
+        ids: Label id of each column, -1 for a column that is no label.
+    """
+
+    own: Path
+    whole: Path
+    ids: Indices
+
+    def files(self) -> list[Path]:
+        """Those of the two that are there."""
+        need_file(self.own, self.whole)
+        return [file for file in (self.own, self.whole) if file.is_file()]
+
+
+class Ones(NamedTuple):
+    """Where a table of 0 and 1 is 1: row and column of each `[V]`."""
+
+    rows: Indices
+    columns: Indices
+
+
+class SplitReader:
+    """Reads a split's lines: from a file of its own where it is there, else from that of all images, by image name."""
+
+    def __init__(self, root: Path, split: Split) -> None:
+        self.list = need_file(root / "ImageList" / f"{split.capitalize()}Imagelist.txt")
+        self.all_list = root / "ImageList" / "Imagelist.txt"
+        self.replaced = 0
+
+    @cached_property
+    def images(self) -> list[str]:
+        """The split's images."""
+        return read_image_list(self.list)
+
+    def read(self, matrix: Matrix) -> Ones:
+        """Ones of the split's images."""
+        if matrix.own.is_file():
+            try:
+                return read_ones(matrix.own, len(matrix.ids), len(self.images))
+            except WrongValueError as error:
+                # The official Labels_lake_Train.txt has such a line (78,372); Labels_lake.txt is sound.
+                if not (matrix.whole.is_file() and self.all_list.is_file()):
+                    raise UserError(
+                        f"{error.what}; put {matrix.whole} and {self.all_list} there, and they are read instead "
+                        f"({SOURCE})"
+                    ) from error
+                logger.warning("%s; %s is read instead", error.what, matrix.whole)
+                self.replaced += 1
+        places = self._places
+        ones = read_ones(matrix.whole, len(matrix.ids), len(places))
+        kept = places[ones.rows] >= 0
+        return Ones(places[ones.rows[kept]], ones.columns[kept])
+
+    @cached_property
+    def _places(self) -> Indices:
+        """Each image's row in the split; -1 for an image of another one."""
+        row_of = {name: row for row, name in enumerate(read_image_list(need_file(self.all_list)))}
+        places = np.full(len(row_of), -1)
+        for place, name in enumerate(self.images):
+            if name not in row_of:
+                raise UserError(f"{self.list}: {name} is not listed in {self.all_list}; get both again from {SOURCE}")
+            places[row_of[name]] = place
+        return places
+
+
+class WrongValueError(UserError):
+    """A table of 0 and 1 holds something else."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what}; get the file again from {SOURCE}")
+
+
+def read_ones(path: Path, width: int, num_rows: int) -> Ones:
+    r"""Read a text file of `num_rows` lines with `width` values of 0 or 1.
+
+    Values are set apart by blanks or tabs, with or without one at the end; lines end with `\n` or `\r\n`; blank lines
+    do not count. The file is read in blocks, so memory depends on the number of ones alone.
+
+    Raises:
+        WrongValueError: A value is neither 0 nor 1.
+        UserError: A line has another number of values, or the file another number of lines.
+    """
+    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    lines = done = 0
+    for block in _blocks(path):
+        places = np.flatnonzero(block > ord(" "))
+        values = block[places] - np.uint8(ord("0"))  # characters below `0` wrap around to above 1
+        ends = np.flatnonzero(block == ord("\n"))
+        counts = np.diff(np.searchsorted(places, ends), prepend=0)
+        two_characters = np.diff(places) == 1
+        if (values > 1).any() or two_characters.any() or ((counts != width) & (counts != 0)).any():
+            _refuse(path, block.tobytes(), width, lines)
+        ones = np.flatnonzero(values)
+        rows.append(ones // width + done)
+        columns.append(ones % width)
+        done += len(values) // width
+        lines += len(ends)
+    if done != num_rows:
+        raise UserError(
+            f"{path}: {done:,} lines, but {num_rows:,} images are listed; the file or the list of images is "
+            f"incomplete, or of another version: get both again from {SOURCE}"
+        )
+    return Ones(np.concatenate(rows), np.concatenate(columns))
+
+
+def _blocks(path: Path) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """The bytes of a file, some whole lines at a time."""
+    rest = b""
+    with open(path, "rb") as file:
+        while chunk := file.read(BLOCK_BYTES):
+            whole, newline, rest = (rest + chunk).rpartition(b"\n")
+            if newline:
+                yield np.frombuffer(whole + newline, np.uint8)
+    if rest.strip():
+        yield np.frombuffer(rest + b"\n", np.uint8)
+
+
+def _refuse(path: Path, block: bytes, width: int, lines_before: int) -> None:
+    """Raise the error about the first line at fault."""
+    for number, line in enumerate(block.split(b"\n"), start=lines_before + 1):
+        values = line.split()
+        for value in values:
+            if value not in (b"0", b"1"):
+                raise WrongValueError(f"{path}, line {number}: {value[:20].decode('latin1')!r} is neither 0 nor 1")
+        if values and len(values) != width:
+            raise UserError(
+                f"{path}, line {number}: {len(values):,} values, {width:,} expected; get the file again from {SOURCE}"
+            )
+
+
+def read_image_list(path: Path) -> list[str]:
+    r"""Read image names, `<tag>/<n>_<id>.jpg`, from a list with one a line, `<tag>\<n>_<id>.jpg`.
+
+    Raises:
+        UserError: The list is empty, is not text, names an image twice, or has a line of another form.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file; get it again from {SOURCE}") from error
+    names = []
+    for number, line in enumerate(text.replace("\\", "/").splitlines(), start=1):
+        if name := line.strip():
+            if name.count("/") != 1:
+                raise UserError(f"{path}, line {number}: {name!r}, but <tag>/<n>_<id>.jpg is expected; mend the list")
+            names.append(name)
+    check_image_names(names, path)
+    return names
+
+
+def check_image_names(names: Sequence[str], path: Path) -> None:
+    """Raise a `UserError` where a list has no image, or one twice."""
+    if not names:
+        raise UserError(f"{path}: lists no image; get it again from {SOURCE}")
+    if len(set(names)) < len(names):
+        name, times = Counter(names).most_common(1)[0]
+        raise UserError(f"{path}: {name} is listed {times} times; each image counts once, so keep one of them")
+
+
+def read_vocabulary(root: Path, seen: str | None = None) -> LabelVocabulary:
+    """The labels. Unseen: the concepts.
+
+    Args:
+        root: Folder of the lists.
+        seen: File of the seen labels; where there is none, they are the tags that are no concept.
+    """
+    concepts = read_names(concept_file(root))
+    if seen and (root / seen).is_file():
+        return LabelVocabulary(read_names(root / seen), concepts)
+    known = set(map(label_key, concepts))
+    tags = read_names(tag_file(root))
+    return LabelVocabulary(tuple(tag for tag in tags if label_key(tag) not in known), concepts)
+
+
+def tag_file(root: Path) -> Path:
+    """The names of the 1,000 tags."""
+    return need_file(root / "NUS_WID_Tags" / "TagList1k.txt")
+
+
+def concept_file(root: Path) -> Path:
+    """The names of the 81 concepts."""
+    return need_file(root / "Concepts81.txt", root / "ConceptsList" / "Concepts81.txt")
+
+
+def need_file(*choices: Path, source: str = SOURCE) -> Path:
+    """The first of some files that is there.
+
+    Raises:
+        UserError: None is.
+    """
+    for file in choices:
+        if file.is_file():
+            return file
+    others = "".join(f", nor {file}" for file in choices[1:])
+    raise UserError(f"{choices[0]}: no such file{others}; it is handed out at {source}")

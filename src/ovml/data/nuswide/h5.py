@@ -1,0 +1,240 @@
+"""NUS-WIDE in the form that the zero-shot literature passes on: two HDF5 files with the labels of each image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ovml.data.base import Split
+from ovml.data.cache import Ragged, Table, cached_folder, cached_table, record_batch
+from ovml.data.nuswide.files import BATCH_ROWS, check_image_names, need_file, read_vocabulary
+from ovml.utils.errors import UserError
+from ovml.utils.progress import track
+from ovml.vocabulary import LabelVocabulary
+
+H5_SOURCE = "https://github.com/sunanhe/MKT"
+NAME_LISTS: dict[Split, str] = {"train": "img_names.pkl", "test": "test_img_names.pkl"}
+
+Bits = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class H5Files:
+    """The layout of BiAM and MKT: 1 is present, -1 absent and 0 unknown.
+
+    Args:
+        root: Folder of the data set.
+        cache_dir: See `ovml.data.cache.cache_root`.
+    """
+
+    def __init__(self, root: Path, cache_dir: str | None) -> None:
+        self.root = root.absolute()
+        self.cache_dir = cache_dir
+
+    @cached_property
+    def vocabulary(self) -> LabelVocabulary:
+        """Seen: `Concepts925.txt` or, without it, the tags that are no concept. Unseen: `Concepts81.txt`."""
+        return read_vocabulary(self.root, "Concepts925.txt")
+
+    @cached_property
+    def exhaustive(self) -> bool:
+        """Whether no mark is unknown, so that the absent ones need not be kept."""
+        return not any(self.marks(split).unknown for split in NAME_LISTS if h5_file(self.root, split).is_file())
+
+    def marks(self, split: Split) -> Marks:
+        """The marks of a split's images; read from the HDF5 file once."""
+        names = need_file(self.root / NAME_LISTS[split], source=H5_SOURCE)
+        file = need_file(h5_file(self.root, split), source=H5_SOURCE)
+        sizes = [len(self.vocabulary.seen), len(self.vocabulary.unseen)]
+        cached = cached_folder(self.cache_dir, f"nuswide-marks-{split}", [file, names], {"sizes": sizes})
+        with cached as (folder, aside):
+            if aside is not None:
+                marks = read_marks(file, read_image_names(names), *sizes)
+                np.save(aside / "present.npy", marks.present)
+                np.save(aside / "absent.npy", marks.absent)
+                (aside / "unknown.json").write_text(json.dumps(marks.unknown))
+        present, absent = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("present", "absent"))
+        return Marks(present, absent, json.loads((folder / "unknown.json").read_text()))
+
+    def table(self, split: Split) -> Table:
+        """Rows of a split.
+
+        Raises:
+            UserError: A file is missing, or is not of the form expected.
+        """
+        name_list = need_file(self.root / NAME_LISTS[split], source=H5_SOURCE)
+        flickr = self.root / "Flickr"
+        folders = {folder.name for folder in flickr.iterdir() if folder.is_dir()} if flickr.is_dir() else set()
+        images = image_paths(read_image_names(name_list), folders, name_list)
+        check_image_names(images, name_list)
+        marks = self.marks(split)
+        settings = {
+            "root": str(self.root),
+            "labels": len(self.vocabulary),
+            "exhaustive": self.exhaustive,
+            "images": hashlib.sha256("\n".join(images).encode()).hexdigest(),
+        }
+
+        def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
+            counts["unknown marks"] = marks.unknown
+            for start in range(0, len(images), BATCH_ROWS):
+                part = slice(start, start + BATCH_ROWS)
+                positive = _lists(marks.present[part])
+                negative = None if self.exhaustive else _lists(marks.absent[part])
+                yield record_batch([f"{flickr}/{name}" for name in images[part]], positive, negative, images[part])
+
+        inputs = [name_list, h5_file(self.root, split)]
+        return cached_table(self.cache_dir, f"nuswide-{split}", inputs, settings, make)
+
+
+def _lists(bits: Bits) -> pa.Array:
+    """Places of the set bits of each row."""
+    rows, places = np.nonzero(np.unpackbits(bits, axis=1))
+    return Ragged(rows, places, len(bits)).slice(0, len(bits))
+
+
+def h5_file(root: Path, split: Split) -> Path:
+    """The labels of a split."""
+    return root / "features" / f"nus_wide_{split}.h5"
+
+
+class Marks(NamedTuple):
+    """What is known of each image's labels.
+
+    Attributes:
+        present: Bits `[N, ceil(L / 8)]`, as `numpy.packbits` gives them.
+        absent: Likewise.
+        unknown: Number of pairs of image and label that are neither.
+    """
+
+    present: Bits
+    absent: Bits
+    unknown: int
+
+
+def read_marks(file: Path, names: Sequence[str], num_seen: int, num_unseen: int) -> Marks:
+    """Read `<name>-labels` and `<name>-labels_81` of every image.
+
+    `-labels` holds the seen labels, in the test split the unseen ones after them. `-labels_81` holds the unseen ones
+    and, where it is there, is what counts for them. A label of neither is unknown.
+
+    Raises:
+        UserError: h5py is not installed, the file is not HDF5, or an image's labels are missing or of another form.
+    """
+    h5py = _import_h5py()
+    size = num_seen + num_unseen
+    present, absent = (np.zeros((len(names), -(-size // 8)), np.uint8) for _ in range(2))
+    unknown = 0
+    try:
+        with h5py.File(file, "r") as content:
+            for row, name in enumerate(track(names, f"reading {file.name}")):
+                marks = np.zeros(size, np.int8)
+                labels = _read(h5py, content, f"{name}-labels", (num_seen, size))
+                unseen = _read(h5py, content, f"{name}-labels_81", (num_unseen,))
+                if labels is None:
+                    raise UserError(f"{file}: no labels of {name}; the list of names belongs to another file")
+                marks[: len(labels)] = labels
+                if unseen is not None:
+                    marks[num_seen:] = unseen
+                present[row] = np.packbits(marks == 1)
+                absent[row] = np.packbits(marks == -1)
+                unknown += size - int(np.count_nonzero(marks))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as HDF5 ({error}); download it again") from error
+    return Marks(present, absent, unknown)
+
+
+def _read(h5py: Any, content: Any, key: str, lengths: Sequence[int]) -> np.ndarray[Any, Any] | None:
+    """The values of a data set of an HDF5 file; `None` where it is not there."""
+    try:
+        found = h5py.h5d.open(content.id, key.encode())  # `content[key]` takes three times as long
+    except KeyError:
+        return None
+    values = np.empty(found.shape, found.dtype)
+    found.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    if values.shape not in [(length,) for length in lengths]:
+        expected = " or ".join(str(length) for length in lengths)
+        raise UserError(
+            f"{content.filename}: {key} has the shape {values.shape}, {expected} values expected; "
+            "give the label lists (Concepts925.txt, Concepts81.txt) that belong to it"
+        )
+    if ((values < -1) | (values > 1)).any():
+        raise UserError(f"{content.filename}: {key} has values other than 1, 0 and -1; download the file again")
+    return values
+
+
+def _import_h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError("these NUS-WIDE files need h5py; install it: pip install 'ovml[nuswide]'") from error
+    return h5py
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads lists, dicts and strings, and refuses all that is found by name, since that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
+
+
+def read_image_names(path: Path) -> list[str]:
+    """Read a pickled `{"img_names": [...]}`, also one of Python 2, without running what it may contain.
+
+    Raises:
+        UserError: It is not that.
+    """
+    with open(path, "rb") as file:
+        try:
+            content = _PlainUnpickler(file, encoding="latin1").load()
+        except Exception as error:  # a broken pickle raises nearly anything
+            raise UserError(
+                f"{path}: no pickle of plain names ({' '.join(str(error).split())}); download it again"
+            ) from error
+    names = content.get("img_names") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f'{path}: a pickled {{"img_names": [names]}} is expected; download it again')
+    return names
+
+
+def image_paths(names: Sequence[str], folders: Collection[str], where: Path) -> list[str]:
+    """Turn `<tag>_<n>_<id>.jpg` into `<tag>/<n>_<id>.jpg`.
+
+    A tag may hold underscores, and a name may begin with the folders in which its file once lay, joined by
+    underscores: the tag is the longest end of what comes before `<n>` that is a folder.
+
+    Args:
+        names: Names of images.
+        folders: Folders of pictures, one a tag.
+        where: File of the names, for messages.
+
+    Raises:
+        UserError: A name has another form.
+
+    >>> image_paths(["sky_0001_12.jpg", "data_Flickr_dark_sky_0002_13.jpg"], {"sky", "dark_sky"}, Path("names.pkl"))
+    ['sky/0001_12.jpg', 'dark_sky/0002_13.jpg']
+    """
+    tags: dict[str, str] = {}
+    paths = []
+    for name in names:
+        start, *file = name.rsplit("_", 2)
+        if len(file) < 2 or not start:
+            raise UserError(f"{where}: {name!r}, but <tag>_<n>_<id>.jpg is expected; download the list again")
+        if start not in tags:
+            tags[start] = _tag(start, folders)
+        paths.append(f"{tags[start]}/{'_'.join(file)}")
+    return paths
+
+
+def _tag(start: str, folders: Collection[str]) -> str:
+    parts = start.split("_")
+    ends = ["_".join(parts[first:]) for first in range(len(parts))]
+    # Where no picture is there yet, what follows the folder of all of them, if that is part of the name.
+    return next((end for end in ends if end in folders), start.rpartition("Flickr_")[2])

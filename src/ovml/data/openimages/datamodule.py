@@ -1,0 +1,282 @@
+"""Open Images: human-verified image-level labels, thousands of seen ones and the 400 most frequent others."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ovml.data.base import Split
+from ovml.data.cache import Table, cached_folder, cached_table, record_batch
+from ovml.data.folder import FolderDataModule
+from ovml.data.image_files import ImageCheck
+from ovml.data.openimages.csv import SOURCE
+from ovml.data.openimages.files import OpenImagesFiles, find_class_file, read_class_list, read_descriptions
+from ovml.data.openimages.hub import HubRows
+from ovml.utils.errors import UserError
+from ovml.vocabulary import LabelVocabulary
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+    from ovml.data.openimages.annotations import Marks
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 50_000
+OVER_100 = 101
+"""Training images that a seen label needs where no list of trainable classes is given."""
+
+
+class OpenImagesDataModule(FolderDataModule):
+    """Open Images (Kuznetsova et al., IJCV 2020), V4 and later: labels that people verified for whole images.
+
+    A label is present (verified, Confidence 1), absent (verified, 0) or, for most pairs of image and label, unknown;
+    a pair that is marked both ways is unknown too. Labels are keyed by machine id, since many share a name.
+
+    Seen are the trainable classes, unseen the labels outside them that are present in most test images. The rows of a
+    split are the images of its annotations; for validation and test those of the image list, if there is one, even
+    when nothing was verified for them.
+
+    `root` holds `{train,validation,test}-annotations-human-imagelabels.csv`, `class-descriptions.csv`,
+    `classes-trainable.txt`, or what later versions call them (`oidv7-...`), and pictures `{split}/{ImageID}.jpg`. Or it
+    is a set on the Hub such as `vikhyatk/openimages-human-labels`, or a folder of its Parquet files, with columns
+    `image`, `image_id` and `labels`. See docs/data/openimages.md.
+
+    Args:
+        root: Folder of the data set, or its name on the Hub.
+        num_unseen: Number of unseen labels. If the test split has fewer, all of them are taken, with a warning.
+        unseen_file: List of the unseen labels, machine ids one a line; `num_unseen` then does not count.
+        min_train_images: Trainable classes that are present in fewer training images are not seen labels. Default:
+            the list of trainable classes as it is. It takes reading the training annotations.
+        classes_trainable: List of the trainable classes. Default: the one in `root`. For a set on the Hub the labels
+            that are present in over 100 training images (or `min_train_images`).
+        class_descriptions: Names of the machine ids. Default: the file in `root`. For a set on the Hub its labels
+            themselves, if they are names.
+        streaming: Read a set on the Hub as it is needed, without storing it; wants the three files above.
+        streamed_rows: Rows of the training split, the length of an epoch, for a stream.
+        kwargs: See `FolderDataModule` and `MultiLabelDataModule`.
+
+    Raises:
+        UserError: There is no such folder, or an argument is out of range. Reading raises one as well: a file is
+            missing or malformed, a class has no name, an unseen label is seen, a split is empty.
+
+    Example:
+        ```yaml
+        data:
+          class_path: ovml.data.OpenImagesDataModule
+          init_args:
+            root: /data/open-images-v4
+            batch_size: 64
+        ```
+    """
+
+    title = "Open Images"
+    source = SOURCE
+    exhaustive = False
+
+    def __init__(
+        self,
+        root: str,
+        num_unseen: int = 400,
+        unseen_file: str | None = None,
+        min_train_images: int | None = None,
+        classes_trainable: str | None = None,
+        class_descriptions: str | None = None,
+        streaming: bool = False,
+        streamed_rows: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        for name, value in {"num_unseen": num_unseen, "min_train_images": min_train_images}.items():
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} must be at least 1; got {value}")
+        if streaming and not self.is_hub:
+            raise UserError(f"{self.root}: a folder of pictures is not streamed; leave data.streaming out")
+        self.num_unseen = num_unseen
+        self.unseen_file = unseen_file
+        self.min_train_images = min_train_images
+        self.class_files = {
+            "classes-trainable.txt": classes_trainable,
+            "class-descriptions.csv": class_descriptions,
+        }
+        self.streaming = streaming
+        self.streamed_rows = streamed_rows
+
+    def check_root(self) -> None:
+        """Raise a `UserError` unless the root is a folder, or may be a set on the Hub."""
+        self.is_hub = HubRows.is_it(self.root)
+        if not self.is_hub:
+            super().check_root()
+
+    @cached_property
+    def vocabulary(self) -> LabelVocabulary:
+        """The seen labels in the order of their list, then the unseen ones, the most frequent first."""
+        return LabelVocabulary.from_ids(self.seen_ids, self.unseen_ids, self.names)
+
+    @property
+    def label_ids(self) -> list[str]:
+        """Machine id of every label of the vocabulary."""
+        return self.seen_ids + self.unseen_ids
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Name of every machine id."""
+        if self._descriptions is not None:
+            return self._descriptions
+        labels = {*self.positives("train"), *self.positives("test")}
+        if some := sorted(label for label in labels if label.startswith("/")):
+            raise UserError(
+                f"{self.root}: labels such as {some[0]} are machine ids; give their names "
+                f"(--data.class_descriptions FILE, class-descriptions.csv from {SOURCE})"
+            )
+        return {label: label for label in labels}
+
+    @cached_property
+    def seen_ids(self) -> list[str]:
+        """Machine ids of the seen labels."""
+        path = self._class_file("classes-trainable.txt")
+        least = self.min_train_images
+        if path is None:
+            least = least or OVER_100
+            trainable = sorted(self.names)
+        else:
+            trainable = read_class_list(path, self.names)
+        if least is None:
+            return trainable
+        positives = self.positives("train")
+        seen = [label for label in trainable if positives.get(label, 0) >= least]
+        if not seen:
+            raise UserError(f"{self.root}: no label is present in {least:,} training images (min_train_images)")
+        return seen
+
+    @cached_property
+    def unseen_ids(self) -> list[str]:
+        """Machine ids of the unseen labels."""
+        seen = set(self.seen_ids)
+        if self.unseen_file is not None:
+            unseen = read_class_list(Path(self.unseen_file).expanduser(), self.names)
+            if both := [label for label in unseen if label in seen]:
+                raise UserError(
+                    f"{self.unseen_file}: {both[0]} ({self.names[both[0]]}) is a seen label, as are {len(both) - 1} "
+                    "others of the list; unseen labels must not be trained on, remove them"
+                )
+            return unseen
+        positives = self.positives("test")
+        others = [label for label, count in positives.items() if count and label not in seen]
+        unseen = sorted(others, key=lambda label: (-positives[label], label))[: self.num_unseen]
+        if not unseen:
+            raise UserError(
+                f"{self.root}: no label outside the {len(seen):,} seen ones is present in a test image, so that none "
+                f"is unseen; the annotations of the test split are handed out at {SOURCE}"
+            )
+        if nameless := [label for label in unseen if label not in self.names]:
+            raise UserError(
+                f"{self.root}: the test annotations have {nameless[0]}, which is not among the class descriptions; "
+                "take both files of the same version"
+            )
+        if len(unseen) < self.num_unseen:
+            logger.warning(
+                "%s: %s labels outside the seen ones are present in test images, fewer than num_unseen %s; "
+                "figures on them compare with no published ones",
+                *(self.root, f"{len(unseen):,}", f"{self.num_unseen:,}"),
+            )
+        return unseen
+
+    def positives(self, split: Split) -> dict[str, int]:
+        """Number of a split's images in which a label is present, for every label of its annotations."""
+        settings = {"names": self._hub_settings}
+        inputs = self._layout.inputs(split)
+        with cached_folder(self.cache_dir, "openimages-counts", inputs, settings) as (folder, aside):
+            if aside is not None:
+                _, marks = self._layout.read(split)
+                (aside / "positives.json").write_text(json.dumps(marks.positives()))
+        counts: dict[str, int] = json.loads((folder / "positives.json").read_text())
+        return counts
+
+    def read_annotations(self, split: Split) -> Table:
+        """Rows of a split, in the order of its list of images and of its annotations."""
+        label_ids = self.label_ids
+
+        def make(counts: dict[str, int]) -> Iterable[pa.RecordBatch]:
+            image_ids, marks = self._layout.read(split, label_ids)
+            positive, negative = marks.lists(len(label_ids), counts)
+            del marks
+            for start in range(0, len(image_ids), ROWS_AT_ONCE):
+                ids = image_ids.slice(start, ROWS_AT_ONCE)
+                stop = start + len(ids)
+                paths = self._layout.paths(split, ids)
+                yield record_batch(paths, positive.slice(start, stop), negative.slice(start, stop), ids)
+
+        settings = {"root": str(self.root.absolute()), "labels": label_ids, "names": self._hub_settings}
+        inputs = self._layout.inputs(split)
+        table = cached_table(self.cache_dir, f"openimages-{split}", inputs, settings, make)
+        return self._layout.finish(split, table)
+
+    def check(self, split: Split) -> ImageCheck:
+        """Which pictures of a split are there; those that are part of the rows always are."""
+        if not self.is_hub:
+            return super().check(split)
+        table, none = self.annotations(split), np.zeros(0, dtype=np.int64)
+        return ImageCheck(len(table.rows), none, none, table.folder)
+
+    def dataset(self, split: Split) -> datasets.Dataset | datasets.IterableDataset:  # type: ignore[override]
+        """Rows of a split without those whose picture is missing; a stream has all.
+
+        Raises:
+            UserError: More than `max_missing` of the pictures are missing, or the split is empty.
+        """
+        if not self.streaming:
+            return super().dataset(split)
+        if self.validation_size:
+            raise UserError("data.validation_size needs the rows on disk; leave it or data.streaming out")
+        assert isinstance(self._layout, HubRows)
+        return self._layout.stream(split, self.label_ids)
+
+    def prepare_data(self) -> None:
+        """Read annotations and look for pictures, once on every machine; a stream is read as it comes."""
+        if not self.streaming:
+            super().prepare_data()
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return HubRows(self.root, self._descriptions, self.streaming) if self.is_hub else OpenImagesFiles(self.root)
+
+    @cached_property
+    def _descriptions(self) -> dict[str, str] | None:
+        path = self._class_file("class-descriptions.csv")
+        return read_descriptions(path) if path else None
+
+    @property
+    def _hub_settings(self) -> list[str] | None:
+        """What the meaning of a set's labels depends on where they are names."""
+        return sorted(map(str, (self._descriptions or {}).items())) if self.is_hub else None
+
+    def _class_file(self, name: str) -> Path | None:
+        given = self.class_files[name]
+        path = Path(given).expanduser() if given else find_class_file(self.root, name)
+        if path is None and not self.is_hub:
+            raise UserError(f"{self.root}: no {name} there; get it from {SOURCE}")
+        return path
+
+
+class Layout(Protocol):
+    """A form in which Open Images lies on disk."""
+
+    def inputs(self, split: str) -> list[Path]:
+        """Files that the marks of a split are read from."""
+
+    def read(self, split: str, label_ids: list[str] = ...) -> tuple[pa.Array, Marks]:
+        """Image ids of a split, and its marks."""
+
+    def paths(self, split: str, image_ids: pa.Array) -> pa.Array:
+        """Paths of pictures, where they are files."""
+
+    def finish(self, split: str, table: Table) -> Table:
+        """The table with the pictures, where they are part of the rows."""

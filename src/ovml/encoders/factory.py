@@ -1,0 +1,35 @@
+"""Which encoders belong to a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ovml.encoders.clip import ImageEncoder, TextEncoder
+from ovml.encoders.execution import Execution
+from ovml.encoders.siglip import SiglipImageEncoder, SiglipTextEncoder
+from ovml.utils.errors import UserError
+
+
+def make_encoders(clip: Any, tokenizer: Any, execution: Execution | None = None) -> tuple[ImageEncoder, TextEncoder]:
+    """The encoders that belong to a model.
+
+    Args:
+        clip: A `CLIPModel` or `SiglipModel`.
+        tokenizer: The checkpoint's tokenizer.
+        execution: How the blocks are run.
+
+    Raises:
+        UserError: It is another model, or lacks a part that the encoders need.
+
+    Example:
+        >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
+        >>> image_encoder, text_encoder = make_encoders(load_clip("ovml-demo"), load_tokenizer("ovml-demo"))
+        >>> type(image_encoder).__name__
+        'ImageEncoder'
+    """
+    kind = getattr(getattr(clip, "config", None), "model_type", None)
+    if kind == "clip":
+        return ImageEncoder(clip, execution), TextEncoder(clip, tokenizer, execution=execution)
+    if kind == "siglip":
+        return SiglipImageEncoder(clip, execution), SiglipTextEncoder(clip, tokenizer, execution=execution)
+    raise UserError(f"clip: a {type(clip).__name__}; ovml needs a CLIPModel or SiglipModel")

@@ -1,0 +1,1 @@
+"""Using models: tagging, explaining, embedding labels, exporting."""

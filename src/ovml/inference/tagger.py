@@ -1,0 +1,308 @@
+"""Inference: images in, ranked labels out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ovml.utils.errors import UserError
+from ovml.utils.images import ImageLike, load_image
+
+if TYPE_CHECKING:
+    from ovml.classifier import OVMultiLabelClassifier
+    from ovml.inference.tag_output import Written
+    from ovml.prompts import PromptLearner
+    from ovml.vocabulary import LabelVocabulary
+
+
+class LabelScore(NamedTuple):
+    """A label and how well it fits: a score, which ranks the labels of one image, or a calibrated probability.
+
+    >>> LabelScore("red circle", 0.7).label
+    'red circle'
+    """
+
+    label: str
+    score: float
+
+
+Prepared = list[tuple[ImageLike, "Tensor | UserError"]]
+
+
+class Tagger:
+    """Ranks a fixed list of labels for any number of images; the labels are embedded once.
+
+    Args:
+        model: The classifier.
+        labels: Label names or a vocabulary. Default: the model's own.
+        top_k: Labels per image; `None` for all.
+        batch_size: Images run at once.
+        threshold: Least score (or probability) of a label that is given out; an image may then have none.
+            `calibrated`: the probabilities from which on the model's calibration calls each label present.
+        num_workers: Threads that read pictures while the model runs; 0 to read them in between. Default: one per core,
+            eight at most.
+        prompt: Takes the place of the model's own prompt: a template such as `"a photo of a {}"`, several of them,
+            which are averaged, or a `PromptLearner`.
+        probabilities: Give calibrated probabilities in the place of scores. The labels are scored together with those
+            that the model was calibrated with; see `ovml.metrics.Calibration`.
+
+    Raises:
+        UserError: `top_k` or `batch_size` is less than 1, `num_workers` less than 0, a template lacks its `{}`, there
+            are no proper labels, or probabilities are asked of a model that was never calibrated.
+
+    Example:
+        >>> from PIL import Image
+        >>> from ovml import OVMultiLabelClassifier
+        >>> tagger = Tagger(OVMultiLabelClassifier("ovml-demo"), ("red circle", "blue star"), top_k=1)
+        >>> len(list(tagger.tag([Image.new("RGB", (80, 80))] * 3)))
+        3
+    """
+
+    def __init__(
+        self,
+        model: OVMultiLabelClassifier,
+        labels: Sequence[str] | LabelVocabulary | None = None,
+        top_k: int | None = 5,
+        batch_size: int = 32,
+        threshold: float | Literal["calibrated"] | None = None,
+        num_workers: int | None = None,
+        prompt: PromptLearner | str | Sequence[str] | None = None,
+        probabilities: bool = False,
+    ) -> None:
+        from ovml.data.transforms import EvalTransform
+
+        for name, value, least in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}; got {value}")
+        self.model = model
+        self.vocabulary = model.vocabulary_of(labels)
+        self.labels = self.vocabulary.names
+        self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
+        self.batch_size = batch_size
+        self.threshold = threshold
+        self.num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
+        self.prompt = None if prompt is None else self._bound(prompt)
+        self.probabilities = probabilities or threshold == "calibrated"
+        self.calibration = model.calibration if self.probabilities else None
+        if self.probabilities and self.calibration is None:
+            raise UserError(
+                "probabilities: this model was never calibrated; validate it on labelled images (ovml fit does), "
+                "or take its scores"
+            )
+        self._scored = self.vocabulary if self.calibration is None else self.calibration.together(self.vocabulary)
+        self.transform = EvalTransform(model.image_spec)
+        self._label_embeds: Tensor | None = None
+
+    def _bound(self, prompt: PromptLearner | str | Sequence[str]) -> PromptLearner:
+        from ovml.prompts import PromptLearner, TemplatePrompt
+
+        prompt = prompt if isinstance(prompt, PromptLearner) else TemplatePrompt(prompt)
+        return prompt if hasattr(prompt, "text_encoder") else prompt.bind(self.model.prompt.text_encoder)
+
+    def label_embeds(self) -> Tensor:
+        """Embeddings `[L, D]` of all labels that are scored, those asked for first."""
+        # The model keeps the embeddings of its own prompt, the tagger those of another one.
+        device = self.model.device
+        if self.prompt is None:
+            return self.model.embed_labels(self._scored)
+        if self._label_embeds is None:
+            # As the model embeds its own prompt: in full precision, since it is done once.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._label_embeds = self.prompt.to(device)(self._scored)
+        return self._label_embeds.to(device)
+
+    @overload
+    def tag(
+        self, images: Iterable[ImageLike], on_error: Literal["raise"] = "raise"
+    ) -> Iterator[tuple[ImageLike, list[LabelScore]]]: ...
+
+    @overload
+    def tag(
+        self, images: Iterable[ImageLike], on_error: Literal["row"]
+    ) -> Iterator[tuple[ImageLike, list[LabelScore] | UserError]]: ...
+
+    def tag(
+        self, images: Iterable[ImageLike], on_error: Literal["raise", "row"] = "raise"
+    ) -> Iterator[tuple[ImageLike, list[LabelScore] | UserError]]:
+        """Yield each image with its ranked labels, in order.
+
+        Images are asked for as they are needed, two batches ahead, so an endless stream of them is no trouble.
+
+        Args:
+            images: PIL images, paths, bytes or arrays.
+            on_error: What an image that cannot be read does: `raise` an error, or be a `row` like any other, with the
+                error in the place of the labels.
+
+        Raises:
+            UserError: An image cannot be read; or `images` is one image, not several.
+        """
+        for batch, scores in self._score_batches(images):
+            ranked = iter(self._rank(scores))
+            for image, pixels in batch:
+                if isinstance(pixels, Tensor):
+                    yield image, next(ranked)
+                elif on_error == "raise":
+                    raise pixels
+                else:
+                    yield image, pixels
+
+    def score(self, images: Iterable[ImageLike]) -> Tensor:
+        """Scores (or probabilities) of all labels, a row per image, in order; `top_k` and `threshold` take no part.
+
+        Args:
+            images: As for `tag`.
+
+        Returns:
+            `[N, L]` float32 on the CPU; the columns are `labels`.
+
+        Raises:
+            UserError: An image cannot be read; or `images` is one image, not several.
+        """
+        rows = [torch.empty(0, len(self.labels))]
+        for batch, scores in self._score_batches(images):
+            for _, pixels in batch:
+                if not isinstance(pixels, Tensor):
+                    raise pixels
+            rows.append(scores.cpu())
+        return torch.cat(rows)
+
+    def write(
+        self,
+        images: Iterable[ImageLike],
+        out: str | Path,
+        overwrite: bool = False,
+        on_rows: Callable[[Written], None] | None = None,
+    ) -> Written:
+        """Tag images into a file, going on where an interrupted run of the same settings stopped.
+
+        Args:
+            images: As for `tag`; the same ones in the same order where a run is taken up again.
+            out: `.jsonl`, `.csv` or `.parquet`; see `ovml.inference.tag_output`. It appears when it is complete.
+            overwrite: Begin anew, whatever is there.
+            on_rows: Called with the counts so far, at the start and after each batch.
+
+        Raises:
+            UserError: The file exists, cannot be written, or was begun with other settings or other images.
+        """
+        from ovml.inference.tag_output import write_tags
+
+        return write_tags(self, images, out, overwrite, on_rows)
+
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on beside the images, with digests for what is large."""
+        text = self.model.prompt if self.prompt is None else self.prompt
+        model = f"{self.model.image_spec} {_describe(self.model.head)}"
+        return {
+            "model": _digest(model, self.model.image_encoder.state_dict(), self.model.head.state_dict()),
+            "prompt": _digest(_describe(text), text.state_dict()),
+            "labels": _digest("\n".join([*self.labels, *self.vocabulary.texts])),
+            "top_k": self.top_k,
+            "threshold": self.threshold,
+            **({} if self.calibration is None else {"calibration": _digest(json.dumps(self.calibration.to_dict()))}),
+        }
+
+    def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
+        """Batches of images, each with the scores `[R, L]` of those that can be read."""
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+            raise UserError("images: expected several images, got one; write [image]")
+        label_embeds = self.label_embeds()
+        for batch in self._prepare(images):
+            readable = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
+            none = torch.empty(0, len(self.labels))
+            yield batch, self._score(torch.stack(readable), label_embeds) if readable else none
+
+    def _prepare(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
+        """Batches of images with their pixel values, read while the caller is busy with the batch before."""
+        rest = iter(images)
+        if self.num_workers == 0:
+            while read := [(image, self._read(image)) for image in islice(rest, self.batch_size)]:
+                yield read
+            return
+        pool = ThreadPoolExecutor(self.num_workers)
+        ahead: deque[tuple[ImageLike, Future[Tensor | UserError]]] = deque()
+        try:
+            while True:
+                for image in islice(rest, 2 * self.batch_size - len(ahead)):
+                    ahead.append((image, pool.submit(self._read, image)))
+                if not ahead:
+                    return
+                batch = [ahead.popleft() for _ in range(min(self.batch_size, len(ahead)))]
+                yield [(image, future.result()) for image, future in batch]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, image: ImageLike) -> Tensor | UserError:
+        try:
+            return self.transform(load_image(image))
+        except UserError as error:
+            return error
+        except Exception as error:  # a malformed picture may lead Pillow to any of them
+            name = image if isinstance(image, (str, os.PathLike)) else "image"
+            wrapped = UserError(f"{name}: broken image ({type(error).__name__}: {error}); replace the file")
+            wrapped.__cause__ = error
+            return wrapped
+
+    def _score(self, pixels: Tensor, label_embeds: Tensor) -> Tensor:
+        model, training = self.model, self.model.training
+        model.eval()
+        with torch.inference_mode():
+            features = model.image_encoder(pixels.to(model.device))
+            scores = model.score(features, label_embeds)[:, : len(self.labels)].float()
+        model.train(training)
+        return scores if self.calibration is None else self.calibration.probabilities(scores)
+
+    def _rank(self, scores: Tensor) -> list[list[LabelScore]]:
+        best = scores.topk(self.top_k)
+        return [
+            [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= self._least[c]]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    @cached_property
+    def _least(self) -> list[float]:
+        """Of each label the least score that is given out."""
+        if self.threshold == "calibrated" and self.calibration is not None:
+            return self.calibration.thresholds(self.vocabulary).tolist()
+        return [-float("inf") if self.threshold is None else float(self.threshold)] * len(self.labels)
+
+
+def load_model(name: str | Path) -> OVMultiLabelClassifier:
+    """Load a trained model or a plain CLIP checkpoint.
+
+    Args:
+        name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
+            the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
+
+    Raises:
+        UserError: There is no such model, or it cannot be read.
+    """
+    from ovml.classifier import OVMultiLabelClassifier
+
+    return OVMultiLabelClassifier.from_pretrained(name)
+
+
+def _describe(part: nn.Module) -> str:
+    public = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
+    plain = {k: v for k, v in sorted(public.items()) if isinstance(v, (bool, int, float, str, list, dict))}
+    return f"{type(part).__module__}.{type(part).__qualname__} {plain}"
+
+
+def _digest(text: str, *states: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for state in states:
+        for name, value in sorted(state.items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,122 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PROTOCOL_TITLES = {"zsl": "ZSL", "gzsl": "GZSL", "seen": "seen"}
+ROW_TITLES = {
+    "zero-shot": "zero-shot CLIP",
+    "vision": "MKT stage 1",
+    "lora": "LoRA",
+    "visual_prompt": "visual prompts",
+    "ladder": "RAM's ladder",
+    "head": "head",
+    "prompt": "MKT stage 2",
+}
+
+
+def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """A table of metrics in percent: mAP and precision, recall, F1 at k, a block of rows per protocol.
+
+    Args:
+        rows: Metrics by row name; keys such as `zsl/mAP` and `gzsl/F1@3`, values in 0..1.
+        title: What was evaluated.
+
+    Example:
+        >>> results_table({"zero-shot": {"zsl/mAP": 0.25}}, "validation").row_count
+        1
+    """
+    from rich.table import Table
+
+    titles = protocol_titles(rows)
+    protocols = [name for name in titles if name != "seen"] or ["seen"]
+    names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
+    metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
+    table = Table(title=f"{title} (%)")
+    table.add_column("labels", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for protocol in protocols:
+        for position, (row, values) in enumerate(rows.items()):
+            table.add_row(
+                titles.get(protocol, protocol) if position == 0 else "",
+                ROW_TITLES.get(row, row),
+                *(percent(values.get(f"{protocol}/{metric}")) for metric in metrics),
+                end_section=position == len(rows) - 1,
+            )
+    return table
+
+
+def protocol_titles(rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Titles of the protocols that some row has metrics of, by name; ZSL and GZSL first.
+
+    >>> protocol_titles({"prompt": {"new_words/mAP": 0.2, "zsl/mAP": 0.3, "calibration/ECE": 0.01}})
+    {'zsl': 'ZSL', 'new_words': 'new words'}
+    """
+    measured = dict.fromkeys(name.partition("/")[0] for values in rows.values() for name in values if "/" in name)
+    order = [name for name in dict.fromkeys((*PROTOCOL_TITLES, *measured)) if name in measured]
+    return {name: PROTOCOL_TITLES.get(name, name.replace("_", " ")) for name in order if name != "calibration"}
+
+
+def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table | None:
+    """A table of how far probabilities can be trusted, in percent; `None` where no row is calibrated.
+
+    Args:
+        rows: Metrics by row name, with the keys `calibration/ECE` and so on (`ovml.metrics.Calibration.evaluate`).
+        title: What was evaluated.
+    """
+    from rich.table import Table
+
+    calibrated = {row: values for row, values in rows.items() if "calibration/ECE" in values}
+    if not calibrated:
+        return None
+    columns = ("ECE", "ECE given", "F1")
+    table = Table(title=f"{title}, probabilities (%)")
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row, values in calibrated.items():
+        numbers = [values.get(f"calibration/{column}") for column in columns]  # none of what no label was given for
+        cells = ["" if number is None else f"{100 * number:.2f}" for number in numbers]
+        table.add_row(ROW_TITLES.get(row, row), *cells)
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; nothing where there is none.
+
+    >>> percent(0.25), percent(None)
+    ('25.0', '')
+    """
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def metric_order(metric: str) -> tuple[int, str]:
+    """Sorts metrics: mAP, then precision, recall, F1 by k; others by name.
+
+    >>> sorted(["F1@5", "R@3", "mAP", "P@3"], key=metric_order)
+    ['mAP', 'P@3', 'R@3', 'F1@5']
+    """
+    kind, _, k = metric.partition("@")
+    return int(k) if k.isdigit() else 0, {"P": "1", "R": "2", "F1": "3"}.get(kind, kind)
+
+
+def tag_table(ranked: Sequence[tuple[str, float]]) -> Table:
+    """The ranked labels of one image, scores first.
+
+    >>> tag_table([("red circle", 0.7), ("blue star", 0.1)]).row_count
+    2
+    """
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    for label, score in ranked:
+        table.add_row(f"{score:.4f}", label)
+    return table

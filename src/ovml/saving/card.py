@@ -1,0 +1,120 @@
+"""The model card of a saved model: what it is, how to use it, what it scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ovml.metrics.tables import ROW_TITLES, metric_order, percent, protocol_titles
+from ovml.utils.errors import UserError
+
+Rows = Mapping[str, Mapping[str, float]]
+
+TEMPLATE = """# {title}
+
+Open-vocabulary multi-label image classifier, saved by ovml {version}: any list of label names can be scored, also names
+that were not seen in training. Scores rank the labels of one image; they are no probabilities. Of a calibrated model
+`probabilities=True` (`--probabilities`) gives those.
+
+```python
+from ovml import OVMultiLabelClassifier
+
+model = OVMultiLabelClassifier.from_pretrained("{source}")
+model.predict_labels("photo.jpg", labels=["cat", "black cat", "harbour"], top_k=3)
+```
+
+    ovml tag photo.jpg --labels "cat,black cat,harbour" --model {source}
+
+| | |
+|---|---|
+{facts}
+
+## Evaluation
+
+{evaluation}
+"""
+
+
+def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
+    """Metrics by row, and the split that they are of.
+
+    Args:
+        source: The rows themselves (or one row), a JSON file of them, or a run folder, of which
+            `test_results.json` is taken, or else `results.json`, which is of the validation split.
+
+    Raises:
+        UserError: There are none.
+
+    >>> read_metrics({"zsl/mAP": 0.25})
+    ('', {'this model': {'zsl/mAP': 0.25}})
+    """
+    if source is None:
+        return "", {}
+    title = ""
+    if isinstance(source, (str, Path)):
+        file = Path(source)
+        if file.is_dir():
+            file = next((f for name in ("test_results.json", "results.json") if (f := file / name).is_file()), file)
+        title = {"test_results.json": "test", "results.json": "validation"}.get(file.name, "")
+        try:
+            source = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{file}: no metrics there ({error}); give a run folder with test_results.json (ovml test --ckpt_path)"
+            ) from error
+    if isinstance(source, Mapping) and source and all(isinstance(v, (int, float)) for v in source.values()):
+        source = {"this model": source}  # type: ignore[dict-item]
+    if not isinstance(source, Mapping) or not all(isinstance(row, Mapping) for row in source.values()):
+        raise UserError(f"metrics: expected rows such as {{'vision': {{'zsl/mAP': 0.3}}}}; got {source!r}")
+    return title, source
+
+
+def metrics_table(rows: Rows) -> str:
+    """A Markdown table in percent, a block of lines per protocol.
+
+    >>> print(metrics_table({"zero-shot": {"zsl/mAP": 0.25, "zsl/F1@3": 0.5}}))
+    | labels | model | mAP | F1@3 |
+    |---|---|---:|---:|
+    | ZSL | zero-shot CLIP | 25.0 | 50.0 |
+    """
+    titles = protocol_titles(rows)
+    names = {name for values in rows.values() for name in values if name.partition("/")[0] in titles}
+    metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
+    lines = [["labels", "model", *metrics], ["---", "---", *["---:"] * len(metrics)]]
+    for protocol, title in titles.items():
+        for row, values in rows.items():
+            cells = [values.get(f"{protocol}/{metric}") for metric in metrics]
+            if any(cell is not None for cell in cells):
+                lines.append([title, ROW_TITLES.get(row, row), *map(percent, cells)])
+    body = [f"| {' | '.join(line)} |" for line in lines]
+    body[1] = body[1].replace(" ", "")
+    return "\n".join(body)
+
+
+def model_card(data: Any, source: str, version: str, facts: Mapping[str, str], metrics: Any) -> str:
+    """The text of the card.
+
+    Args:
+        data: `huggingface_hub.ModelCardData`, the block before the text.
+        source: What `from_pretrained` is given: a name on the Hub or a folder.
+        version: ovml's.
+        facts: Two columns of a table.
+        metrics: See `read_metrics`.
+
+    Raises:
+        UserError: There are no metrics where `metrics` points to.
+    """
+    split, rows = read_metrics(metrics)
+    evaluation = "No figures were given."
+    if rows:
+        of = f" of the {split} split" if split else ""
+        evaluation = (
+            f"Percent{of}. ZSL: the unseen labels alone are scored; GZSL: seen and unseen together; seen: the seen "
+            f"alone.\n\n{metrics_table(rows)}"
+        )
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    title = source.rstrip("/").rpartition("/")[2]
+    body = TEMPLATE.format(title=title, version=version, source=source, facts=table, evaluation=evaluation)
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"

@@ -1,0 +1,258 @@
+"""Import of checkpoints that the published MKT code wrote.
+
+That code keeps its weights in OpenAI's CLIP names, in two files:
+
+- stage 1, the vision tower at the top level (`conv1.weight`, `transformer.resblocks.0.attn.in_proj_weight`, ...), its
+  projection as `projection_dist`, and an unused network `projection`;
+- stage 2, the text tower (`token_embedding.weight`, `transformer.resblocks...`, `text_projection`, ...), whose token
+  table was trained; after training on several devices every name begins with `module.`.
+
+Sizes are read from the tensors' shapes, so that no CLIP is needed for them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ovml.encoders.checkpoints import DEFAULT, ImageSpec, load_clip, load_tokenizer
+from ovml.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+    from ovml.classifier import OVMultiLabelClassifier
+    from ovml.vocabulary import LabelVocabulary
+
+BLOCK = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""A block's modules with weight and bias: OpenAI's names and Hugging Face's."""
+HEAD_DIM = 64
+"""Width of an attention head in every CLIP of OpenAI's."""
+
+
+@dataclass(frozen=True)
+class TowerFile:
+    """The tensors of one tower, without what stands before their names.
+
+    Attributes:
+        path: The file.
+        tensors: By OpenAI's names, float32.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def read(cls, path: str | Path, mark: str, what: str) -> TowerFile:
+        """Read a file without executing anything in it.
+
+        Args:
+            path: A file that `torch.save` wrote: tensors by name, or a mapping that holds them under `model` or
+                `state_dict`.
+            mark: A name that only this tower has; what stands before it stands before all the tower's names.
+            what: The tower, for errors.
+
+        Raises:
+            UserError: The file is missing, unreadable, needs pickled code, or holds no such tower.
+        """
+        tensors = _read(Path(path))
+        prefix = next((name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")), None)
+        if prefix is None:
+            some = ", ".join(repr(name) for name in list(tensors)[:2])
+            raise UserError(
+                f"{path}: no {what} in it: the key {mark!r} is missing (it has {some}, ...); --stage1 takes the "
+                "published code's first-stage file, --stage2 its second-stage file"
+            )
+        own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+        return cls(Path(path), own)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise UserError(f"{self.path}: the key {name!r} is missing; the file is cut short or of another model")
+        return self.tensors[name]
+
+    def either(self, *names: str) -> Tensor:
+        """The first of several names that is there."""
+        return self[next((name for name in names if name in self.tensors), names[0])]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of transformer blocks."""
+        found = (re.match(r"transformer\.resblocks\.(\d+)\.", name) for name in self.tensors)
+        return max((int(match[1]) + 1 for match in found if match), default=1)
+
+    def blocks(self) -> Iterator[tuple[str, Tensor]]:
+        """The transformer blocks' tensors by Hugging Face's names, from `layers.0.`."""
+        for i in range(self.num_layers):
+            for kind in ("weight", "bias"):
+                stacked = self[f"transformer.resblocks.{i}.attn.in_proj_{kind}"]
+                for name, value in zip("qkv", stacked.tensor_split(3), strict=True):
+                    yield f"layers.{i}.self_attn.{name}_proj.{kind}", value.contiguous()
+                for theirs, ours in BLOCK.items():
+                    yield f"layers.{i}.{ours}.{kind}", self[f"transformer.resblocks.{i}.{theirs}.{kind}"]
+
+
+def import_mkt(
+    stage1: str | Path,
+    stage2: str | Path,
+    clip: str | None = None,
+    tokenizer: str = DEFAULT,
+    labels: LabelVocabulary | None = None,
+    top_k: int | None = None,
+) -> OVMultiLabelClassifier:
+    """Make a model from the two files of the published code.
+
+    Args:
+        stage1: The first stage's file, with the vision tower.
+        stage2: The second stage's file, with the text tower.
+        clip: The CLIP checkpoint that training began with. The published code's evaluation reads label names with
+            its token embeddings, which are not in the files. Default: they are read with the trained ones, as the
+            published `inference.py` does; weight decay has shrunk these a little, and the
+            template's words have learned.
+        tokenizer: Folder or name of the CLIP tokenizer.
+        labels: The vocabulary.
+        top_k: Patches averaged by the head. Default: the share of training, 16 of 196.
+
+    Returns:
+        The model in evaluation mode, which normalises images as the published code does (ImageNet's mean).
+
+    Raises:
+        UserError: A file is missing, unreadable, or not of this kind; or tokenizer or CLIP cannot be loaded.
+    """
+    from ovml.classifier import OVMultiLabelClassifier
+    from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+    from ovml.heads import TwoStreamHead
+
+    vision = TowerFile.read(stage1, "conv1.weight", "vision tower")
+    text = TowerFile.read(stage2, "token_embedding.weight", "text tower")
+    model_of_files = build_clip(vision, text)
+    words = load_tokenizer(tokenizer)
+    table = text["token_embedding.weight"]
+    if (last := max(words.get_vocab().values())) >= len(table):
+        raise UserError(f"{tokenizer}: has token {last:,}, {stage2} has {len(table):,}; give the CLIP's own tokenizer")
+    if clip is not None:
+        original = load_clip(clip).text_model.embeddings.token_embedding.weight.detach()
+        if original.shape != table.shape:
+            sizes = f"{list(original.shape)}, not {list(table.shape)}"
+            raise UserError(
+                f"{clip}: its token table is {sizes} as in {stage2}; give the CLIP that training began with"
+            )
+        model_of_files.text_model.embeddings.token_embedding.weight.data.copy_(original)
+    head = None if top_k is None else TwoStreamHead(top_k)
+    model = OVMultiLabelClassifier(model_of_files, labels=labels, head=head, tokenizer=words)
+    context: Any = model.prompt
+    context.context.data.copy_(table[context.context_ids])
+    model._hub_base_model = clip
+    size = model.image_spec.size
+    # The published evaluation resizes to `int(256 / 224 * input_size)` before it cuts.
+    model.image_spec = ImageSpec(size, IMAGENET_MEAN, IMAGENET_STD, resize=size * 256 // 224)
+    return model.eval()
+
+
+def build_clip(vision: TowerFile, text: TowerFile) -> CLIPModel:
+    """A `CLIPModel` of two towers, its sizes read from their tensors.
+
+    Raises:
+        UserError: A key is missing, or shapes do not fit together.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    patches, projection = vision["conv1.weight"], vision.either("projection_dist", "proj")
+    table, positions = text["token_embedding.weight"], text["positional_embedding"]
+    grid = math.isqrt(len(vision["positional_embedding"]) - 1)
+    config = CLIPConfig(
+        vision_config={
+            **_tower_config(vision),
+            "image_size": grid * patches.shape[-1],
+            "patch_size": patches.shape[-1],
+        },
+        text_config={
+            **_tower_config(text),
+            "vocab_size": len(table),
+            "max_position_embeddings": len(positions),
+            "bos_token_id": len(table) - 2,
+            "eos_token_id": len(table) - 1,
+        },
+        projection_dim=projection.shape[1],
+    )
+    state = dict(_state(vision, text, projection))
+    model = CLIPModel(config)
+    own = model.state_dict()
+    state["logit_scale"] = own["logit_scale"]  # of no use here
+    for name, value in state.items():
+        if name not in own or own[name].shape != value.shape:
+            fits = list(own[name].shape) if name in own else "no such tensor"
+            raise UserError(
+                f"{vision.path}, {text.path}: {name} is {list(value.shape)}, expected {fits}; the two files must be of "
+                "one CLIP"
+            )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _state(vision: TowerFile, text: TowerFile, projection: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by Hugging Face's names; a projection is a linear map's weight there, so it is transposed."""
+    yield "visual_projection.weight", projection.T.contiguous()
+    yield "text_projection.weight", text["text_projection"].T.contiguous()
+    yield "vision_model.embeddings.class_embedding", vision["class_embedding"]
+    yield "vision_model.embeddings.patch_embedding.weight", vision["conv1.weight"]
+    yield "vision_model.embeddings.position_embedding.weight", vision["positional_embedding"]
+    yield "text_model.embeddings.token_embedding.weight", text["token_embedding.weight"]
+    yield "text_model.embeddings.position_embedding.weight", text["positional_embedding"]
+    norms = ((vision, "ln_pre", "vision_model.pre_layrnorm"), (vision, "ln_post", "vision_model.post_layernorm"))
+    for tower, theirs, ours in (*norms, (text, "ln_final", "text_model.final_layer_norm")):
+        for kind in ("weight", "bias"):
+            yield f"{ours}.{kind}", tower[f"{theirs}.{kind}"]
+    for tower, ours in ((vision, "vision_model"), (text, "text_model")):
+        for name, value in tower.blocks():
+            yield f"{ours}.encoder.{name}", value
+
+
+def _tower_config(tower: TowerFile) -> dict[str, Any]:
+    inner, width = tower["transformer.resblocks.0.mlp.c_fc.weight"].shape
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": tower.num_layers,
+        "num_attention_heads": max(1, width // HEAD_DIM),
+        "intermediate_size": inner,
+        "hidden_act": "quick_gelu",
+    }
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path") from error
+    except Exception as error:  # of what is no checkpoint, any
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"{path}: not a file of tensors that can be read without running code in it ({reason}); give the .pth file "
+            "as the published code wrote it"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = dict(_tensors(content.items())) if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors by name; give the .pth file as the published code wrote it")
+    return tensors
+
+
+def _tensors(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in items:
+        if isinstance(name, str) and isinstance(value, Tensor):
+            yield name.removeprefix("module."), value

@@ -1,0 +1,109 @@
+"""An average of the weights over training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ovml.training.distributed import cuts_models
+from ovml.utils.errors import UserError
+
+
+class LearnedEMA(Callback):
+    """An exponential moving average of the weights that learn; a stage's validation, checkpoint and result have it.
+
+    The average of each weight begins as the weight and becomes `decay * average + (1 - decay) * weight` with every
+    optimizer step. A run that was cut goes on as the unbroken one would have.
+
+    Lightning's own `EMAWeightAveraging` averages the frozen CLIP and its teacher too, keeps both in every checkpoint,
+    and does not resume from what `ovml fit` writes.
+
+    Args:
+        decay: What the average keeps of itself in a step, from 0 to below 1.
+        each_epoch: Begin anew with each epoch, as the published code of RAM (CVPR 2025) does; else with each stage.
+
+    Raises:
+        UserError: `decay` is out of its range; or, when training begins, the strategy cuts the model into shards.
+
+    Example:
+        `ovml fit --config demo.yaml --trainer.callbacks+ LearnedEMA --trainer.callbacks.decay 0.99`
+    """
+
+    def __init__(self, decay: float = 0.999, each_epoch: bool = False) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"LearnedEMA: decay must be at least 0 and below 1; got {decay}")
+        self.decay, self.each_epoch = decay, each_epoch
+        self._update = get_ema_multi_avg_fn(decay)
+        self._learning: dict[str, nn.Parameter] = {}
+        self._average: list[Tensor] = []  # of the same order; empty outside of training
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find what learns in this stage; forget what an earlier call of the trainer left."""
+        self._learning, self._average = {}, []
+        if stage == "fit":
+            if cuts_models(trainer.strategy):
+                raise UserError("LearnedEMA: cannot average a model in shards; take --trainer.strategy ddp")
+            self._learning = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the average, if no checkpoint had it."""
+        average = self._average or self._learning.values()
+        self._average = [a.detach().to(p.device, copy=True) for a, p in zip(average, self._weights, strict=True)]
+        self._last_step = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew, where asked to."""
+        if self.each_epoch:
+            for average, weight in zip(self._average, self._weights, strict=True):
+                average.copy_(weight)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Add the weights of an optimizer step; a batch without one adds nothing."""
+        if trainer.global_step > self._last_step:
+            self._update(self._average, self._weights, 0)
+            self._last_step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the average into the model."""
+        self._exchange()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the weights back."""
+        self._exchange()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the average in the model."""
+        self._exchange()
+        self._average = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights, whose place in a checkpoint the average takes."""
+        return {"weights": dict(zip(self._learning, self._weights, strict=True))} if self._average else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the average from the model, which the checkpoint was loaded into, and put the weights there."""
+        if self._learning:
+            self._average = [state_dict["weights"][name] for name in self._learning]
+            self._exchange()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the average in the place of the weights."""
+        if self._average:
+            checkpoint["state_dict"].update(zip(self._learning, self._average, strict=True))
+
+    @property
+    def _weights(self) -> list[Tensor]:
+        return [p.detach() for p in self._learning.values()]
+
+    def _exchange(self) -> None:
+        if self._average:  # not before training, for Lightning's check of the validation
+            for average, weight in zip(self._average, self._weights, strict=True):
+                kept = weight.clone()
+                weight.copy_(average)
+                average.copy_(kept)

@@ -1,0 +1,105 @@
+"""Layer-wise learning rates and the warm-up + half-cosine schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ovml.utils.errors import UserError
+
+
+class VisionTower(Protocol):
+    """What `layer_decay_groups` reads: a `CLIPModel` or an `ImageEncoder`."""
+
+    vision_model: Any
+    visual_projection: Any
+
+
+def layer_decay_groups(
+    clip: VisionTower, lr: float, weight_decay: float, layer_decay: float, num_layers: int
+) -> list[dict[str, Any]]:
+    """Optimizer groups for the end of a vision tower of any depth.
+
+    Block `i` (1-based) of `N` learns at `lr * layer_decay ** (N + 1 - i)`; post-layernorm and projection at `lr`.
+    Parameters of one dimension have no weight decay. (The published code's `param_groups_lrd`, after BEiT.)
+
+    Args:
+        clip: A `CLIPModel` or an `ImageEncoder`.
+        lr: Peak rate of post-layernorm and projection.
+        weight_decay: Decoupled weight decay of matrices.
+        layer_decay: Factor per block, counted from the end.
+        num_layers: How many of the last blocks learn.
+
+    Returns:
+        Groups with `params`, `lr`, `weight_decay` and `name`, from the first learning block to the projection.
+
+    Raises:
+        UserError: The tower has fewer than `num_layers` blocks.
+    """
+    layers = clip.vision_model.encoder.layers
+    depth = len(layers)
+    if not 0 <= num_layers <= depth:
+        raise UserError(f"num_layers must be from 0 to {depth}, the tower's blocks; got {num_layers}")
+    modules: list[tuple[str, float, list[nn.Module]]] = [
+        (f"layer_{i + 1}", lr * layer_decay ** (depth - i), [layers[i]]) for i in range(depth - num_layers, depth)
+    ]
+    modules.append((f"layer_{depth + 1}", lr, [clip.vision_model.post_layernorm, clip.visual_projection]))
+    groups = []
+    for name, rate, parts in modules:
+        params = [p for part in parts for p in part.parameters()]
+        matrices, vectors = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
+        groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay, "name": f"{name}_decay"})
+        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0, "name": f"{name}_no_decay"})
+    return groups
+
+
+def warmup_cosine(step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float) -> float:
+    """Learning rate at a step: linear from 0 to `base_lr`, then half a cosine to `min_lr`.
+
+    >>> tuple(round(warmup_cosine(s, 20, 2, 1e-3, 1e-6), 6) for s in (0, 1, 2, 20))
+    (0.0, 0.0005, 0.001, 1e-06)
+    """
+    if step < warmup_steps:
+        return base_lr * step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(total_steps - warmup_steps, 1e-12))
+    return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class WarmupCosineLR(LRScheduler):
+    """`warmup_cosine`, stepped per batch; a group's own rate scales the whole curve, its end too.
+
+    Args:
+        optimizer: Its groups' rates are the peaks.
+        total_steps: Steps of the whole training.
+        warmup_steps: Steps of the linear warm-up; may be a fraction.
+        min_lr: Rate at the end for a group whose peak is the optimizer's own `lr`.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> WarmupCosineLR(optimizer, total_steps=10, warmup_steps=2).get_last_lr()
+        [0.0]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: float,
+        warmup_steps: float = 0,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.min_lr = min_lr
+        self.peak_lr = float(optimizer.defaults["lr"])
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Rates of all groups at the current step."""
+        rate = warmup_cosine(self.last_epoch, self.total_steps, self.warmup_steps, self.peak_lr, self.min_lr)
+        return [float(base) * rate / self.peak_lr for base in self.base_lrs]

@@ -1,0 +1,1 @@
+"""What every room uses: errors, images, files, what is printed."""

@@ -1,0 +1,26 @@
+"""The one error that means: the input is at fault, and the message says what to do."""
+
+
+class UserError(ValueError):
+    """Bad input from the person at the keyboard: a file, a label list, a configuration.
+
+    The message is one line that names what is wrong, where, and what to do. The command line prints it
+    without a traceback and exits with 2; in Python it is an ordinary `ValueError`.
+
+    Example:
+        >>> from ovml import LabelVocabulary
+        >>> try:
+        ...     LabelVocabulary(("cat", "Cat"))
+        ... except UserError as error:
+        ...     print(error)
+        labels: 'Cat' (name 1) and 'cat' differ only in case or blanks (name 0); keep one of them
+    """
+
+
+def one_line(error: UserError) -> str:
+    r"""The message itself: a data loader's worker wraps it in the worker's traceback, whose last line it is.
+
+    >>> one_line(UserError("Caught UserError in worker process 0.\n...\novml.utils.errors.UserError: a.png: broken"))
+    'a.png: broken'
+    """
+    return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")

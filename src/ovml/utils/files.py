@@ -1,0 +1,44 @@
+"""Files that are never half there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or a folder to, and rename it to `path` when the block ends.
+
+    An error in the block removes what was written and leaves `path` as it was. Missing parent folders are made.
+
+    Args:
+        path: Where the file or folder appears. A file that is there is replaced; a folder that is there must be empty.
+
+    Example:
+        >>> target = getfixture("tmp_path") / "names.txt"
+        >>> with atomic_write(target) as beside:
+        ...     _ = beside.write_text("cat")
+        >>> target.read_text()
+        'cat'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as beside:
+        beside.write_text(text, encoding="utf-8")

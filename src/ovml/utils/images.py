@@ -1,0 +1,177 @@
+"""Reading pictures of any kind as RGB."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence, Set
+from fnmatch import fnmatchcase
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias, Union
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from ovml.utils.errors import UserError
+
+ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray[Any, Any]"]
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
+    """Return a picture as an upright 8-bit RGB image.
+
+    Greyscale, palette, CMYK and 16-bit pictures are converted, transparency is laid on white, and a camera's
+    EXIF rotation is applied. Of an animation the first frame is read.
+
+    Args:
+        source: A path, the bytes of an image file, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of
+            uint8, or of floats in 0..1.
+        name: What to call the picture in an error, where it is not a path.
+
+    Raises:
+        UserError: The file is missing, is no image that Pillow reads, or is broken; or the array has another form.
+
+    Example:
+        >>> load_image(np.zeros((4, 6), dtype=np.uint8)).mode
+        'RGB'
+    """
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source))
+    if not isinstance(source, (str, bytes, os.PathLike, Image.Image)):
+        raise UserError(f"image: expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
+    path = name or ("image" if isinstance(source, (bytes, Image.Image)) else str(source))
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return _to_rgb(image)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; give an image") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not an image that Pillow can read; convert it to JPEG or PNG") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path}: broken image ({str(error).splitlines()[0]}); replace the file or leave it out"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied for nothing
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it to 255
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((values / (257 if values.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.asarray(image)
+        image = Image.fromarray((values * (255 if values.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()  # before its file is closed
+    return image
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
+        raise UserError(f"image: expected an array [H, W], [H, W, 3] or [H, W, 4], got shape {list(array.shape)}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if np.issubdtype(array.dtype, np.floating):
+        array = (array * 255).round().clip(0, 255)
+    elif array.dtype != np.uint8:
+        raise UserError(f"image: expected uint8, or floats in 0..1, got {array.dtype}")
+    return Image.fromarray(array.astype(np.uint8))
+
+
+def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Expand folders and patterns to the images in them; files stay as they are.
+
+    Folders are searched through in order of name, one at a time and no sooner than they are needed; links to folders
+    are not followed. A folder that cannot be listed is given out itself, so that it is not passed over in silence.
+
+    Args:
+        paths: Files, folders, or patterns such as `photos/**/*.jpg`, in which `**` is any number of folders.
+
+    Raises:
+        UserError: At once: a path does not exist, or there is no image in a folder or by a pattern.
+    """
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = _search(path)
+            nothing = f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}"
+        elif path.exists():
+            inside = iter([path])
+            nothing = ""
+        elif _is_pattern(str(path)):
+            inside = _match(path)
+            nothing = "no file fits this pattern; check it"
+        else:
+            raise UserError(f"{path}: no such file or folder; check the path")
+        first = next(inside, None)
+        if first is None:
+            raise UserError(f"{path}: {nothing}")
+        found.append(chain([first], inside))
+    return chain.from_iterable(found)
+
+
+def _match(pattern: Path) -> Iterator[Path]:
+    """What a pattern fits: files, and the images in folders."""
+    fixed = next(i for i, part in enumerate(pattern.parts) if _is_pattern(part))
+    folder, parts = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
+    parts = tuple(part for i, part in enumerate(parts) if part != "**" or parts[i - 1 : i] != ("**",))
+    return _search(folder, parts, {0}, inside=False) if folder.is_dir() else iter(())
+
+
+def _is_pattern(part: str) -> bool:
+    return any(character in part for character in "*?[")
+
+
+def _search(
+    folder: Path, pattern: Sequence[str] = (), at: Set[int] = frozenset(), inside: bool = True
+) -> Iterator[Path]:
+    """Walk through a folder.
+
+    Args:
+        folder: Where to look.
+        pattern: Parts of a pattern that paths must fit.
+        at: The parts of it that may come next.
+        inside: Whether all images in the folder are wanted anyhow.
+    """
+    at = at | {i + 1 for i in at if pattern[i : i + 1] == ("**",)}
+    for path, is_folder in _entries(folder):
+        after = {i + (pattern[i] != "**") for i in at if i < len(pattern) and _fits(path.name, pattern[i])}
+        fits = len(pattern) in after or (len(pattern) - 1 in after and pattern[-1] == "**")
+        if is_folder:
+            if inside or after:
+                yield from _search(path, pattern, after, inside or fits)
+        elif fits or (inside and path.suffix.lower() in EXTENSIONS) or path == folder:
+            yield path
+
+
+def _fits(name: str, part: str) -> bool:
+    # As in a shell, hidden files are found by patterns with a dot only.
+    return fnmatchcase(name, part) and (part[0] == "." or name[0] != ".")
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Files and folders in a folder, by name; the folder itself as a file where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                (entry.name, is_folder)
+                for entry in entries
+                if (is_folder := entry.is_dir(follow_symlinks=False)) or entry.is_file()
+            )
+    except OSError:
+        yield folder, False
+        return
+    for name, is_folder in names:
+        yield folder / name, is_folder

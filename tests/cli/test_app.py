@@ -1,0 +1,444 @@
+"""The web page: what it computes, and the page itself in a headless browser."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ovml import LabelVocabulary, OVMultiLabelClassifier, Tagger, UserError
+from ovml.cli.app.address import address, listen
+from ovml.cli.app.command import app
+from ovml.cli.app.markup import SHOWN, bars, error, where
+from ovml.cli.app.ranking import Ranker, Ranking, typed_labels, vocabularies
+from ovml.data.synthetic.scenes import LABELS, draw_scene
+from ovml.encoders import TextEncoder
+from ovml.inference.explain import explain
+from ovml.inference.tagger import LabelScore
+from ovml.metrics.calibration import Calibration
+
+TYPED = ["red heart", "yellow star", "moon", "fish", "blue fish"]
+TRICKY = ["<b>fat</b>", "${1+1} {{7}}", "\"q\" 'x' &amp;", "Gemüse"]
+MOST = 30
+WAIT = 60_000
+
+
+@pytest.fixture(scope="module")
+def model():
+    return OVMultiLabelClassifier("ovml-demo", stages=[])
+
+
+@pytest.fixture(scope="module")
+def gradio():
+    return pytest.importorskip("gradio", reason="the page needs gradio")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scene") / "scene.png"
+    draw_scene(0, "test", 8).image.resize((216, 216)).save(path)
+    return str(path)
+
+
+class Buttons(HTMLParser):
+    """Reads bars back: label and score of each, and the bars' widths."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.texts, self.widths, self.tags, self._in = {}, [], [], None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self._in = attrs.get("class")
+        if self._in == "ovml-fill":
+            self.widths.append(float(re.fullmatch(r"width: ([\d.]+)%", attrs["style"])[1]))
+
+    def handle_data(self, data):
+        self.texts.setdefault(self._in, []).append(data)
+
+
+@given(
+    st.lists(
+        st.text("abc xyz", min_size=1).filter(str.strip), min_size=1, max_size=8, unique_by=lambda n: n.split()[0]
+    ),
+    st.lists(st.sampled_from([",", "\n", " , ", "\r\n", ",\n,", "\n\n"]), min_size=8, max_size=8),
+)
+def test_typed_labels_are_read_whatever_separates_them(names, separators):
+    text = "".join(name + separator for name, separator in zip(names, separators, strict=False))
+    assert typed_labels(text, 8).names == tuple(name.strip() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "none typed"),
+        (" ,\n, ", "none typed"),
+        ("a,b,c,d", "4 are too many; type at most 3"),
+        ("cat, dog, CAT", "differ only in case"),
+        ("x" * 201, "has 201 characters"),
+    ],
+)
+def test_a_bad_list_is_one_line(text, message):
+    with pytest.raises(UserError, match=message) as raised:
+        typed_labels(text, 3)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 200
+
+
+def test_the_lists_to_pick_from():
+    own = LabelVocabulary(("a", "b"), ("c",), ("x", "y", "z"))
+    given = LabelVocabulary(("k",))
+    lists = vocabularies(SimpleNamespace(vocabulary=own), "run", given)
+    assert [(title, labels.names, labels.texts) for title, labels in lists.items()] == [
+        ("given (1)", ("k",), ("k",)),
+        ("the model's own (3)", ("a", "b", "c"), ("x", "y", "z")),
+        ("seen in training (2)", ("a", "b"), ("x", "y")),
+        ("unseen in training (1)", ("c",), ("z",)),
+    ]
+    assert vocabularies(SimpleNamespace(vocabulary=None), "some/clip") == {}
+    (shapes,) = vocabularies(SimpleNamespace(vocabulary=None), "ovml-demo").values()
+    assert shapes.names == LABELS
+
+
+@pytest.mark.parametrize("prompt", [None, ["a drawing of a {}", "one {}"]])
+def test_a_ranking_is_the_taggers(model, scene, prompt):
+    ranking = Ranker(model, prompt).rank(scene, LabelVocabulary(tuple(TYPED)))
+    ((_, expected),) = Tagger(model, TYPED, top_k=None, prompt=prompt).tag([scene])
+    assert list(ranking.scores) == expected
+
+
+@pytest.mark.parametrize("prompt", [None, ["a drawing of a {}"]])
+def test_a_list_is_embedded_once(model, scene, prompt, monkeypatch):
+    ranker, vocabulary = Ranker(model, prompt), LabelVocabulary(("one of its own", str(prompt)))
+    embedded, tokenize = [], TextEncoder.tokenize
+    monkeypatch.setattr(TextEncoder, "tokenize", lambda *args: embedded.append(1) or tokenize(*args))
+    first = ranker.rank(scene, vocabulary)
+    count = len(embedded)
+    assert count >= 1
+    assert ranker.rank(scene, LabelVocabulary(vocabulary.names)) == first
+    ranker.find(first, vocabulary.names[0])
+    assert len(embedded) == count
+
+
+def test_a_label_is_found_where_explain_finds_it(model, scene, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sys.modules[explain.__module__], "draw_explanation", lambda *args: drawn.append(args))
+    explain(model, scene, TYPED)
+    picture, grid, evidence = drawn[0][:3]
+    ranker = Ranker(model)
+    ranking = ranker.rank(scene, LabelVocabulary(tuple(TYPED)))
+    for expected, (label, score) in zip(evidence, ranking.scores, strict=True):
+        found_picture, found_grid, found = ranker.find(ranking, label)
+        assert found_picture.tobytes() == picture.tobytes()
+        assert found_grid == grid
+        assert (found.label, found.patches) == (expected.label, expected.patches)
+        assert found.score == pytest.approx(score, abs=1e-5)
+        assert found.similarity == pytest.approx(expected.similarity, abs=1e-4)
+
+
+def test_bars_tell_the_ranking():
+    names = [*TRICKY, *(f"label {i}" for i in range(40))]
+    scores = [LabelScore(name, 0.8 - 0.05 * i) for i, name in enumerate(names)]
+    read = Buttons(bars(Ranking("a.png", LabelVocabulary(tuple(names)), scores)))
+    assert read.texts["ovml-name"] == names[:SHOWN]
+    assert [float(text) for text in read.texts["ovml-score"]] == pytest.approx([s.score for s in scores[:SHOWN]])
+    assert read.widths == pytest.approx([max(100 * s.score / 0.8, 0) for s in scores[:SHOWN]], abs=0.06)
+    assert "44 labels ranked, the best 20 shown" in read.texts["ovml-note"][0]
+    assert set(read.tags) == {"p", "ol", "li", "button", "span"}
+
+
+def test_bars_of_probabilities_are_the_probabilities():
+    scores = [LabelScore("a", 0.4), LabelScore("b", 0.025)]
+    read = Buttons(bars(Ranking("a.png", LabelVocabulary(("a", "b")), scores, probabilities=True)))
+    assert read.texts["ovml-score"] == ["40.0 %", "2.5 %"]
+    assert read.widths == [40.0, 2.5]
+
+
+def test_bars_of_negative_scores_are_empty():
+    scores = [LabelScore("a", -0.4), LabelScore("b", -0.5)]
+    assert Buttons(bars(Ranking("a.png", LabelVocabulary(("a", "b")), scores))).widths == [0, 0]
+
+
+def test_messages_are_escaped(model, scene):
+    assert "<script>" not in error("<script>")
+    ranker = Ranker(model)
+    label = '"><i>x</i>'
+    html = where(*ranker.find(ranker.rank(scene, LabelVocabulary((label,))), label))
+    assert set(Buttons(html).tags) == {"figure", "img", "figcaption", "strong", "span"}
+
+
+def test_a_picture_that_is_gone_or_broken_is_one_line(model, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    for path, message in ((broken, "broken.png: "), (tmp_path / "gone.png", "gone.png: no such file")):
+        with pytest.raises(UserError, match=f"^{message}") as raised:
+            Ranker(model).rank(str(path), LabelVocabulary(("a",)))
+        assert str(tmp_path) not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "0 to 65535"),
+        (["--max-labels", "0"], "at least 1"),
+        (["--max-upload-mb", "x"], "whole number"),
+        (["--labels", "a,a"], "is repeated"),
+        (["--host", "192.0.2.1"], "192.0.2.1"),
+        (["--port", "{taken}"], "cannot be used"),
+        (["--port", "0", "--device", "nowhere"], "--device nowhere"),
+        (["--port", "0", "--model", "{taken}/nothing"], "no such checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, gradio):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=message) as raised:
+        app(["app", *(argument.format(taken=taken.getsockname()[1]) for argument in arguments)])
+    assert "\n" not in str(raised.value)
+
+
+def test_the_address_is_one_that_a_browser_takes():
+    with listen("127.0.0.1", 0) as taken:
+        parts = urlsplit(address(taken))
+        with socket.create_connection((parts.hostname, parts.port)) as connection:
+            assert connection.getpeername() == taken.getsockname()
+    with listen("0.0.0.0", 0) as taken:
+        assert urlsplit(address(taken)).hostname == "127.0.0.1"
+
+
+@pytest.fixture
+def calibrated(model, monkeypatch):
+    calibration = Calibration(4.0, -1.0, threshold=0.5, vocabulary=LabelVocabulary(("ring", "moon", "drop")))
+    monkeypatch.setattr(model, "calibration", calibration)
+    return model
+
+
+def test_a_calibrated_model_gives_probabilities(calibrated, scene):
+    vocabulary = LabelVocabulary(tuple(TYPED))
+    ((_, expected),) = Tagger(calibrated, TYPED, top_k=None, probabilities=True).tag([scene])
+    ranking = Ranker(calibrated).rank(scene, vocabulary, probabilities=True)
+    assert (list(ranking.scores), ranking.probabilities) == (expected, True)
+    assert not Ranker(calibrated).rank(scene, vocabulary).probabilities
+    assert Ranker(calibrated).find(ranking, expected[0].label)[2].label == expected[0].label
+
+
+def test_the_box_of_probabilities_is_there_for_a_calibrated_model(model, gradio, request):
+    def boxes():
+        page = build_page(Ranker(model), {})
+        return [block.label for block in page.blocks.values() if isinstance(block, gradio.Checkbox)]
+
+    from ovml.cli.app.page import build_page
+
+    assert boxes() == []
+    request.getfixturevalue("calibrated")
+    assert boxes() == ["probabilities"]
+
+
+def test_a_picture_is_not_fetched_from_an_address(gradio):
+    from ovml.cli.app.page import upload_field
+
+    with gradio.Blocks():
+        field = upload_field()
+    with pytest.raises(gradio.Error, match="not fetched"):
+        asyncio.run(field.async_move_resource_to_block_cache("http://127.0.0.1:9/a.png"))
+
+
+# ---------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, gradio):
+    """The address of the page, served by the command in a process of its own."""
+    command = [sys.executable, "-m", "ovml", "app", "--port", "0", "--no-browser"]
+    command += ["--max-labels", str(MOST), "--max-upload-mb", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads"))}
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    deadline = threading.Timer(WAIT / 1000, process.kill)
+    deadline.start()
+    try:
+        said = re.match(r"ovml: (http://127\.0\.0\.1:\d+) ", process.stdout.readline())
+        deadline.cancel()
+        assert said, log.read_text()
+        yield said[1]
+        assert process.poll() is None, log.read_text()
+    finally:
+        deadline.cancel()
+        process.send_signal(signal.SIGINT)
+        code = process.wait(timeout=30)
+        process.stdout.close()
+    assert (code, log.read_text().splitlines()[-1]) == (0, "ovml: ended"), log.read_text()
+    # Gradio tells of those who name files that they did not upload, and of nothing else.
+    assert log.read_text().count("Traceback") == log.read_text().count("InvalidPathError: "), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium to open the page with")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(served, browser):
+    """The page, just opened; nothing on it may ask another host."""
+    page = browser.new_page(viewport={"width": 1180, "height": 900})
+    page.set_default_timeout(WAIT)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    answer = page.goto(served)
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    yield page
+    page.close()
+    assert asked
+    outside = [url for url in asked if not url.startswith((served, "data:", "blob:"))]
+    assert outside == []
+
+
+def asked_without_a_browser(served, path):
+    """What the server answers to one who names a file, and has uploaded none."""
+
+    def ask(place, data=None):
+        request = urllib.request.Request(f"{served}/{place}", data, {"Content-Type": "application/json"})
+        return urllib.request.urlopen(request, timeout=WAIT / 1000)
+
+    with ask("config") as answer:
+        config = json.load(answer)
+    (button,) = (c["id"] for c in config["components"] if c["props"].get("elem_id") == "rank")
+    (event,) = (d["id"] for d in config["dependencies"] if [button, "click"] in d["targets"])
+    data = [{"path": str(path), "meta": {"_type": "gradio.FileData"}}, "typed below", "cat"]
+    body = {"data": data, "fn_index": event, "trigger_id": button, "session_hash": f"s{hash(str(path))}"}
+    ask("gradio_api/queue/join", json.dumps(body).encode()).close()
+    with ask(f"gradio_api/queue/data?session_hash={body['session_hash']}") as lines:
+        return next(line.decode() for line in lines if b'"process_completed"' in line)
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "in the repository", "an address"])
+def test_files_that_were_not_uploaded_are_not_read(served, picture, place):
+    path = {"elsewhere": picture, "in the repository": __file__, "an address": f"{served}/favicon.ico"}[place]
+    answer = asked_without_a_browser(served, path)
+    assert '"success":false' in answer
+    assert "ovml-" not in answer  # neither a ranking nor what is wrong with the file
+
+
+def upload(page, path):
+    page.locator("#picture input[type=file]").set_input_files(str(path))
+    page.locator("#picture img").wait_for()
+
+
+def pick(page, title):
+    page.get_by_label("Labels", exact=True).click()
+    page.get_by_role("option", name=title).click()
+
+
+def type_labels(page, labels):
+    pick(page, "typed below")
+    page.get_by_label("Typed labels").fill("\n".join(labels))
+
+
+def ranking_of(page):
+    names = page.locator(".ovml-name").all_inner_texts()
+    return list(zip(names, map(float, page.locator(".ovml-score").all_inner_texts()), strict=True))
+
+
+def test_a_picture_is_ranked_and_a_label_found(page, scene, model, tmp_path):
+    upload(page, scene)
+    type_labels(page, TYPED + TRICKY)
+    page.get_by_role("button", name="Rank").click()
+    page.locator(".ovml-bar").first.wait_for()
+    ((_, expected),) = Tagger(model, TYPED + TRICKY, top_k=None).tag([scene])
+    shown = ranking_of(page)
+    assert [label for label, _ in shown] == [label for label, _ in expected]
+    assert [score for _, score in shown] == pytest.approx([score for _, score in expected], abs=2e-3)
+
+    label = expected[2].label
+    bar = page.locator(".ovml-bar").nth(2)
+    bar.click()
+    picture = page.locator("figure img")
+    picture.wait_for()
+    assert picture.get_attribute("alt") == f"Heat map of where {label} was found"
+    assert page.locator(".ovml-bar[aria-pressed=true]").all_inner_texts() == [bar.inner_text()]
+    ranker = Ranker(model)
+    vocabulary = LabelVocabulary(tuple(TYPED + TRICKY))
+    drawn = where(*ranker.find(ranker.rank(scene, vocabulary), label))
+    there, here = (pixels(picture.get_attribute("src")), pixels(re.search(r'src="([^"]*)', drawn)[1]))
+    assert np.abs(there - here).mean() < 1
+
+    page.keyboard.press("Tab")  # the next bar, without a mouse
+    page.keyboard.press("Enter")
+    page.get_by_alt_text(f"Heat map of where {expected[3].label} was found").wait_for()
+
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.width == 1180
+        assert np.asarray(image.convert("L")).std() > 10
+        assert len(set(image.convert("RGB").resize((300, 300)).get_flattened_data())) > 200
+
+
+def pixels(source):
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+        return np.asarray(image.convert("RGB")).astype(float)
+
+
+def test_an_example_is_ready_and_a_vocabulary_can_be_picked(page, model):
+    page.locator("#examples button, #examples img").first.click()
+    page.locator(".ovml-bar").first.wait_for()
+    assert len(ranking_of(page)) >= 2
+    pick(page, "drawn shapes")
+    page.get_by_role("button", name="Rank").click()
+    page.get_by_text(f"{len(LABELS)} labels ranked, the best {SHOWN} shown").wait_for()
+    assert len(ranking_of(page)) == SHOWN
+
+
+def test_what_is_wrong_is_said_in_one_line(page, scene, tmp_path):
+    rank, problem = page.get_by_role("button", name="Rank"), page.locator("#result [role=alert]")
+    upload(page, scene)
+    type_labels(page, [f"label {i}" for i in range(MOST + 1)])
+    rank.click()
+    problem.wait_for()
+    assert problem.inner_text() == f"labels: {MOST + 1} are too many; type at most {MOST}"
+    type_labels(page, ["cat", "Cat"])
+    rank.click()
+    page.get_by_text("differ only in case").wait_for()
+
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.click()
+    upload(page, broken)
+    type_labels(page, ["cat"])
+    rank.click()
+    page.get_by_text("broken.png: not an image that Pillow can read").wait_for()
+
+
+def test_a_file_that_is_too_large_is_refused(page, tmp_path):
+    large = tmp_path / "large.png"
+    noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(large)
+    assert large.stat().st_size > 2**20
+    page.locator("#picture input[type=file]").set_input_files(str(large))
+    page.get_by_text(re.compile("size", re.I)).wait_for()
+    assert page.locator("#picture img").count() == 0

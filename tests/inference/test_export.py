@@ -1,0 +1,366 @@
+"""Exported models: the same logits without ovml, and in ONNX without torch."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from ovml import OVMultiLabelClassifier, Tagger, UserError
+from ovml.cli.export import export_command
+from ovml.data.synthetic.scenes import draw_scene
+from ovml.data.transforms import EvalTransform
+from ovml.heads import (
+    CosineHead,
+    GlobalHead,
+    Head,
+    LocalHead,
+    OptimalTransportHead,
+    QueryHead,
+    SpatialSoftmaxHead,
+    TwoStreamHead,
+)
+from ovml.inference.export import export_model, labels_path
+from ovml.prompts import TemplatePrompt
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_onnx.py"
+LABELS = ["red circle", "blue star", "white heart", "fish", "moon", "green cross", "drop", "pink square"]
+HEADS = [
+    TwoStreamHead(5),
+    TwoStreamHead(5, normalize=False),
+    GlobalHead(),
+    LocalHead(5),
+    CosineHead(),
+    SpatialSoftmaxHead(global_weight=0.5),
+    QueryHead(4, 32, 2),
+    OptimalTransportHead(iterations=10),
+]
+
+
+class Learned(Head):
+    """A head of the user's with a weight."""
+
+    def __init__(self, weight=1.5):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+    def forward(self, features, label_embeds):
+        best = (features.patch_embeds @ label_embeds.T).amax(dim=1)
+        return torch.tanh(self.weight * best + features.global_embeds @ label_embeds.T)
+
+
+class Branching(Head):
+    """A head that cannot be traced: what it does depends on values."""
+
+    def forward(self, features, label_embeds):
+        scores = features.global_embeds @ label_embeds.T
+        return scores if scores.sum() > 0 else -scores
+
+
+class Fixed(Head):
+    """A head that is traced for the number of labels that it happens to be traced with."""
+
+    def forward(self, features, label_embeds):
+        return torch.stack([features.global_embeds @ row for row in label_embeds], dim=1)
+
+
+class Random(Head):
+    """A head that gives other scores each time."""
+
+    def forward(self, features, label_embeds):
+        scores = features.global_embeds @ label_embeds.T
+        return scores + torch.rand_like(scores)
+
+
+def model_with(head=None, labels=None, clip="ovml-demo"):
+    return OVMultiLabelClassifier(clip, labels=labels, head=head, stages=[])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model and its files, with labels and a prompt that is not the model's own."""
+    model = model_with(labels=LABELS)
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    return model, export_model(model, path, prompt="a drawing of a {}")
+
+
+def run_onnx(path, pixel_values, label_embeds):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs = {"pixel_values": pixel_values.numpy(), "label_embeds": label_embeds.numpy()}
+    return torch.from_numpy(session.run(None, inputs)[0])
+
+
+def run_torch(path, pixel_values, label_embeds):
+    return torch.export.load(path).module()(pixel_values, label_embeds)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{type(head).__name__}-{vars(head).get('normalize')}")
+@pytest.mark.parametrize(("suffix", "run"), [(".onnx", run_onnx), (".pt2", run_torch)])
+def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, tmp_path, monkeypatch):
+    model = model_with(head).eval()
+    path = tmp_path / f"model{suffix}"
+    export_model(model, path)
+    monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 5000)  # what it is compared with takes labels in chunks
+    for num_images in (1, 3):
+        for num_labels in (2, 7, 500):
+            pixel_values = torch.randn(num_images, 3, model.image_spec.size, model.image_spec.size)
+            label_embeds = torch.nn.functional.normalize(torch.randn(num_labels, model.prompt.text_encoder.embed_dim))
+            with torch.inference_mode():
+                expected = model.head(model.image_encoder(pixel_values), label_embeds)
+            found = run(path, pixel_values, label_embeds)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("suffix", "run"), [(".onnx", run_onnx), (".pt2", run_torch)])
+def test_a_head_of_the_users_with_weights(suffix, run, tiny, tmp_path):
+    model = model_with(Learned(0.7), clip=tiny)
+    files = export_model(model, tmp_path / f"model{suffix}")
+    pixel_values, label_embeds = torch.randn(1, 3, 48, 48), torch.randn(9, 16)
+    with torch.inference_mode():
+        expected = model.head(model.image_encoder(pixel_values), label_embeds)
+    torch.testing.assert_close(run(files.path, pixel_values, label_embeds), expected, atol=1e-4, rtol=0)
+    assert files.difference < 1e-4
+
+
+def test_both_axes_are_named_and_free(exported):
+    session = onnxruntime.InferenceSession(str(exported[1].path))
+    pixel_values, label_embeds = session.get_inputs()
+    (logits,) = session.get_outputs()
+    size, dim = exported[0].image_spec.size, exported[0].prompt.text_encoder.embed_dim
+    assert (pixel_values.name, pixel_values.shape) == ("pixel_values", ["batch", 3, size, size])
+    assert (label_embeds.name, label_embeds.shape) == ("label_embeds", ["labels", dim])
+    assert (logits.name, logits.shape) == ("logits", ["batch", "labels"])
+
+
+def test_the_files_hold_labels_and_how_pictures_are_prepared(exported, tmp_path):
+    model, files = exported
+    assert sorted(p.name for p in files.path.parent.iterdir()) == ["model.labels.safetensors", "model.onnx"]
+    with safe_open(files.labels, "pt") as file:
+        metadata, embeds = file.metadata(), file.get_tensor("label_embeds")
+    assert metadata["format"] == "ovml-label-embeddings"
+    assert json.loads(metadata["labels"]) == LABELS
+    prompt = TemplatePrompt("a drawing of a {}").bind(model.prompt.text_encoder)
+    assert torch.equal(embeds, prompt(model.vocabulary))
+    in_onnx = onnxruntime.InferenceSession(str(files.path)).get_modelmeta().custom_metadata_map
+    extra = {"ovml.json": ""}
+    torch.export.load(export_model(model, tmp_path / "model.pt2").path, extra_files=extra)
+    for found in (metadata, in_onnx, json.loads(extra["ovml.json"])):
+        assert json.loads(found["image_size"]) == json.loads(found["image_resize"]) == model.image_spec.size
+        assert tuple(json.loads(found["image_mean"])) == tuple(model.image_spec.mean)
+        assert tuple(json.loads(found["image_std"])) == tuple(model.image_spec.std)
+
+
+def test_the_model_itself_is_left_as_it_is(tiny, tmp_path):
+    model = OVMultiLabelClassifier(tiny, labels=LABELS, compile=True).train()
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    export_model(model, tmp_path / "model.pt2")
+    assert all(module.training for module in (model.image_encoder, model.head, model.prompt))
+    assert learns == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.image_encoder.execution.compile
+
+
+def test_half_precision_becomes_float32(tiny, tmp_path):
+    model = model_with(labels=LABELS, clip=tiny).half()
+    files = export_model(model, tmp_path / "model.onnx")
+    with safe_open(files.labels, "pt") as file:
+        label_embeds = file.get_tensor("label_embeds")
+    pixel_values = torch.randn(2, 3, model.image_spec.size, model.image_spec.size)
+    found = run_onnx(files.path, pixel_values, label_embeds)
+    model.float()
+    with torch.inference_mode():
+        expected = model.head(model.image_encoder(pixel_values), label_embeds)
+    assert label_embeds.dtype == found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_no_path_of_this_machine_is_in_the_file(suffix, tiny, tmp_path):
+    files = export_model(model_with(clip=tiny), tmp_path / f"model{suffix}")
+    assert files.labels is None
+    content = files.path.read_bytes()
+    for path in (Path(torch.__file__).parent, EXAMPLE.parents[1], tmp_path):
+        assert os.fsencode(path) not in content
+
+
+def test_an_operator_set_can_be_chosen(tiny, tmp_path):
+    import onnx
+
+    files = export_model(model_with(clip=tiny), tmp_path / "model.onnx", opset=18)
+    assert {i.domain: i.version for i in onnx.load(files.path).opset_import}[""] == 18
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+    files = export_model(model_with(clip=tiny), tmp_path / "model.onnx")
+    assert files.data == tmp_path / "model.onnx.data"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert files.data.stat().st_size > 100_000
+    monkeypatch.undo()
+    whole = export_model(model_with(clip=tiny), tmp_path / "model.onnx", overwrite=True)
+    assert whole.data is None
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (Branching(), "Branching: cannot be exported"),
+        (Fixed(), "Fixed: cannot be exported"),
+        (Random(), "differs from the model"),
+        (LocalHead(10_000), "top_k must be from 1"),
+    ],
+    ids=["branching", "fixed", "random", "too-many-patches"],
+)
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_head_that_cannot_be_exported_is_one_line_and_leaves_the_old_file(
+    head, message, suffix, tiny, tmp_path, capfd
+):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"before")
+    model = model_with(head, clip=tiny)
+    capfd.readouterr()
+    with pytest.raises(UserError, match=message) as error:
+        export_model(model, path, overwrite=True)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_a_missing_package_is_one_line(package, tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"needs the package {package}; pip install 'ovml\\[export\\]'"):
+        export_model(model_with(clip=tiny), tmp_path / "model.onnx")
+    assert export_model(model_with(clip=tiny), tmp_path / "model.pt2").difference < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_without_onnxruntime_it_says_that_nothing_was_checked(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ovml.inference.export.find_spec", lambda name: None)
+    export_command(["export", "--model", tiny, "--out", str(tmp_path / "model.onnx")])
+    assert "not checked" in capsys.readouterr().out
+    assert (tmp_path / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch.export"])
+def test_the_command_writes_both_files_and_nothing_else(format, tiny, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    export_command(["export", "--model", tiny, "--format", format, "--labels", "red heart, moon", "--prompt", "a {}"])
+    name = {"onnx": "model.onnx", "torch.export": "model.pt2"}[format]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.labels.safetensors", name]
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 3
+    assert "2 labels" in out
+    assert "checked" in out
+    assert err == ""
+
+
+def test_overwriting_takes_the_old_labels_away(tiny, tmp_path, capsys):
+    out = tmp_path / "model.pt2"
+    export_command(["export", "--model", tiny, "--out", str(out), "--labels", "a,b"])
+    with pytest.raises(UserError, match="exists already"):
+        export_command(["export", "--model", tiny, "--out", str(out)])
+    export_command(["export", "--model", tiny, "--out", str(out), "--overwrite"])
+    assert list(tmp_path.iterdir()) == [out]
+    assert "label embeddings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "tflite"], "'tflite': unknown; it is one of onnx, torch.export"),
+        (["--out", "{folder}/model.bin"], "end in .onnx or .pt2"),
+        (["--format", "onnx", "--out", "{folder}/model.pt2"], "end in .onnx"),
+        (["--format", "torch.export", "--out", "{folder}/model.onnx"], "end in .pt2"),
+        (["--out", "{folder}/there.onnx"], "exists already; give another name, or use --overwrite"),
+        (["--out", "{folder}/labelled.onnx"], "labelled.labels.safetensors: exists already"),
+        (["--out", "{folder}/folder.onnx", "--overwrite"], "is a folder"),
+        (["--out", "{folder}/there.onnx/model.onnx"], "cannot be written"),
+        (["--out", "{folder}/a.pt2", "--opset", "18"], "opset"),
+        (["--out", "{folder}/a.onnx", "--opset", "0"], "at least 1"),
+        (["--out", "{folder}/a.onnx", "--opset", "999"], "cannot be exported|operator set"),
+        (["--out", "{folder}/a.onnx", "--prompt", "a {{}}"], "no labels"),
+        (["--out", "{folder}/a.onnx", "--labels", "a,a"], "is repeated"),
+        (["--out", "{folder}/a.onnx", "--labels", "a", "--prompt", "a"], "{{}}"),
+        (["--out", "{folder}/a.onnx", "--model", "{folder}/none.ckpt"], "no such checkpoint"),
+        (["--nothing"], "unrecognized"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tiny, tmp_path):
+    for name in ("there.onnx", "labelled.labels.safetensors"):
+        (tmp_path / name).write_bytes(b"before")
+    (tmp_path / "folder.onnx").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message.replace("{{}}", r"\{\}")) as error:
+        export_command(["export", "--model", tiny, *(a.format(folder=tmp_path) for a in arguments)])
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def serve(*arguments):
+    """Run the example in a process of its own, in which neither torch nor ovml may have been loaded at the end."""
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "assert not {'torch', 'ovml', 'transformers'} & set(sys.modules), 'loaded'; assert 'onnxruntime' in sys.modules"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(EXAMPLE), *map(str, arguments)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return [line.split("\t") for line in run.stdout.splitlines()]
+
+
+def test_the_example_ranks_as_the_tagger_does_without_torch(exported, tmp_path):
+    model, files = exported
+    pictures = []
+    for i, size in enumerate([(80, 80), (64, 64), (101, 160), (333, 77)]):
+        picture = draw_scene(0, "test", i).image.resize(size)
+        if i == 3:
+            picture.putalpha(Image.linear_gradient("L").resize(size))
+        pictures.append(tmp_path / f"{i}.png")
+        picture.save(pictures[-1])
+    rows = serve(files.path, *pictures)
+    tagger = Tagger(model, top_k=5, prompt="a drawing of a {}")
+    expected = [(str(image), label, score) for image, tags in tagger.tag(pictures) for label, score in tags]
+    assert [(image, label) for image, _, label in rows] == [(image, label) for image, label, _ in expected]
+    np.testing.assert_allclose([float(score) for _, score, _ in rows], [s for _, _, s in expected], atol=1e-5)
+
+
+def test_the_example_prepares_pictures_bit_for_bit(exported):
+    prepare = runpy.run_path(str(EXAMPLE))["prepare"]
+    for resize in (None, 90):
+        spec = replace(exported[0].image_spec, resize=resize)
+        how = {"size": spec.size, "resize": resize or spec.size, "mean": list(spec.mean), "std": list(spec.std)}
+        for size in [(80, 80), (64, 64), (101, 160), (333, 77), (40, 20)]:
+            image = draw_scene(0, "test", 0).image.resize(size)
+            expected = EvalTransform(spec)(image).numpy()
+            assert np.array_equal(prepare(image, **how, squash=spec.squash, resample=spec.resample), expected)
+
+
+def test_another_file_of_labels_serves_the_same_model(exported, tmp_path):
+    model, files = exported
+    shutil.copy(files.path, tmp_path / "model.onnx")
+    others = ["white heart", "red moon", "blue fish"]
+    shutil.copy(
+        labels_path(export_model(model, tmp_path / "other.pt2", labels=others).path),
+        tmp_path / "model.labels.safetensors",
+    )
+    picture = tmp_path / "picture.png"
+    draw_scene(0, "test", 1).image.save(picture)
+    expected = [label for label, _ in model.predict_labels(picture, labels=others)]
+    assert [label for _, _, label in serve(tmp_path / "model.onnx", picture)] == expected

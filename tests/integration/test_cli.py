@@ -1,0 +1,354 @@
+"""The command line, run as a person runs it."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pandas
+import pytest
+import torch
+import yaml
+from commands import SMALL, ovml, ovml_here
+from PIL import Image
+from stopper import ControlC, PowerCut, ended_by
+
+from ovml.cli.main import main
+from ovml.inference.tag_files import JSONLines
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """A finished run."""
+    root = tmp_path_factory.mktemp("runs")
+    command = ["fit", "--config", config, *SMALL, "--trainer.default_root_dir", str(root)]
+    assert ovml_here(*command) == 0
+    return root / "version_0"
+
+
+def learned(run, stage):
+    return torch.load(run / stage / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_fit_leaves_checkpoints_logs_configuration_and_results(run):
+    assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "vision", "prompt"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] == 5
+    for stage in ("vision", "prompt"):
+        assert (run / stage / "last.ckpt").is_file()
+        rows = (run / stage / "log" / "metrics.csv").read_text().splitlines()
+        assert "val/zsl/mAP" in rows[0]
+        assert len(rows) > 3
+        assert list((run / stage / "log").glob("events.out.tfevents*"))
+
+
+def test_the_second_stage_starts_from_the_first(run):
+    vision, prompt = learned(run, "vision"), learned(run, "prompt")
+    changed = {name for name in vision if not torch.equal(vision[name], prompt[name])}
+    assert changed == {"prompt.context"}
+
+
+@pytest.mark.parametrize(("stage", "epoch"), [("vision", 0), ("vision", 2), ("prompt", 1)])
+def test_a_killed_run_resumes_to_the_same_weights(run, config, tmp_path, stage, epoch):
+    command = ["fit", "--config", config, *SMALL]
+    command += ["--trainer.default_root_dir", str(tmp_path)]
+    killed = ovml(*command, *ended_by(PowerCut, stage, epoch))
+    assert killed.returncode == 9, killed.stderr
+    assert (tmp_path / "version_0" / "prompt").exists() == (stage == "prompt")
+    assert ovml_here(*command, "--ckpt_path", "last") == 0
+    assert not (tmp_path / "version_1").exists()
+    for name in ("vision", "prompt"):
+        unbroken, again = learned(run, name), learned(tmp_path / "version_0", name)
+        assert all(torch.equal(unbroken[key], again[key]) for key in unbroken)
+    assert json.loads((run / "results.json").read_text()) == json.loads(
+        (tmp_path / "version_0" / "results.json").read_text()
+    )
+
+
+def test_an_interrupted_run_says_how_to_go_on(config, tmp_path):
+    command = ["fit", "--config", config, *SMALL, "--trainer.default_root_dir", str(tmp_path)]
+    command += ended_by(ControlC, "vision", 1)
+    interrupted = ovml(*command)
+    assert interrupted.returncode == 130
+    assert "ovml: interrupted" in interrupted.stderr
+    assert "--ckpt_path last" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    assert (tmp_path / "version_0" / "vision" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(("stage", "name"), [("VisionStage", "vision"), ("PromptStage", "prompt")])
+def test_either_stage_runs_alone(config, tmp_path, stage, name):
+    stages = f"[{{class_path: ovml.training.{stage}, init_args: {{epochs: 1, warmup_epochs: 0}}}}]"
+    arguments = ["--model.stages", stages, "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", config, *SMALL, *arguments]) == 0
+    assert set(json.loads((tmp_path / "version_0" / "results.json").read_text())) == {"zero-shot", name}
+
+
+def test_a_fast_dev_run_leaves_nothing_behind(config, tmp_path, capsys):
+    arguments = ["--trainer.fast_dev_run", "true", "--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert main(["fit", "--config", config, *SMALL, *arguments]) == 0
+    assert capsys.readouterr().out.split("\n")[-2] == "fast_dev_run: every stage ran; no run is kept"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_head_of_ones_own_is_named_on_the_command_line(config, tmp_path):
+    arguments = ["--model.head", "my_parts.MaxPatchHead", "--model.head.factor", "2"]
+    arguments += ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", config, *SMALL, *arguments]) == 0
+    factor = learned(tmp_path / "version_0", "vision")["head.factor"]
+    assert factor != 2
+    assert abs(factor - 2) < 0.1
+    assert main(["test", "--ckpt_path", str(tmp_path / "version_0"), *SMALL]) == 0
+
+
+def test_test_needs_only_the_run(run, capsys):
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    table = capsys.readouterr().out
+    for text in ("ZSL", "GZSL", "mAP", "F1@5", "zero-shot CLIP", "MKT stage 1", "MKT stage 2"):
+        assert text in table
+    rows = json.loads((run / "test_results.json").read_text())
+    assert set(rows) == {"zero-shot", "vision", "prompt"}
+    assert main(["test", "--ckpt_path", str(run / "vision" / "last.ckpt")]) == 0
+    assert set(json.loads((run / "test_results.json").read_text())) == {"zero-shot", "vision"}
+
+
+def test_validate_gives_what_fit_gave(run):
+    assert main(["validate", "--ckpt_path", str(run)]) == 0
+    again, first = (json.loads((run / f).read_text()) for f in ("validate_results.json", "results.json"))
+    for row, metrics in first.items():
+        assert again[row] == pytest.approx(metrics, abs=1e-6)
+
+
+def test_predict_writes_a_line_per_image(run):
+    assert main(["predict", "--ckpt_path", str(run)]) == 0
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [line["image_id"] for line in lines] == [f"test-{i:06d}" for i in range(12)]
+    scores = [tag["score"] for tag in lines[0]["labels"]]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_tag_with_a_trained_model(run, picture, tmp_path, capsys):
+    assert main(["tag", str(picture), "--labels", "red circle,blue star", "--model", str(run)]) == 0
+    one = capsys.readouterr().out
+    assert "red circle" in one
+    assert "blue star" in one
+    (tmp_path / "names.txt").write_text("green heart\nstar\nmoon\n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("b.png", "a.jpg"):
+        Image.new("RGB", (30, 30)).save(folder / name)
+    arguments = ["--labels-file", str(tmp_path / "names.txt"), "--top-k", "2", "--model", str(run)]
+    assert main(["tag", str(folder), str(picture), *arguments]) == 0
+    table = capsys.readouterr().out
+    assert table.index("a.jpg") < table.index("b.png") < table.index("picture.png")
+
+
+def test_tag_uses_the_vocabulary_where_no_labels_are_given(run, picture, tiny, capsys):
+    assert main(["tag", str(picture), "--model", str(run), "--top-k", "500"]) == 0
+    assert "striped" in capsys.readouterr().out
+    assert main(["tag", str(picture), "--model", tiny]) == 2
+    assert "no labels: give --labels" in capsys.readouterr().err
+
+
+@pytest.fixture
+def album(tmp_path):
+    """A folder of six images and one that is none."""
+    folder = tmp_path / "album"
+    (folder / "sub").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "c.png", "d.png", "sub/e.png", "sub/f.png", "z.png")):
+        Image.effect_mandelbrot((60, 50), (-2, -1.5, 1, 1), 10 + i).convert("RGB").save(folder / name)
+    (folder / "b.png").write_text("no image")
+    return folder
+
+
+def test_tag_goes_on_after_an_image_that_cannot_be_read(album, tiny, capsys):
+    assert main(["tag", str(album), "--labels", "cat,dog", "--model", tiny, "--batch-size", "2"]) == 0
+    done = capsys.readouterr()
+    assert "b.png: not an image that Pillow can read" in done.out
+    assert done.out.count("cat") == 6
+    assert "1 of 7 images could not be read" in done.err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_tag_writes_files(album, tiny, tmp_path, capsys, kind):
+    out = tmp_path / f"tags.{kind}"
+    command = ["tag", str(album), "--model", tiny, "--labels", "cat,dog,sky", "--top-k", "2", "--out", str(out)]
+    assert main(command) == 0
+    done = capsys.readouterr()
+    assert done.out == ""
+    assert re.search(rf"tags\.{kind}: 7 images, [\d.]+ images/s; 1 could not be read", done.err)
+    rows = pandas.read_json(out, lines=True) if kind == "jsonl" else getattr(pandas, f"read_{kind}")(out)
+    order = ["a.png", "b.png", "c.png", "d.png", "sub/e.png", "sub/f.png", "z.png"]
+    assert list(rows["image"]) == [str(album / name) for name in order]
+    assert list(rows["error"].notna()) == [name == "b.png" for name in order]
+    assert main(command) == 2
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_tag_reads_paths_from_a_file_or_from_standard_input(album, tiny, tmp_path, capsys, monkeypatch):
+    paths = f"{album}/z.png\r\n\n{tmp_path}/none.png\n{album}/a.png"
+    (tmp_path / "paths.txt").write_text(paths)
+    command = ["tag", "--model", tiny, "--labels", "cat", "--images-file"]
+    assert main([*command, str(tmp_path / "paths.txt")]) == 0
+    table = capsys.readouterr().out
+    assert table.index("z.png") < table.index("none.png: no such file") < table.index("a.png")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths.encode())))
+    assert main([*command, "-"]) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_an_interrupted_tag_goes_on_by_the_same_command(album, tiny, tmp_path, capsys, monkeypatch):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "tags.jsonl"
+    command = ["tag", str(album), "--model", tiny, "--labels", "cat,dog", "--batch-size", "2", "--prompt", "a {}"]
+    assert main([*command, "--out", str(whole)]) == 0
+    write = JSONLines.write
+
+    def interrupted(file, rows):
+        if file.rows == 4:
+            raise KeyboardInterrupt
+        write(file, rows)
+
+    monkeypatch.setattr(JSONLines, "write", interrupted)
+    capsys.readouterr()
+    assert main([*command, "--out", str(out)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*command, "--out", str(out), "--threshold", "0"]) == 2
+    assert "begun with another threshold" in capsys.readouterr().err
+    assert main([*command, "--out", str(out)]) == 0
+    assert "going on after 4 images" in (err := capsys.readouterr().err)
+    assert "7 images (4 of them before)" in err
+    assert [json.loads(line)["image"] for line in out.open()] == [json.loads(line)["image"] for line in whole.open()]
+
+
+def test_tag_takes_labels_with_ids_and_a_threshold(picture, tiny, tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("id,name\n/m/1,bank\n/m/2,cat\n/m/3,Bank\n")
+    command = ["tag", str(picture), "--labels-file", str(tmp_path / "labels.csv"), "--model", tiny]
+    assert main(command) == 0
+    assert "bank (/m/1)" in (table := capsys.readouterr().out)
+    assert "Bank (/m/3)" in table
+    assert main([*command, "--threshold", "9"]) == 0
+    assert capsys.readouterr().out.split() == [str(picture)]
+
+
+def test_help_and_version(capsys):
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        assert "train the stages" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ovml ")
+
+
+BAD = {
+    "no such command": (["train"], "no command 'train'"),
+    "no such configuration": (["fit", "--config", "none.yaml"], "none.yaml: no such file; .* demo.yaml"),
+    "unknown key": (["fit", "--config", "{config}", "--config", "{unknown}"], "model.colour"),
+    "unknown option": (["fit", "--config", "{config}", "--model.colour", "red"], "colour"),
+    "unknown class": (["fit", "--config", "{config}", "--model.head", "ovml.heads.NoHead"], "NoHead"),
+    "no such clip": (
+        ["fit", "--config", "{config}", "--model.clip", "/no/clip"],
+        "/no/clip: no such checkpoint here",
+    ),
+    "nothing to resume": (["fit", "--config", "{config}", "--ckpt_path", "last"], "no run to resume"),
+    "no such run": (["test", "--ckpt_path", "/no/run"], "/no/run: not a run"),
+    "wrong checkpoint": (["tag", "{picture}", "--labels", "a", "--model", "{text}"], "not a checkpoint"),
+    "top_k": (
+        ["fit", "--config", "{config}", "--model.head", "ovml.heads.LocalHead", "--model.head.top_k", "99"],
+        "99",
+    ),
+    "missing image": (["tag", "{picture}", "none.png", "--labels", "a"], "none.png: no such file or folder"),
+    "missing file of images": (
+        ["tag", "--images-file", "none.txt", "--labels", "a"],
+        "--images-file none.txt: cannot be",
+    ),
+    "no match": (["tag", "{picture}", "none*.png", "--labels", "a"], "no file fits this pattern"),
+    "output": (["tag", "{picture}", "--labels", "a", "--out", "tags.xls"], r"tags\.xls: cannot tell what to write"),
+    "output there": (["tag", "{picture}", "--labels", "a", "--out", "{there}"], "there.csv: exists already"),
+    "top_k of tag": (["tag", "{picture}", "--top-k", "0"], "--top-k: must be at least 1; got 0"),
+    "batch size of tag": (["tag", "{picture}", "--batch-size", "x"], "--batch-size: expected a whole number, got 'x'"),
+    "template": (
+        ["tag", "{picture}", "--labels", "a", "--model", "{tiny}", "--prompt", "a photo"],
+        "template 'a photo' must hold",
+    ),
+    "no labels": (["tag", "{picture}", "--labels", " , "], "--labels: the list is empty"),
+    "repeated labels": (
+        ["tag", "{picture}", "--labels", "Red star,red  star"],
+        "differ only in case or blanks",
+    ),
+    "label file": (["tag", "{picture}", "--labels-file", "none.txt"], "none.txt: cannot read the label file"),
+    "no image given": (["tag", "--labels", "a"], "required: IMAGE"),
+    "device": (
+        ["tag", "{picture}", "--labels", "a", "--device", "abacus", "--model", "{tiny}"],
+        "--device abacus",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_clear_line(case, config, tiny, picture, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "unknown.yaml").write_text("model: {colour: red}")
+    places = {"config": config, "tiny": tiny, "picture": picture}
+    (tmp_path / "there.csv").write_text("")
+    places |= {
+        name: tmp_path / f"{name}.{kind}" for name, kind in (("text", "png"), ("unknown", "yaml"), ("there", "csv"))
+    }
+    arguments, message = BAD[case]
+    arguments = [a.format(**places) for a in arguments]
+    if arguments[0] == "fit":
+        arguments += [*SMALL, "--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ovml: error")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+
+
+def test_the_process_itself_exits_with_two_and_no_traceback(picture):
+    done = ovml("tag", str(picture), "--labels", "")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "ovml: error: --labels: the list is empty; give at least one label name"
+
+
+def test_importing_ovml_loads_nothing_heavy():
+    code = (
+        "import sys, ovml; print([m for m in ('torch', 'lightning', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_probabilities_are_fitted_in_fit_kept_in_the_run_and_judged_by_test(run, capsys):
+    assert main(["test", "--ckpt_path", str(run), "--trainer.accelerator", "cpu"]) == 0
+    rows = json.loads((run / "test_results.json").read_text())
+    assert "calibration/ECE" not in rows["zero-shot"]
+    assert 0 <= rows["prompt"]["calibration/ECE"] < 0.2
+    assert 0 < rows["prompt"]["calibration/F1"] <= 1
+    assert "ECE given" in capsys.readouterr().out
+    kept = torch.load(run / "prompt" / "last.ckpt", weights_only=True)["ovml"]["calibration"]
+    assert kept["slope"] > 0
+
+
+def test_tag_gives_probabilities_and_those_above_the_models_own_threshold(run, picture, capsys):
+    command = ["tag", str(picture), "--model", str(run), "--top-k", "500"]
+    assert main([*command, "--probabilities"]) == 0
+    everything = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert all(0 <= p <= 1 for p in everything)
+    assert main([*command, "--threshold", "calibrated"]) == 0
+    given_out = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    threshold = torch.load(run / "prompt" / "last.ckpt", weights_only=True)["ovml"]["calibration"]["threshold"]
+    assert given_out == [p for p in everything if p >= threshold - 5e-5]
+    assert main(["tag", str(picture), "--labels", "heart", "--probabilities"]) == 2
+    assert "this model was never calibrated" in capsys.readouterr().err
+
+
+def test_quiet_leaves_results_alone(picture, tmp_path):
+    out = tmp_path / "tags.jsonl"
+    command = ["tag", str(picture), "--labels", "heart", "--out", str(out)]
+    assert "1 images" in ovml(*command).stderr
+    quiet = ovml("--quiet", *command, "--overwrite")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert out.is_file()
+    wrong = ovml(*command, "--quiet", "--threshold", "much")
+    assert wrong.returncode == 2
+    assert "expected a number or 'calibrated'" in wrong.stderr

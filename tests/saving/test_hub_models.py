@@ -1,0 +1,502 @@
+"""Saving, loading and sharing models."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from my_parts import MaxPatchHead, ShiftStage
+from PIL import Image
+from transformers import CLIPModel
+
+from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, Tagger, UserError, VisionStage
+from ovml.data import DemoDataModule
+from ovml.encoders.checkpoints import load_clip
+from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
+from ovml.losses import RankingLoss
+from ovml.metrics.calibration import Calibration
+from ovml.prompts import PromptLearner, TemplatePrompt
+from ovml.saving.checkpoint import signature
+from ovml.saving.parts import build, describe
+
+LABELS = {"seen": ["cat", "dog"], "unseen": ["black cat"]}
+PIXELS = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(3))
+
+
+def trained(model):
+    """Change all that the stages would change, so that student and teacher differ."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name in model._learned_names:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def scores(model, labels=None):
+    with torch.no_grad():
+        return model(PIXELS.to(next(model.parameters()).dtype), labels)
+
+
+@pytest.fixture
+def model(tiny):
+    return trained(OVMultiLabelClassifier(tiny, LABELS))
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def edit(saved, change):
+    config = json.loads((saved / "config.json").read_text())
+    change(config["ovml"])
+    (saved / "config.json").write_text(json.dumps(config))
+
+
+def load(name, **parts):
+    return OVMultiLabelClassifier.from_pretrained(name, **parts)
+
+
+def error(name, **parts):
+    with pytest.raises(UserError) as info:
+        load(name, **parts)
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"head": MaxPatchHead(2.0), "prompt": TemplatePrompt(["a {}", "{} b"]), "loss": RankingLoss(0.5)},
+        {"head": LocalHead(2), "stages": [VisionStage(epochs=3, num_layers=1)], "ks": [1], "images": "labelled"},
+        {"head": CosineHead(), "stages": [], "labels": None, "distillation_weight": 0.0},
+    ],
+)
+def test_a_loaded_model_scores_the_same_to_the_last_bit(tiny, tmp_path, parts):
+    model = trained(OVMultiLabelClassifier(tiny, **{"labels": LABELS, **parts}))
+    model.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert not again.training
+    for labels in (["cat", "zebra crossing"], *([None] if model.vocabulary else [])):
+        assert torch.equal(scores(model, labels), scores(again, labels))
+    assert again.vocabulary == model.vocabulary
+    assert again.image_spec == model.image_spec
+    assert list(map(signature, again.stages)) == list(map(signature, model.stages))
+    assert again.loss.margin == model.loss.margin
+    assert again.evaluation.images == model.evaluation.images
+    assert again.distillation_weight == model.distillation_weight
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def test_the_calibration_is_saved_and_goes_with_the_parts_that_it_is_of(model, tmp_path):
+    model.calibration = Calibration(3.0, -1.0, 0.3, model.vocabulary, (0.1, 0.2, 0.3))
+    model.save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved").calibration == model.calibration
+    assert load(tmp_path / "saved", labels=["other"]).calibration == model.calibration
+    assert load(tmp_path / "saved", head=CosineHead()).calibration is None
+    model.calibration = None
+    model.save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved").calibration is None
+    (tmp_path / "saved" / "calibration.json").write_text('{"slope": 1}')
+    assert "calibration.json: not a calibration" in error(tmp_path / "saved")
+
+
+def test_half_precision_stays_half(tiny, tmp_path):
+    model = trained(OVMultiLabelClassifier(tiny, LABELS, head=MaxPatchHead(2.0)).to(torch.bfloat16))
+    model.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(scores(model), scores(again))
+
+
+def test_saving_twice_gives_the_same_files(saved, tmp_path):
+    load(saved).save_pretrained(tmp_path / "again")
+    names = sorted(p.name for p in saved.iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "again").iterdir())
+    for name in set(names) - {"README.md"}:
+        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_the_teacher_is_not_in_the_file_and_nothing_is_there_twice(model, saved):
+    from safetensors.torch import load_file
+
+    weights = load_file(saved / "model.safetensors")
+    clip = {name for name in load_clip(model.hparams.clip).state_dict() if name != "logit_scale"}
+    assert set(weights) == clip | {"prompt.context"}
+    tail = "vision_model.encoder.layers.2.mlp.fc1.weight"
+    assert torch.equal(weights[tail], model.image_encoder.state_dict()[tail])
+    assert not torch.equal(weights[tail], model.teacher.layers[-1].mlp.fc1.weight)
+
+
+def test_the_folder_is_a_plain_clip_checkpoint_too(model, saved):
+    theirs = CLIPModel.from_pretrained(saved).eval()
+    with torch.no_grad():
+        embeds = theirs.get_image_features(PIXELS).pooler_output
+        torch.testing.assert_close(embeds, model.image_encoder(PIXELS).global_embeds)
+    zero_shot = OVMultiLabelClassifier(str(saved), LABELS)
+    assert zero_shot.image_spec == model.image_spec
+
+
+def test_training_goes_on_from_a_loaded_model(saved, tmp_path):
+    import lightning.pytorch as pl
+
+    model = load(saved)
+    batch = {"pixel_values": PIXELS, "labels": torch.tensor([[1, 0, 0], [0, 1, 0]]), "image_id": ["a", "b"]}
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
+    before = model.image_encoder.visual_projection.weight.clone()
+    trainer.fit(model, torch.utils.data.DataLoader([batch] * 4, batch_size=None))
+    assert not torch.equal(model.image_encoder.visual_projection.weight, before)
+    trainer.save_checkpoint(tmp_path / "more.ckpt")
+    assert torch.equal(scores(load(tmp_path / "more.ckpt")), scores(model.eval()))
+
+
+def test_arguments_take_the_place_of_what_was_saved(model, saved):
+    again = load(saved, labels=["zebra"], head=GlobalHead(), stages=[PromptStage(epochs=1)])
+    assert again.vocabulary.names == ("zebra",)
+    model.head = GlobalHead()
+    assert torch.equal(scores(again, ["a", "b"]), scores(model, ["a", "b"]))
+
+
+def test_texts_of_labels_that_share_a_name_are_kept(tiny, tmp_path):
+    vocabulary = LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "é", "/m/2": "cat", "/m/3": "Cat"})
+    OVMultiLabelClassifier(tiny, vocabulary).save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved").vocabulary == vocabulary
+
+
+# ---------------------------------------------------------------------- other things that can be loaded
+
+
+def test_plain_clip_checkpoints_are_zero_shot_models(tiny):
+    for name in (tiny, "ovml-demo"):
+        model = load(name, labels=["cat"])
+        assert model.stages == []
+        assert not model.training
+
+
+def test_run_folders_and_checkpoints(tiny, tmp_path):
+    import lightning.pytorch as pl
+
+    model = trained(OVMultiLabelClassifier(tiny, LABELS))
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    assert "no checkpoint yet" in error(tmp_path)
+    trainer.save_checkpoint(tmp_path / "prompt" / "last.ckpt")
+    for path in (tmp_path, tmp_path / "prompt" / "last.ckpt"):
+        assert torch.equal(scores(load(path)), scores(model))
+        assert load(path).image_spec == model.image_spec
+    assert "no such checkpoint" in error(tmp_path / "vision" / "last.ckpt")
+
+
+def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
+    """What a checkpoint or a saved model tags is what was validated, pixel for pixel."""
+    import lightning.pytorch as pl
+
+    data = DemoDataModule(4, 4, clip=tiny, batch_size=4, resize=60, normalization="imagenet")
+    model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=[VisionStage(epochs=1, warmup_epochs=0)])
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    model.save_pretrained(tmp_path / "saved")
+    picture = Image.effect_noise((90, 120), 80).convert("RGB")
+    for found in (model, load(tmp_path / "last.ckpt"), load(tmp_path / "saved")):
+        assert found.image_spec == data.image_spec
+        assert torch.equal(Tagger(found).transform(picture), data.eval_transform(picture))
+
+
+def test_what_is_not_there_is_said_in_one_line(tmp_path):
+    assert "check the name and the network" in error("nobody/no-such-model")
+    assert "not a complete CLIP checkpoint" in error(tmp_path)
+
+
+# ---------------------------------------------------------------------- broken and foreign files
+
+
+def test_a_broken_weight_file(saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "model.safetensors: cannot be read" in error(saved)
+    file.unlink()
+    assert "model.safetensors: cannot be read" in error(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prompt.context", "lacks 'prompt.context'"),
+        ("vision_model.post_layernorm.bias", "lacks 'vision_model.post_layernorm.bias'"),
+    ],
+)
+def test_missing_weights_are_named(saved, name, message):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(saved / "model.safetensors")
+    weights["head.more"] = weights.pop(name)
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    assert message in error(saved)
+
+
+def test_weights_that_no_part_takes_and_other_shapes(saved):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(saved / "model.safetensors")
+    save_file({**weights, "head.more": torch.ones(1)}, saved / "model.safetensors", metadata={"format": "pt"})
+    assert "has 'head.more', which no part takes" in error(saved)
+    save_file({**weights, "prompt.context": torch.ones(1, 2)}, saved / "model.safetensors", metadata={"format": "pt"})
+    assert "cannot be read" in error(saved)
+
+
+def test_a_newer_format_says_so(saved):
+    edit(saved, lambda config: config.update(format=99, version="9.9"))
+    assert "written by ovml 9.9); upgrade ovml" in error(saved)
+    (saved / "config.json").write_text("{")
+    assert "config.json: cannot be read" in error(saved)
+
+
+@pytest.mark.parametrize(
+    ("path", "init_args", "message"),
+    [
+        ("os.system", {}, "is no Head"),
+        ("subprocess.Popen", {"args": ["touch", "x"]}, "is no Head"),
+        ("ovml.heads.base.Head", {}, "is no Head that can be made"),
+        ("ovml.losses.ranking.RankingLoss", {}, "is no Head"),
+        ("no_such_package.MyHead", {}, "install the package that has it"),
+        ("ovml.heads.two_stream.NoSuchHead", {}, "no class 'ovml.heads.two_stream.NoSuchHead' here"),
+        ("antigravity.MyHead", {}, "no class 'antigravity.MyHead' here"),
+        ("../evil.MyHead", {}, "no class"),
+        ("", {}, "no class"),
+        (3, {}, "expected class_path and plain init_args"),
+        ("ovml.heads.local.LocalHead", {"no_such": 1}, "does not take {'no_such': 1}"),
+        ("ovml.heads.local.LocalHead", [1], "expected class_path and plain init_args"),
+    ],
+)
+def test_only_subclasses_of_the_base_classes_are_made(saved, path, init_args, message):
+    edit(saved, lambda config: config.update(head={"class_path": path, "init_args": init_args}))
+    before = set(sys.modules)
+    assert message in error(saved)
+    assert not {"antigravity", "evil", "no_such_package"} & (set(sys.modules) - before)
+    assert load(saved, head=GlobalHead()).vocabulary  # what is replaced is not even looked at
+
+
+def test_a_module_that_lacks_the_class_is_not_run(saved, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "side_effect.py").write_text("raise SystemExit('ran')\n")
+    (tmp_path / "broken_head.py").write_text("raise ImportError('needs a library')\nclass MyHead: ...\n")
+    edit(saved, lambda config: config.update(head={"class_path": "side_effect.MyHead"}))
+    assert "no class 'side_effect.MyHead' here" in error(saved)
+    edit(saved, lambda config: config.update(head={"class_path": "broken_head.MyHead"}))
+    assert "broken_head cannot be imported (ImportError: needs a library)" in error(saved)
+
+
+def test_a_users_class_is_imported_by_its_path(tiny, tmp_path, monkeypatch):
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "heads.py").write_text(Path(sys.modules["my_parts"].__file__).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    description = {"class_path": "their_package.heads.MaxPatchHead", "init_args": {"factor": 3.0}}
+    assert build(description, Head, "here").factor.item() == 3.0
+
+
+# ---------------------------------------------------------------------- parts that cannot be described
+
+
+class NotKept(CosineHead):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+
+
+class Changed(CosineHead):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.width = width + 1
+
+
+class OfAnother(CosineHead):
+    def __init__(self, inner: Head | None = None) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+class Swallowed(TwoStreamHead):
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (NotKept(), "constructor's 'width' is not kept; keep a plain value as self.width"),
+        (Changed(), "keep every constructor argument, unchanged, as an attribute"),
+        (OfAnother(CosineHead()), "'inner' is kept as a CosineHead"),
+        (Swallowed(top_k=2), "it is another one"),
+    ],
+)
+def test_a_part_that_cannot_be_described_is_an_error_before_anything_is_written(model, tmp_path, head, message):
+    model.head = head
+    with pytest.raises(UserError, match=message) as info:
+        model.save_pretrained(tmp_path / "new")
+    assert "\n" not in str(info.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_users_stage_adds_to_the_tower_is_kept_without_the_other_stages(tiny, tmp_path):
+    """A saved model is used where the classes of its other stages cannot be imported."""
+    model = trained(OVMultiLabelClassifier(tiny, LABELS, stages=[ShiftStage(epochs=1, warmup_epochs=0), PromptStage()]))
+    assert not torch.equal(scores(model), scores(OVMultiLabelClassifier(tiny, LABELS).eval()))
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(scores(load(tmp_path / "saved")), scores(model))
+    edit(tmp_path / "saved", lambda saved: saved["stages"][1].update(class_path="gone.GoneStage"))
+    used = load(tmp_path / "saved", stages=[])
+    assert torch.equal(scores(used), scores(model))
+    used.save_pretrained(tmp_path / "twice")
+    assert torch.equal(scores(load(tmp_path / "twice", stages=[])), scores(model))
+    assert "gone" in error(tmp_path / "saved")
+
+
+def test_a_class_inside_a_function_cannot_be_saved():
+    class Local(CosineHead):
+        pass
+
+    with pytest.raises(UserError, match="define this one at the top of a module"):
+        describe(Local(), Head)
+    assert describe(Swallowed(top_k=16), Head)["init_args"] == {}
+    assert describe(MaxPatchHead(0.5), Head)["init_args"] == {"factor": 0.5}
+    assert describe(TemplatePrompt("a {}"), PromptLearner)["init_args"] == {"templates": ["a {}"]}
+
+
+# ---------------------------------------------------------------------- the folder
+
+
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_save_that_stops_leaves_what_was_there(model, saved, monkeypatch, stop):
+    import safetensors.torch
+
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+
+    def fail(*_, **__):
+        raise stop
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    for folder in (saved, saved.parent / "new"):
+        with pytest.raises(UserError if isinstance(stop, OSError) else KeyboardInterrupt):
+            model.save_pretrained(folder)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == ["saved"]
+
+
+def test_other_files_are_never_removed(model, saved, tiny, tmp_path):
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files \(notes.txt\); give a new or empty folder"):
+        model.save_pretrained(saved)
+    with pytest.raises(UserError, match="holds other files"):
+        model.save_pretrained(tiny)  # a CLIP checkpoint: the same names, but not ours
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        model.save_pretrained(tmp_path / "file")
+    assert (saved / "notes.txt").read_text() == "mine"
+
+
+def test_a_saved_model_is_replaced_and_its_card_kept(model, saved, tmp_path):
+    (saved / "README.md").write_text("my own words")
+    model.vocabulary = None
+    model.save_pretrained(saved)
+    assert not (saved / "labels.json").exists()
+    assert (saved / "README.md").read_text() == "my own words"
+    model.save_pretrained(saved, metrics={"zsl/mAP": 0.5})
+    assert "| ZSL | this model | 50.0 |" in (saved / "README.md").read_text()
+    model.save_pretrained(tmp_path / "deep" / "below")
+    (tmp_path / "empty").mkdir()
+    model.save_pretrained(tmp_path / "empty")
+
+
+# ---------------------------------------------------------------------- card and Hub
+
+
+def test_the_card_shows_the_runs_test_results(model, tmp_path):
+    from huggingface_hub import ModelCard
+
+    rows = {"zero-shot": {"zsl/mAP": 0.25, "seen/mAP": 0.5}, "prompt": {"zsl/mAP": 0.375, "zsl/F1@3": 0.341}}
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match="no metrics there"):
+        model.save_pretrained(tmp_path / "saved", metrics=run)
+    (run / "results.json").write_text("{}")
+    (run / "test_results.json").write_text(json.dumps(rows))
+    model.save_pretrained(tmp_path / "saved", metrics=run, repo_id="me/my-model")
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert card.data.library_name == "ovml"
+    assert "multi-label" in card.data.tags
+    for line in (
+        "# my-model",
+        'from_pretrained("me/my-model")',
+        "| labels | 2 seen, 1 unseen |",
+        "Percent of the test split",
+        "| labels | model | mAP | F1@3 |",
+        "| ZSL | zero-shot CLIP | 25.0 |  |",
+        "| ZSL | MKT stage 2 | 37.5 | 34.1 |",
+        "| seen | zero-shot CLIP | 50.0 |  |",
+    ):
+        assert line in card.content, line
+
+
+class FakeHub:
+    """Keeps what is uploaded in a folder, and gives it back."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.calls = folder, []
+        monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", lambda token=None: self)
+        monkeypatch.setattr("ovml.saving.hub.hf_hub_download", lambda name, file, **_: str(folder / name / file))
+        monkeypatch.setattr("ovml.saving.hub.snapshot_download", self.snapshot)
+
+    def create_repo(self, repo_id, **kwargs):
+        self.calls.append(("create", kwargs["private"]))
+        return self
+
+    repo_id = "me/my-model"
+
+    def upload_folder(self, folder_path, repo_id, **kwargs):
+        import shutil
+
+        shutil.copytree(folder_path, self.folder / repo_id)
+        return f"https://hub/{repo_id}"
+
+    def snapshot(self, name, allow_patterns, **_):
+        from fnmatch import fnmatch
+
+        for path in (self.folder / name).iterdir():
+            assert any(fnmatch(path.name, pattern) for pattern in allow_patterns), path
+        return str(self.folder / name)
+
+
+def test_push_and_load_from_the_hub(model, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path, monkeypatch)
+    url = model.push_to_hub("me/my-model", private=True, metrics={"prompt": {"zsl/mAP": 0.375}})
+    assert url == "https://hub/me/my-model"
+    assert hub.calls == [("create", True)]
+    assert "| ZSL | MKT stage 2 | 37.5 |" in (tmp_path / "me/my-model/README.md").read_text()
+    assert torch.equal(scores(load("me/my-model")), scores(model))
+    assert torch.equal(scores(load("me/my-model", revision="main")), scores(model))
+
+
+def test_no_repository_is_made_for_a_model_that_cannot_be_saved(model, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path, monkeypatch)
+    model.head = NotKept()
+    with pytest.raises(UserError, match="keep a plain value"):
+        model.push_to_hub("me/my-model")
+    assert hub.calls == []
+
+
+def test_a_push_without_network_says_what_to_do(model):
+    with pytest.raises(UserError, match="hf auth login") as info:
+        model.push_to_hub("me/my-model")
+    assert "\n" not in str(info.value)
+    with pytest.raises(UserError, match="did not take the model"):
+        model.push_to_hub("not a name!")

@@ -1,0 +1,79 @@
+"""Features on disk give what the vision tower gives."""
+
+import json
+
+import pytest
+import torch
+from commands import SMALL
+
+from ovml.cli.main import main
+from ovml.data.features import FeatureStore
+from ovml.utils.errors import UserError
+
+STAGE = "[{class_path: ovml.training.PromptStage, init_args: {epochs: 3}}]"
+
+
+def fit(config, root, *arguments):
+    arguments = ["--model.stages", STAGE, "--data.augment", "false", *SMALL, *arguments]
+    assert main(["fit", "--config", config, *arguments, "--trainer.default_root_dir", str(root)]) == 0
+    run = root / "version_0"
+    weights = torch.load(run / "prompt" / "last.ckpt", weights_only=True)["state_dict"]
+    return json.loads((run / "results.json").read_text()), weights
+
+
+def cached(cache, *arguments):
+    callback = [
+        "--trainer.callbacks+",
+        "ovml.training.callbacks.FeatureCache",
+        "--trainer.callbacks.cache_dir",
+        str(cache),
+    ]
+    return [*callback, *arguments]
+
+
+def runs_of_the_tower(monkeypatch):
+    """Counts the pictures that pass through the vision tower."""
+    from ovml.encoders import ImageEncoder
+
+    counted = []
+    trunk = ImageEncoder.trunk
+    monkeypatch.setattr(ImageEncoder, "trunk", lambda self, x, n: counted.append(len(x)) or trunk(self, x, n))
+    return counted
+
+
+def test_the_tower_runs_once_and_nothing_changes(config, tmp_path, monkeypatch):
+    plain_results, plain_weights = fit(config, tmp_path / "plain")
+    counted = runs_of_the_tower(monkeypatch)
+    results, weights = fit(config, tmp_path / "first", *cached(tmp_path / "cache"))
+    assert sum(counted) == 12 + 24 + 12, "zero-shot, then each split once"
+    counted.clear()
+    again, _ = fit(config, tmp_path / "second", *cached(tmp_path / "cache"))
+    assert sum(counted) == 12, "zero-shot alone: the features were kept"
+    # Batches of another size may change the last digits of float32.
+    torch.testing.assert_close(weights, plain_weights, atol=1e-5, rtol=0)
+    for row, metrics in plain_results.items():
+        assert results[row] == pytest.approx(metrics, abs=1e-4)
+        assert again[row] == pytest.approx(results[row], abs=1e-6)
+
+
+def test_augmented_pictures_are_not_kept_and_half_precision_is_half_the_size(config, tmp_path):
+    fit(config, tmp_path / "runs", *cached(tmp_path / "augmented"), "--data.augment", "true")
+    assert [folder.name.split("-")[1] for folder in (tmp_path / "augmented").iterdir()] == ["validation"]
+    fit(config, tmp_path / "half", *cached(tmp_path / "half-cache", "--trainer.callbacks.dtype", "float16"))
+    (whole,) = (tmp_path / "augmented").glob("features-validation*/features.npy")
+    (half,) = (tmp_path / "half-cache").glob("features-validation*/features.npy")
+    assert whole.stat().st_size - 128 == 2 * (half.stat().st_size - 128)
+
+
+def test_stages_that_change_the_tower_are_left_alone(config, tmp_path):
+    stage = "[{class_path: ovml.training.VisionStage, init_args: {epochs: 1, warmup_epochs: 0}}]"
+    arguments = ["--model.stages", stage, "--data.augment", "false", *SMALL, *cached(tmp_path / "cache")]
+    assert main(["fit", "--config", config, *arguments, "--trainer.default_root_dir", str(tmp_path / "runs")]) == 0
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovml.data.features.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UserError, match=r"image features take 0.0 GiB, 0.0 GiB are free"):
+        FeatureStore.create(tmp_path / "features.npy", (100, 17, 16))
+    assert list(tmp_path.iterdir()) == []

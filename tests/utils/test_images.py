@@ -1,0 +1,198 @@
+import glob
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovml.utils.errors import UserError
+from ovml.utils.images import EXTENSIONS, find_images, load_image
+
+RAMP = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))
+
+
+def close(image, expected, tolerance=2):
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - expected.astype(int)).max() <= tolerance
+
+
+def grey(values):
+    return np.repeat(values[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "LA", "CMYK", "YCbCr"])
+def test_modes_become_rgb(tmp_path, mode):
+    suffix = {"CMYK": "tiff", "YCbCr": "jpg"}.get(mode, "png")
+    values = np.where(RAMP > 127, 255, 0).astype(np.uint8) if mode == "1" else RAMP
+    source = Image.fromarray(values if mode == "P" else grey(values))  # RGB to P would dither
+    source.convert(mode).save(tmp_path / f"x.{suffix}")
+    close(load_image(tmp_path / f"x.{suffix}"), grey(values), tolerance=4)
+
+
+def test_sixteen_bits_keep_their_range(tmp_path):
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "x.png")
+    close(load_image(tmp_path / "x.png"), grey(RAMP))
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    rgba = np.zeros((8, 8, 4), dtype=np.uint8)
+    rgba[:4, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    close(load_image(tmp_path / "x.png"), np.repeat([[0], [255]], 4, axis=0)[..., None] * np.ones((8, 8, 3)))
+
+
+def test_transparent_palette_is_laid_on_white(tmp_path):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.save(tmp_path / "x.png", transparency=0)
+    close(load_image(tmp_path / "x.png"), np.full((4, 4, 3), 255))
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(grey(RAMP)).save(tmp_path / "x.png", exif=exif)
+    close(load_image(tmp_path / "x.png"), grey(np.rot90(RAMP, -1)))
+
+
+@pytest.mark.parametrize(
+    "array", [RAMP, grey(RAMP), RAMP[..., None], RAMP / 255, np.dstack([grey(RAMP), np.full_like(RAMP, 255)])]
+)
+def test_arrays(array):
+    close(load_image(array), grey(RAMP))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(3), np.zeros((2, 2, 7)), np.zeros((0, 4)), np.zeros((4, 4), dtype=np.int64)]
+)
+def test_wrong_arrays_are_refused(array):
+    with pytest.raises(UserError, match="image: expected"):
+        load_image(array)
+
+
+def test_bad_files_are_named(tmp_path, picture):
+    text, broken = tmp_path / "notes.png", tmp_path / "broken.png"
+    text.write_text("no image")
+    broken.write_bytes(picture.read_bytes()[:400])
+    for path, message in [
+        (text, "not an image"),
+        (broken, "broken image"),
+        (tmp_path / "none.png", "no such file"),
+    ]:
+        with pytest.raises(UserError, match=f"{path.name}: {message}"):
+            load_image(path)
+    with pytest.raises(UserError, match="is a folder"):
+        load_image(tmp_path)
+    with pytest.raises(UserError, match="expected a path, bytes, a PIL image or an array, got int"):
+        load_image(3)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A folder of empty files, and the working directory in it."""
+    for path in [
+        "b/c/z.JPG",
+        "b/a.png",
+        "b/notes.txt",
+        "b/.hidden.png",
+        "b/c/.cache/x.png",
+        "b/c/y.png",
+        "b/c-d/k.gif",
+        "b/e/f/a.png",
+        "top.png",
+        "[1].png",
+    ]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(*paths):
+    return [str(path) for path in find_images(paths)]
+
+
+def test_folders_are_searched_in_order(tree, picture):
+    everything = sorted(p for p in (tree / "b").rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    assert len(everything) == 7
+    assert list(find_images([picture, tree / "b"])) == [picture, *everything]
+    assert found("b/c", "top.png", "b/notes.txt") == [
+        "b/c/.cache/x.png",
+        "b/c/y.png",
+        "b/c/z.JPG",
+        "top.png",
+        "b/notes.txt",
+    ]
+
+
+def test_what_is_not_there_is_named_before_anything_is_given_out(tree):
+    (tree / "empty" / "inside").mkdir(parents=True)
+    (tree / "empty" / "notes.txt").write_text("")
+    (tree / "link").symlink_to(tree / "nowhere.png")
+    for path, message in [
+        ("empty", "empty: no images in this folder; looked for .bmp"),
+        ("none", "none: no such file or folder"),
+        ("link", "link: no such file or folder"),
+        ("b/*.gif", r"b/\*.gif: no file fits this pattern"),
+        ("none/*.png", r"none/\*.png: no file fits this pattern"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            find_images(["top.png", path])
+
+
+PATTERNS = ["*.png", "b/*", "b/*.png", "*/*.png", "b/**/*.png", "**/a.png", "**/?.*", "**/*", "b/**/**/[ay].png"]
+PATTERNS += ["**/.*", "**/.cache/*", "*/c/*.JPG", "b/[!a]*", "./b/*.png", "[[]1].png"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_patterns_find_what_glob_finds(tree, pattern, absolute):
+    pattern = f"{tree}/{pattern}" if absolute else pattern
+    paths = [Path(p) for p in glob.glob(pattern, recursive=True)]
+    inside = [p for folder in paths if folder.is_dir() for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS]
+    expected = {p for p in (*paths, *inside) if p.is_file()}
+    if not expected:
+        with pytest.raises(UserError, match="no file fits this pattern"):
+            find_images([pattern])
+        return
+    assert list(find_images([pattern])) == sorted(expected)
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tree):
+    assert found("[1].png") == ["[1].png"]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tree):
+    (tree / "b" / "link.png").symlink_to(tree / "top.png")
+    (tree / "b" / "round").symlink_to(tree / "b")
+    (tree / "b" / "gone.png").symlink_to(tree / "nowhere.png")
+    assert "b/link.png" in found("b")
+    assert len(found("b")) == 8
+
+
+def test_a_folder_is_listed_when_it_is_needed(tmp_path, monkeypatch):
+    for i in range(20):
+        (tmp_path / f"{i:02d}").mkdir()
+        (tmp_path / f"{i:02d}" / "x.png").write_bytes(b"")
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or scandir(folder))
+    images = find_images([tmp_path])
+    assert next(images) == tmp_path / "00" / "x.png"
+    assert len(listed) == 2
+    assert len(list(images)) == 19
+    assert len(listed) == 21
+
+
+def test_a_folder_that_cannot_be_listed_is_given_out_itself(tree, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "c":
+            raise PermissionError
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert found("b") == ["b/.hidden.png", "b/a.png", "b/c", "b/c-d/k.gif", "b/e/f/a.png"]
+    assert "b/c" in found("**/*.png")

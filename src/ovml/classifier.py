@@ -15,8 +15,8 @@ from ovml.encoders.execution import Execution
 from ovml.heads import CosineHead, Head, TwoStreamHead
 from ovml.losses import Loss, RankingLoss
 from ovml.metrics import OpenVocabularyEvaluation
-from ovml.metrics.calibration import Calibrator, PlattScaling
-from ovml.metrics.protocols import Protocol, chosen_protocols, default_protocols
+from ovml.metrics.calibrators import Calibrator
+from ovml.metrics.protocols import EvaluationProtocol
 from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
 from ovml.saving.checkpoint import LearnedWeights, save_plain_hyperparameters
@@ -48,7 +48,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         distillation: Default: `FeatureL1`.
         distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
         stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
-        ks: The k of precision, recall and F1 at k; those above the number of labels are left out.
+        ks: The k of precision, recall and F1 at k; a protocol with fewer labels goes without.
         protocols: What an evaluation measures beside seen labels, ZSL and GZSL; see `ovml.metrics.protocols`.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         calibrator: Fits what turns scores into probabilities at the end of each validation. Default: `PlattScaling`.
@@ -81,7 +81,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         distillation_weight: float = 1.0,
         stages: list[Stage] | None = None,
         ks: list[int] | None = None,
-        protocols: list[Protocol] | None = None,
+        protocols: list[EvaluationProtocol] | None = None,
         images: Literal["all", "labelled"] = "all",
         calibrator: Calibrator | None = None,
         tokenizer: Any = None,
@@ -110,10 +110,9 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         self.distillation = distillation if distillation is not None else FeatureL1()
         self.distillation_weight = distillation_weight
         self.stages = stages if stages is not None else [VisionStage(), PromptStage()]
-        self.protocols = chosen_protocols(protocols)
-        possible = _possible_ks((3, 5) if ks is None else ks, self.vocabulary, self.protocols)
-        self.evaluation = OpenVocabularyEvaluation(possible, images, list(possible))
-        self.calibrator = calibrator if calibrator is not None else PlattScaling()
+        self.evaluation = OpenVocabularyEvaluation(protocols, (3, 5) if ks is None else ks, images, calibrator)
+        if self.vocabulary is not None:
+            self.evaluation.prepare(self.vocabulary)
 
         # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
         self.num_tail_layers = max((stage.num_layers for stage in self.stages), default=0)
@@ -235,14 +234,3 @@ def _set_attention(model: CLIPModel | SiglipModel, name: str) -> None:
         raise UserError(
             f"model.attn_implementation: {name!r} does not work here ({reason}); try sdpa or eager"
         ) from error
-
-
-def _possible_ks(
-    ks: Sequence[int], vocabulary: LabelVocabulary | None, protocols: Sequence[Protocol]
-) -> dict[str, list[int]]:
-    """The k of each protocol: those that its labels allow; seen labels, ZSL and GZSL have the same, so they compare."""
-    sizes = {protocol.name: len(protocol.columns(vocabulary)) if vocabulary else 0 for protocol in protocols}
-    alike = {protocol.name for protocol in default_protocols()}
-    least = min((sizes[name] for name in alike if sizes[name]), default=0)
-    sizes |= dict.fromkeys(alike, least)
-    return {name: [k for k in ks if k <= size or not size] for name, size in sizes.items()}

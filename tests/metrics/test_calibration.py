@@ -14,7 +14,8 @@ from torchmetrics.functional.classification import binary_calibration_error
 from ovml import LabelVocabulary, OVMultiLabelClassifier, Tagger, UserError
 from ovml.data.synthetic.scenes import draw_scene
 from ovml.metrics import MultilabelMeanAveragePrecision
-from ovml.metrics.calibration import Calibration, PlattScaling, TemperatureScaling, best_f1_score
+from ovml.metrics.calibration import Calibration
+from ovml.metrics.calibrators import PlattScaling, TemperatureScaling, best_f1_score, evaluate_calibration
 from ovml.metrics.tables import calibration_table
 
 LABELS = LabelVocabulary(("a", "b", "c", "d", "e"), ("f", "g"))
@@ -116,7 +117,7 @@ def test_calibration_error_is_that_of_torchmetrics(known):
     scores, targets = drawn(600, known)
     metric = metric_of(scores, targets)
     calibration = Calibration(4.0, -1.0, 0.3, LABELS)
-    found = calibration.evaluate(metric)
+    found = evaluate_calibration(calibration, metric)
     kept = targets >= 0
     probabilities, marks = calibration.probabilities(scores[kept]), targets[kept]
     assert found["ECE"] == pytest.approx(float(binary_calibration_error(probabilities, marks, n_bins=15)), abs=1e-6)
@@ -203,7 +204,7 @@ def test_wrong_settings_end_in_one_line():
 
 
 def test_without_a_label_given_out_there_is_nothing_to_judge():
-    found = Calibration(4.0, -1.0, 1.1, LABELS).evaluate(metric_of(*drawn(50)))
+    found = evaluate_calibration(Calibration(4.0, -1.0, 1.1, LABELS), metric_of(*drawn(50)))
     assert np.isnan(found["ECE given"])
     assert found["F1"] == 0
     metrics = {f"calibration/{name}": value for name, value in found.items() if not np.isnan(value)}

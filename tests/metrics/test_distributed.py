@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from ovml import LabelVocabulary
 from ovml.metrics import MultilabelMeanAveragePrecision, OpenVocabularyEvaluation, PrecisionRecallF1AtK
 
 pytestmark = pytest.mark.skipif(
@@ -21,17 +22,24 @@ def values(preds, targets, batch):
     average_precision = MultilabelMeanAveragePrecision()
     per_label = MultilabelMeanAveragePrecision(average="none", empty_labels="zero")
     at_k = PrecisionRecallF1AtK(3)
-    evaluation = OpenVocabularyEvaluation(ks=(2,), protocols=("zsl", "gzsl", "seen"))
+    evaluation = OpenVocabularyEvaluation(ks=(2,))
+    evaluation.prepare(LabelVocabulary(("a", "b", "c", "d"), ("e", "f", "g", "h", "i")))
     for piece in zip(preds.split(batch), targets.split(batch), strict=True):
         for metric in (average_precision, per_label, at_k):
             metric.update(*piece)
-        evaluation.update("gzsl", *piece)
-        evaluation.update("zsl", *(part[:, :5] for part in piece))
+        evaluation.update(lambda columns, scores=piece[0]: scores[:, columns], piece[1])
+    evaluation.update_empty()
+    with evaluation.gathered():
+        calibration = evaluation.calibrate()
+        calibrated = evaluation.calibration_metrics(calibration)
     return {
         "average precision": average_precision.compute(),
         "per label": per_label.compute(),
         **at_k.compute(),
         **evaluation.compute(),
+        **calibrated,
+        "slope": torch.tensor(calibration.slope),
+        "calibration alone": evaluation.calibration_metrics(evaluation.calibrate())["calibration/ECE"],
     }
 
 

@@ -17,7 +17,6 @@ from ovml.data import DemoDataModule
 from ovml.metrics import MultilabelMeanAveragePrecision, ScoreCounts
 from ovml.metrics.plots.curves import BARS, evaluation_figures, labels_figure
 from ovml.training.callbacks import EvaluationPlots
-from ovml.training.callbacks.plots import count_metric
 
 FIGURES = {"labels", "labels_zsl", "precision_recall", "scores"}
 
@@ -89,7 +88,7 @@ def test_counts_of_a_metric_are_those_of_its_batches(known):
         targets[torch.rand(size, 50) >= known] = -1
         metric.update(scores, targets)
         expected.update(scores, targets, groups)
-    count_metric(metric, counts, groups)
+    counts.update_pieces(metric.pieces(), groups)
     assert counts.counts.sum() == expected.counts.sum() > 0
     np.testing.assert_array_equal(counts.counts.sum(axis=2), expected.counts.sum(axis=2))
 
@@ -146,7 +145,7 @@ def test_pictures_of_nothing_present_and_of_odd_names(unseen, tmp_path):
 
 
 def test_long_names_leave_room_for_the_bars():
-    figure = labels_figure(torch.rand(60), ["wide name " * 9] * 60, 30)
+    figure = labels_figure(torch.rand(60), ["wide name " * 9] * 60, [False] * 30 + [True] * 30)
     figure.canvas.draw()
     assert all(axes.get_position().width > 0.15 for axes in figure.axes)
 
@@ -193,7 +192,7 @@ def test_what_the_callback_counts_is_what_the_model_scores(model, data):
 
     class Keep(EvaluationPlots):
         def _count(self, *args):
-            found.update(zip(("counts", "per_label"), super()._count(*args), strict=True))
+            found.update(super()._count(*args))
 
     trainer(callbacks=[Keep()]).test(model, datamodule=data, verbose=False)
     model.eval()
@@ -203,9 +202,9 @@ def test_what_the_callback_counts_is_what_the_model_scores(model, data):
     expected = ScoreCounts(groups=2)
     groups = torch.tensor([0] * len(data.vocabulary.seen) + [1] * len(data.vocabulary.unseen))
     expected.update(scores, targets, groups)
-    counts = found["counts"]["gzsl"].counts
+    counts = found["gzsl"].counts.counts
     assert counts.sum(axis=2).tolist() == expected.counts.sum(axis=2).tolist()
-    for label, value in enumerate(found["per_label"]["gzsl"].tolist()):
+    for label, value in enumerate(found["gzsl"].per_label.tolist()):
         present = targets[:, label] == 1
         if present.any():
             assert value == pytest.approx(average_precision_score(present, scores[:, label]), abs=1e-4)

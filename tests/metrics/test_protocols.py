@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ovml import LabelVocabulary, OVMultiLabelClassifier, UserError
 from ovml.cli.main import main
 from ovml.heads import GlobalHead
-from ovml.metrics.protocols import NamedLabels, NewWords, Protocol, TextLabels, ZeroShot, chosen_protocols
+from ovml.metrics.protocols import EvaluationProtocol, NamedLabels, NewWords, TextLabels, ZeroShot, chosen_protocols
 from ovml.metrics.tables import results_table
 
 VOCABULARY = LabelVocabulary(
@@ -51,7 +51,7 @@ def test_each_unseen_label_is_text_or_new_or_a_single_known_word(labels, data):
     assert not rest & (text | new)
 
 
-class Odd(Protocol):
+class Odd(EvaluationProtocol):
     name = "odd"
 
     def columns(self, vocabulary):
@@ -100,11 +100,11 @@ def test_named_labels_come_from_a_file(tmp_path):
         NamedLabels(str(file), "some").columns(VOCABULARY)
 
 
-@pytest.mark.parametrize("name", ["zsl", "", "a/b", "a.b"])
+@pytest.mark.parametrize("name", ["zsl", "", "a/b", "a.b", "calibration"])
 def test_names_of_protocols_are_checked(name):
     odd = Odd()
     odd.name = name
-    with pytest.raises(UserError, match="model.protocols: names"):
+    with pytest.raises(UserError, match="protocols: names"):
         chosen_protocols([odd])
 
 

@@ -1,34 +1,40 @@
-"""Metrics, evaluation protocols and calibration."""
+"""Metrics, evaluation protocols and calibration.
 
-from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
-from ovml.metrics.calibration import Calibration, Calibrator, PlattScaling, TemperatureScaling
-from ovml.metrics.evaluation import OpenVocabularyEvaluation
-from ovml.metrics.f1_at_k import PrecisionRecallF1AtK
-from ovml.metrics.protocols import (
-    GeneralizedZeroShot,
-    NamedLabels,
-    NewWords,
-    Protocol,
-    Seen,
-    TextLabels,
-    ZeroShot,
-)
-from ovml.metrics.score_counts import ScoreCounts
+Names are loaded when first used: protocols and `Calibration` need no torchmetrics, which is slow to import. Type
+checkers read `__init__.pyi`.
+"""
 
-__all__ = [
-    "Calibration",
-    "Calibrator",
-    "GeneralizedZeroShot",
-    "MultilabelMeanAveragePrecision",
-    "NamedLabels",
-    "NewWords",
-    "OpenVocabularyEvaluation",
-    "PlattScaling",
-    "PrecisionRecallF1AtK",
-    "Protocol",
-    "ScoreCounts",
-    "Seen",
-    "TemperatureScaling",
-    "TextLabels",
-    "ZeroShot",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Calibration": "ovml.metrics.calibration",
+    "Calibrator": "ovml.metrics.calibrators",
+    "EvaluationProtocol": "ovml.metrics.protocols",
+    "GeneralizedZeroShot": "ovml.metrics.protocols",
+    "MultilabelMeanAveragePrecision": "ovml.metrics.average_precision",
+    "NamedLabels": "ovml.metrics.protocols",
+    "NewWords": "ovml.metrics.protocols",
+    "OpenVocabularyEvaluation": "ovml.metrics.evaluation",
+    "PlattScaling": "ovml.metrics.calibrators",
+    "PrecisionRecallF1AtK": "ovml.metrics.f1_at_k",
+    "ScoreCounts": "ovml.metrics.score_counts",
+    "Seen": "ovml.metrics.protocols",
+    "TemperatureScaling": "ovml.metrics.calibrators",
+    "TextLabels": "ovml.metrics.protocols",
+    "ZeroShot": "ovml.metrics.protocols",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

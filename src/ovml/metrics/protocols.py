@@ -1,38 +1,51 @@
-"""Evaluation protocols: which of a vocabulary's labels are scored together."""
+"""Evaluation protocols: which labels of a vocabulary are scored together, and under which title."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary, label_key, read_names
 
+CALIBRATION = "calibration"
+"""Prefix of the metrics of probabilities; no protocol may have this name."""
 
-class Protocol(ABC):
-    """Some labels of a vocabulary, scored among themselves and measured apart.
 
-    Subclass it and list it: `--model.protocols+ my_pkg.MyProtocol`.
+class EvaluationProtocol(ABC):
+    """Some labels of a vocabulary, scored among themselves.
+
+    Metrics, tables, figures and the k of precision at k follow from `name`, `title` and `columns`. Subclass it and list
+    it: `--model.protocols+ my_pkg.MyProtocol`.
 
     Attributes:
-        name: What its metrics are called: `name/mAP`.
+        name: Prefix of the metrics: `name/mAP`.
+        title: What tables and figures show. Default: the name, with blanks for underscores.
 
     Example:
-        >>> class LastLabels(Protocol):
-        ...     name = "last"
+        >>> class LastLabels(EvaluationProtocol):
+        ...     name = "last_labels"
         ...     def columns(self, vocabulary):
-        ...         return range(len(vocabulary) - 10, len(vocabulary))
+        ...         return range(max(0, len(vocabulary) - 10), len(vocabulary))
+        >>> LastLabels().title
+        'last labels'
     """
 
     name: str
 
+    @cached_property
+    def title(self) -> str:
+        """What tables and figures show."""
+        return self.name.replace("_", " ")
+
     @abstractmethod
     def columns(self, vocabulary: LabelVocabulary) -> Sequence[int]:
-        """Positions of its labels in the vocabulary; none where the vocabulary has none of the kind."""
+        """Columns of its labels in the vocabulary; empty where the vocabulary has no such label."""
 
 
-class Seen(Protocol):
+class Seen(EvaluationProtocol):
     """Seen labels alone: ordinary multi-label classification.
 
     Example:
@@ -47,7 +60,7 @@ class Seen(Protocol):
         return range(len(vocabulary.seen))
 
 
-class ZeroShot(Protocol):
+class ZeroShot(EvaluationProtocol):
     """Unseen labels alone (ZSL).
 
     Example:
@@ -56,13 +69,14 @@ class ZeroShot(Protocol):
     """
 
     name = "zsl"
+    title = "ZSL"
 
     def columns(self, vocabulary: LabelVocabulary) -> Sequence[int]:
         """The last of the vocabulary."""
         return range(len(vocabulary.seen), len(vocabulary))
 
 
-class GeneralizedZeroShot(Protocol):
+class GeneralizedZeroShot(EvaluationProtocol):
     """Seen and unseen labels together (GZSL); nothing where no label is unseen.
 
     Example:
@@ -71,13 +85,14 @@ class GeneralizedZeroShot(Protocol):
     """
 
     name = "gzsl"
+    title = "GZSL"
 
     def columns(self, vocabulary: LabelVocabulary) -> Sequence[int]:
         """All of the vocabulary."""
         return range(len(vocabulary)) if vocabulary.unseen else ()
 
 
-class TextLabels(Protocol):
+class TextLabels(EvaluationProtocol):
     """Unseen labels of several words, "black cat", scored alone (He et al., AAAI 2023, call them text labels).
 
     A table of word vectors has none for them; a text tower reads them.
@@ -106,7 +121,7 @@ class TextLabels(Protocol):
         return [i for i, words in phrases if len(words) > 1 and (not self.known_words or seen.issuperset(words))]
 
 
-class NewWords(Protocol):
+class NewWords(EvaluationProtocol):
     """Unseen labels with a word that no seen label has, scored alone: what `TextLabels` leaves out of the phrases.
 
     Example:
@@ -123,7 +138,7 @@ class NewWords(Protocol):
         return [i for i in ZeroShot().columns(vocabulary) if not seen.issuperset(_words(vocabulary.texts[i]))]
 
 
-class NamedLabels(Protocol):
+class NamedLabels(EvaluationProtocol):
     """Labels that a text file names, one a line, scored alone.
 
     Args:
@@ -154,27 +169,55 @@ class NamedLabels(Protocol):
         return [place[label_key(name)] for name in self._names]
 
 
-def default_protocols() -> list[Protocol]:
-    """Seen, ZSL and GZSL.
+def default_protocols() -> list[EvaluationProtocol]:
+    """ZSL, GZSL and seen labels, in the order of tables.
 
     >>> [protocol.name for protocol in default_protocols()]
-    ['seen', 'zsl', 'gzsl']
+    ['zsl', 'gzsl', 'seen']
     """
-    return [Seen(), ZeroShot(), GeneralizedZeroShot()]
+    return [ZeroShot(), GeneralizedZeroShot(), Seen()]
 
 
-def chosen_protocols(more: Sequence[Protocol] | None) -> list[Protocol]:
-    """The default protocols and others beside them.
+def chosen_protocols(more: Sequence[EvaluationProtocol] | None) -> list[EvaluationProtocol]:
+    """The default protocols, then `more`.
 
     Raises:
-        UserError: Two have the same name, or a name is empty or has a slash.
+        UserError: Two have the same name, or a name is empty, `calibration`, or has a slash or a dot.
     """
     protocols = [*default_protocols(), *(more or ())]
     names = [protocol.name for protocol in protocols]
     for name in names:
-        if names.count(name) > 1 or not name or "/" in name or "." in name:
-            raise UserError(f"model.protocols: names must differ and be plain words; got {name!r} among {names}")
+        if names.count(name) > 1 or name in ("", CALIBRATION) or "/" in name or "." in name:
+            raise UserError(f"protocols: names must differ and be plain words; got {name!r} among {names}")
     return protocols
+
+
+def shown_protocols(names: Iterable[str]) -> list[str]:
+    """The protocols that tables and figures show: `seen` only where there is no `gzsl`, which has its labels too.
+
+    >>> shown_protocols(["zsl", "gzsl", "seen", "text"]), shown_protocols(["seen", "text"])
+    (['zsl', 'gzsl', 'text'], ['seen', 'text'])
+    """
+    names = list(names)
+    return [name for name in names if name != Seen.name or GeneralizedZeroShot.name not in names]
+
+
+def label_columns(protocol: EvaluationProtocol, vocabulary: LabelVocabulary) -> range | list[int]:
+    """A protocol's columns, checked; a range where they are neighbours, which select without a copy.
+
+    Raises:
+        UserError: A column is repeated or is none of the vocabulary.
+
+    >>> label_columns(ZeroShot(), LabelVocabulary(("cat",), ("dog", "horse")))
+    range(1, 3)
+    """
+    columns = list(protocol.columns(vocabulary))
+    if len(set(columns)) < len(columns) or not set(columns) <= set(range(len(vocabulary))):
+        raise UserError(
+            f"protocol {protocol.name!r}: columns must differ and be from 0 to {len(vocabulary) - 1}; got {columns}"
+        )
+    neighbours = range(columns[0], columns[0] + len(columns)) if columns else range(0)
+    return neighbours if columns == list(neighbours) else columns
 
 
 def _words(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,19 @@ class ScoreCounts:
         flat = [tensor.reshape(-1) for tensor in (scores, targets, of_score)]
         for start in range(0, scores.numel(), CHUNK):
             self._update(*(tensor[start : start + CHUNK] for tensor in flat))
+
+    def update_pieces(
+        self, pieces: Iterable[tuple[Tensor, Tensor, Tensor | None]], groups: Tensor | None = None
+    ) -> None:
+        """Count the scores that a metric keeps (`MultilabelMeanAveragePrecision.pieces`), piece by piece.
+
+        Args:
+            pieces: Scores, targets and labels.
+            groups: The group of each label, `[L]`. Default: 0.
+        """
+        for scores, targets, labels in pieces:
+            of_score = groups if groups is None or labels is None else groups.to(labels.device)[labels]
+            self.update(scores, targets, of_score)
 
     def _update(self, scores: Tensor, targets: Tensor, groups: Tensor) -> None:
         kept = (targets >= 0) & scores.isfinite()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from ovml.metrics.protocols import CALIBRATION, default_protocols, shown_protocols
 
-PROTOCOL_TITLES = {"zsl": "ZSL", "gzsl": "GZSL", "seen": "seen"}
+Table: TypeAlias = Any
+"""A `rich.table.Table`; rich is imported when a table is made."""
+Rows: TypeAlias = Mapping[str, Mapping[str, float]]
+"""Metrics by row name; keys such as `zsl/mAP` and `gzsl/F1@3`, values in 0..1."""
+
 ROW_TITLES = {
     "zero-shot": "zero-shot CLIP",
     "vision": "MKT stage 1",
@@ -20,12 +23,19 @@ ROW_TITLES = {
 }
 
 
-def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
+def results_table(
+    rows: Rows,
+    title: str,
+    titles: Mapping[str, str] | None = None,
+    row_titles: Mapping[str, str] = ROW_TITLES,
+) -> Table:
     """A table of metrics in percent: mAP and precision, recall, F1 at k, a block of rows per protocol.
 
     Args:
-        rows: Metrics by row name; keys such as `zsl/mAP` and `gzsl/F1@3`, values in 0..1.
+        rows: Metrics by row name, such as `{"prompt": {"zsl/mAP": 0.3}}`.
         title: What was evaluated.
+        titles: Titles of the protocols by name, in their order (`OpenVocabularyEvaluation.titles`).
+        row_titles: Titles of the rows by name.
 
     Example:
         >>> results_table({"zero-shot": {"zsl/mAP": 0.25}}, "validation").row_count
@@ -33,8 +43,8 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """
     from rich.table import Table
 
-    titles = protocol_titles(rows)
-    protocols = [name for name in titles if name != "seen"] or ["seen"]
+    titles = protocol_titles(rows, titles)
+    protocols = shown_protocols(titles)
     names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
     metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
     table = Table(title=f"{title} (%)")
@@ -45,35 +55,41 @@ def results_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table:
     for protocol in protocols:
         for position, (row, values) in enumerate(rows.items()):
             table.add_row(
-                titles.get(protocol, protocol) if position == 0 else "",
-                ROW_TITLES.get(row, row),
+                titles[protocol] if position == 0 else "",
+                row_titles.get(row, row),
                 *(percent(values.get(f"{protocol}/{metric}")) for metric in metrics),
                 end_section=position == len(rows) - 1,
             )
     return table
 
 
-def protocol_titles(rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Titles of the protocols that some row has metrics of, by name; ZSL and GZSL first.
+def protocol_titles(rows: Rows, titles: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Titles of the protocols that some row has metrics of, by name and in order.
+
+    Args:
+        rows: Metrics by row name.
+        titles: All titles by name. Default: those of ZSL, GZSL and seen labels; others are made of their names.
 
     >>> protocol_titles({"prompt": {"new_words/mAP": 0.2, "zsl/mAP": 0.3, "calibration/ECE": 0.01}})
     {'zsl': 'ZSL', 'new_words': 'new words'}
     """
+    known = {protocol.name: protocol.title for protocol in default_protocols()} if titles is None else titles
     measured = dict.fromkeys(name.partition("/")[0] for values in rows.values() for name in values if "/" in name)
-    order = [name for name in dict.fromkeys((*PROTOCOL_TITLES, *measured)) if name in measured]
-    return {name: PROTOCOL_TITLES.get(name, name.replace("_", " ")) for name in order if name != "calibration"}
+    order = [name for name in dict.fromkeys((*known, *measured)) if name in measured and name != CALIBRATION]
+    return {name: known.get(name, name.replace("_", " ")) for name in order}
 
 
-def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Table | None:
-    """A table of how far probabilities can be trusted, in percent; `None` where no row is calibrated.
+def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] = ROW_TITLES) -> Table | None:
+    """A table of how well probabilities are calibrated, in percent; `None` where no row is calibrated.
 
     Args:
-        rows: Metrics by row name, with the keys `calibration/ECE` and so on (`ovml.metrics.Calibration.evaluate`).
+        rows: Metrics by row name, with the keys `calibration/ECE` and so on (`evaluate_calibration`).
         title: What was evaluated.
+        row_titles: Titles of the rows by name.
     """
     from rich.table import Table
 
-    calibrated = {row: values for row, values in rows.items() if "calibration/ECE" in values}
+    calibrated = {row: values for row, values in rows.items() if f"{CALIBRATION}/ECE" in values}
     if not calibrated:
         return None
     columns = ("ECE", "ECE given", "F1")
@@ -82,9 +98,9 @@ def calibration_table(rows: Mapping[str, Mapping[str, float]], title: str) -> Ta
     for column in columns:
         table.add_column(column, justify="right")
     for row, values in calibrated.items():
-        numbers = [values.get(f"calibration/{column}") for column in columns]  # none of what no label was given for
+        numbers = [values.get(f"{CALIBRATION}/{column}") for column in columns]  # missing where no label was returned
         cells = ["" if number is None else f"{100 * number:.2f}" for number in numbers]
-        table.add_row(ROW_TITLES.get(row, row), *cells)
+        table.add_row(row_titles.get(row, row), *cells)
     return table
 
 

@@ -15,7 +15,7 @@ from ovml.encoders.checkpoints import ImageSpec
 from ovml.heads import Head
 from ovml.losses import Loss
 from ovml.metrics import OpenVocabularyEvaluation
-from ovml.metrics.calibration import Calibration, Calibrator
+from ovml.metrics.calibration import Calibration
 from ovml.prompts import PromptLearner
 from ovml.training.stages import Stage
 from ovml.utils.errors import UserError
@@ -47,7 +47,6 @@ class ScoringModule(pl.LightningModule):
     stage: Stage
     evaluation: OpenVocabularyEvaluation
     num_tail_layers: int
-    calibrator: Calibrator
     calibration: Calibration | None = None
     _label_embeds: dict[Any, Tensor]
 

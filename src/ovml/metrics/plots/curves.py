@@ -1,32 +1,50 @@
-"""Pictures of an evaluation as matplotlib figures: precision and recall, scores, the best and the worst labels."""
+"""Figures of an evaluation: precision and recall, scores, the labels with the best and the worst average precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ovml.metrics import ScoreCounts
 from ovml.metrics.functional.average_precision import average_precision
-from ovml.metrics.plots.files import new_figure
+from ovml.metrics.plots.files import Figure, new_figure
+from ovml.metrics.protocols import EvaluationProtocol, chosen_protocols, label_columns, shown_protocols
+from ovml.metrics.score_counts import ScoreCounts
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-BLUE, ORANGE, GREY = "#2a6fb0", "#d9822b", "#9a9aa2"
-COLOURS = {"ZSL": ORANGE, "GZSL": "#4b4b55", "seen": BLUE, "unseen": ORANGE}
-TITLES = {"zsl": "ZSL", "gzsl": "GZSL", "seen": "seen"}
+BLUE, ORANGE, GREY, DARK = "#2a6fb0", "#d9822b", "#9a9aa2", "#4b4b55"
+GROUPS = {"seen": BLUE, "unseen": ORANGE}
+CURVES = {"zsl": ORANGE, "gzsl": DARK, "seen": BLUE}
+OTHER_CURVES = ("#3d8f5f", "#8a5fb0", "#b8434e", "#4aa3a8", "#8c6d46")
+"""Colours of further protocols, one after the other."""
 BARS = 20
 """Labels shown of the best, and of the worst."""
 LONGEST = 34
 """Characters of a label's name that are shown."""
 SHOWN_BINS = 60
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """What the figures show of a protocol.
+
+    Attributes:
+        title: The protocol's.
+        columns: Its labels in the vocabulary.
+        counts: Counts of its scores, in groups seen and unseen.
+        per_label: Average precision of each label; NaN where no target is present.
+    """
+
+    title: str
+    columns: Sequence[int]
+    counts: ScoreCounts
+    per_label: Tensor
 
 
 def evaluation_figures(
@@ -36,8 +54,9 @@ def evaluation_figures(
     zsl_scores: Tensor | None = None,
     title: str = "",
     bins: int = 1000,
+    protocols: Sequence[EvaluationProtocol] | None = None,
 ) -> dict[str, Figure]:
-    """Draw the pictures of an evaluation.
+    """Draw the figures of an evaluation from scores.
 
     Args:
         scores: Of all labels, `[N, L]`.
@@ -47,9 +66,11 @@ def evaluation_figures(
             Default: those of `scores`.
         title: What was evaluated.
         bins: Of the scores, in curves and histograms.
+        protocols: Protocols beside ZSL, GZSL and seen labels.
 
     Returns:
-        Figures by name: `precision_recall`, `scores`, `labels`, and `labels_zsl` where there are unseen labels.
+        Figures by name: `precision_recall`, `scores`, `labels`, and `labels_zsl` and so on for each protocol with
+        fewer labels.
 
     Raises:
         UserError: Shapes do not fit, or matplotlib is not installed.
@@ -65,91 +86,94 @@ def evaluation_figures(
             f"scores and targets: expected [N, {len(vocabulary)}], a column per label; "
             f"got {list(scores.shape)} and {list(targets.shape)}"
         )
-    targets = targets.to(torch.int8)
-    parts = {"gzsl" if vocabulary.unseen else "seen": (scores, targets)}
-    if vocabulary.unseen:
-        unseen = vocabulary.unseen_slice
-        parts["zsl"] = (scores[:, unseen] if zsl_scores is None else zsl_scores, targets[:, unseen])
-        if parts["zsl"][0].shape != parts["zsl"][1].shape:
+    chosen = {protocol.name: protocol for protocol in chosen_protocols(protocols)}
+    found = {name: columns for name in chosen if (columns := label_columns(chosen[name], vocabulary))}
+    parts = {}
+    for name in shown_protocols(found):
+        columns = list(found[name])
+        own_scores, own_targets = scores[:, columns], targets[:, columns].to(torch.int8)
+        if name == "zsl" and zsl_scores is not None:
+            own_scores = zsl_scores
+        if own_scores.shape != own_targets.shape:
             raise UserError(
-                f"zsl_scores: expected {list(parts['zsl'][1].shape)}, a column per unseen label; "
-                f"got {list(parts['zsl'][0].shape)}"
+                f"zsl_scores: expected {list(own_targets.shape)}, a column per unseen label; "
+                f"got {list(own_scores.shape)}"
             )
-    counts, per_label = {}, {}
-    for protocol, (of_protocol, marks) in parts.items():
-        groups = label_groups(vocabulary, protocol)
-        counts[protocol] = ScoreCounts(bins, groups=2)
-        counts[protocol].update(of_protocol, marks, groups)
-        per_label[protocol] = average_precision(of_protocol, marks)
-    return draw_figures(counts, per_label, vocabulary, title)
+        counts = ScoreCounts(bins, groups=2)
+        counts.update(own_scores, own_targets, label_groups(vocabulary, columns))
+        parts[name] = ProtocolScores(chosen[name].title, columns, counts, average_precision(own_scores, own_targets))
+    return draw_figures(parts, vocabulary, title)
 
 
-def label_groups(vocabulary: LabelVocabulary, protocol: str) -> Tensor:
-    """Of each label that a protocol scores, whether it is unseen, `[L']`: the groups of `ScoreCounts`."""
-    groups = torch.zeros(len(vocabulary), dtype=torch.long)
-    groups[vocabulary.unseen_slice] = 1
-    return groups[protocol_columns(vocabulary)[protocol]]
-
-
-def protocol_columns(vocabulary: LabelVocabulary) -> dict[str, slice]:
-    """Columns of the vocabulary that each protocol scores."""
-    return {"zsl": vocabulary.unseen_slice, "gzsl": slice(None), "seen": vocabulary.seen_slice}
+def label_groups(vocabulary: LabelVocabulary, columns: Sequence[int]) -> Tensor:
+    """The group of each label at `columns` in `ScoreCounts`, `[L']`: 0 seen, 1 unseen."""
+    return torch.tensor([int(column >= len(vocabulary.seen)) for column in columns])
 
 
 def draw_figures(
-    counts: Mapping[str, ScoreCounts], per_label: Mapping[str, Tensor], vocabulary: LabelVocabulary, title: str = ""
+    parts: Mapping[str, ProtocolScores], vocabulary: LabelVocabulary, title: str = ""
 ) -> dict[str, Figure]:
-    """Draw the figures of `evaluation_figures` from what was counted.
+    """Draw the figures of `evaluation_figures` from what was counted of each protocol.
 
     Args:
-        counts: By protocol, in groups seen and unseen.
-        per_label: Average precision of each label, by protocol; NaN where a label has no present mark.
+        parts: By the protocols' names; scores and labels are drawn of the one with the most labels.
         vocabulary: The labels.
         title: What was evaluated.
     """
-    whole = "gzsl" if "gzsl" in counts else "seen"
+    widest = max(parts, key=lambda name: len(parts[name].columns))
     figures = {
-        "precision_recall": precision_recall_figure({TITLES[name]: found for name, found in counts.items()}, title),
-        "scores": scores_figure(counts[whole], title),
-        "labels": labels_figure(per_label[whole], vocabulary.names, len(vocabulary.seen), title),
+        "precision_recall": precision_recall_figure(parts, title),
+        "scores": scores_figure(parts[widest].counts, title),
     }
-    if "zsl" in per_label:
-        figures["labels_zsl"] = labels_figure(per_label["zsl"], vocabulary.unseen, 0, title, "unseen labels")
+    for name, part in parts.items():
+        names = [vocabulary.names[column] for column in part.columns]
+        is_unseen = label_groups(vocabulary, part.columns).bool().tolist()
+        if name == widest:
+            figures["labels"] = labels_figure(part.per_label, names, is_unseen, title)
+        else:
+            own_title = f"{part.title}, {title}" if title else part.title
+            figures[f"labels_{name}"] = labels_figure(part.per_label, names, is_unseen, own_title)
     return figures
 
 
-def precision_recall_figure(counts: Mapping[str, ScoreCounts], title: str = "") -> Figure:
+def precision_recall_figure(parts: Mapping[str, ProtocolScores], title: str = "") -> Figure:
     """Draw precision against recall over all labels together (micro), a curve per protocol.
 
-    A dotted line shows what chance would reach: the share of present marks.
+    A dotted line shows the precision of chance: the share of present targets.
     """
     figure = new_figure(6.4, 5.2)
     axes = figure.add_subplot()
-    for name, found in counts.items():
-        absent, present = found.counts.sum(axis=(0, 2)).tolist()
+    for part, colour in zip(parts.values(), _curve_colours(parts), strict=True):
+        absent, present = part.counts.counts.sum(axis=(0, 2)).tolist()
         if not present:
             continue
-        precision, recall, _ = found.precision_recall()
-        text = f"{name}: AP {100 * found.average_precision():.1f} %, chance {100 * present / (present + absent):.1f} %"
+        precision, recall, _ = part.counts.precision_recall()
+        chance, reached = present / (present + absent), part.counts.average_precision()
+        label = f"{part.title}: AP {100 * reached:.1f} %, chance {100 * chance:.1f} %"
         precision[-1] = precision[-2]  # not 1: nothing scores above the best
-        axes.plot(recall, precision, color=COLOURS[name], label=text, drawstyle="steps-post", linewidth=1.6)
-        axes.axhline(present / (present + absent), color=COLOURS[name], linestyle=":", linewidth=1)
+        axes.plot(recall, precision, color=colour, label=label, drawstyle="steps-post", linewidth=1.6)
+        axes.axhline(chance, color=colour, linestyle=":", linewidth=1)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title(_titled("Precision and recall, all marks together", title), fontsize=11)
+    axes.set_title(_titled("Precision and recall, all labels together", title), fontsize=11)
     _tidy(axes, grid="both")
     if axes.lines:
         axes.legend(frameon=False, loc="upper right")
     else:
-        axes.text(0.5, 0.5, "no mark is present", ha="center", color=GREY)
+        axes.text(0.5, 0.5, "no label is present", ha="center", color=GREY)
     return figure
 
 
-def scores_figure(counts: ScoreCounts, title: str = "") -> Figure:
-    """Draw how the scores of present and of absent marks are spread, for seen and for unseen labels.
+def _curve_colours(names: Iterable[str]) -> Iterator[str]:
+    others = cycle(OTHER_CURVES)
+    return (CURVES[name] if name in CURVES else next(others) for name in names)
 
-    Each histogram sums to 1: absent marks are many more. The outermost thousandth of each is not shown.
+
+def scores_figure(counts: ScoreCounts, title: str = "") -> Figure:
+    """Draw histograms of the scores of present and of absent labels, for seen and for unseen labels.
+
+    Each histogram sums to 1, because absent labels are many more. The outermost thousandth of each is not shown.
     """
-    groups = [(name, counts.counts[i]) for i, name in enumerate(("seen", "unseen")) if counts.counts[i].any()]
+    groups = [(name, found) for name, found in zip(GROUPS, counts.counts, strict=True) if found.any()]
     figure = new_figure(7.5, 0.8 + 2.5 * max(1, len(groups)))
     low, high = _range(counts.counts.reshape(-1, counts.counts.shape[-1]))
     step = -(-(high - low) // SHOWN_BINS)
@@ -157,16 +181,16 @@ def scores_figure(counts: ScoreCounts, title: str = "") -> Figure:
     edges = counts.edges[np.append(starts, starts[-1] + step).clip(max=counts.counts.shape[-1])]
     panels = figure.subplots(max(1, len(groups)), sharex=True, squeeze=False)[:, 0]
     for axes, (name, (absent, present)) in zip(panels, groups, strict=False):
-        for mark, found, colour in (("absent", absent, GREY), ("present", present, COLOURS[name])):
+        for kind, found, colour in (("absent", absent, GREY), ("present", present, GROUPS[name])):
             if total := found.sum():
                 share = np.add.reduceat(found[:high], starts) / total
-                axes.stairs(share, edges, fill=True, alpha=0.55, color=colour, label=f"{mark} ({total:,} marks)")
-        axes.set(ylabel="share of marks", title="")
+                axes.stairs(share, edges, fill=True, alpha=0.55, color=colour, label=f"{kind} ({total:,} annotations)")
+        axes.set(ylabel="share of annotations", title="")
         axes.set_title(f"{name} labels", fontsize=10, loc="left")
         axes.legend(frameon=False)
         _tidy(axes, grid="y")
     panels[-1].set_xlabel("score")
-    figure.suptitle(_titled("Scores of present and absent marks", title), fontsize=11)
+    figure.suptitle(_titled("Scores of present and absent labels", title), fontsize=11)
     return figure
 
 
@@ -180,17 +204,14 @@ def _range(counts: np.ndarray[Any, Any]) -> tuple[int, int]:
     return low, high
 
 
-def labels_figure(
-    per_label: Tensor, names: Sequence[str], num_seen: int, title: str = "", kind: str = "labels"
-) -> Figure:
+def labels_figure(per_label: Tensor, names: Sequence[str], is_unseen: Sequence[bool], title: str = "") -> Figure:
     """Draw the average precision of the best and of the worst labels as bars.
 
     Args:
         per_label: Average precision `[L]`; labels with NaN are left out, and their number is given.
         names: Of the labels.
-        num_seen: Labels that are seen; they are the first.
+        is_unseen: Of each label, whether it is unseen.
         title: What was evaluated.
-        kind: What to call the labels.
     """
     values = per_label.double().cpu().numpy()
     ranked = [int(column) for column in np.argsort(-values, kind="stable") if not np.isnan(values[column])]
@@ -199,7 +220,7 @@ def labels_figure(
         panels = [(f"best {BARS}", ranked[:BARS]), (f"worst {BARS}", ranked[-BARS:])]
     figure = new_figure(5.5 * len(panels) + 0.5, 1.4 + 0.24 * max(3, *(len(columns) for _, columns in panels)))
     for axes, (panel, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        colours = [BLUE if column < num_seen else ORANGE for column in columns]
+        colours = [ORANGE if is_unseen[column] else BLUE for column in columns]
         bars = axes.barh(range(len(columns)), 100 * values[columns], color=colours, height=0.75)
         texts = [f"{value:.1f}" if value >= 1 else f"{value:.1g}" for value in 100 * values[columns]]
         axes.bar_label(bars, texts, padding=2, fontsize=8)
@@ -210,9 +231,9 @@ def labels_figure(
         axes.set_title(panel, fontsize=10, loc="left")
         _tidy(axes, grid="x")
     missing = len(values) - len(ranked)
-    note = f"; {missing:,} labels without a present mark are left out" if missing else ""
-    figure.suptitle(_titled(f"Average precision of {len(ranked):,} {kind}{note}", title), fontsize=11)
-    if 0 < num_seen < len(names):
+    note = f"; {missing:,} labels without a present annotation are left out" if missing else ""
+    figure.suptitle(_titled(f"Average precision of {len(ranked):,} labels{note}", title), fontsize=11)
+    if len(set(is_unseen)) == 2:
         _key(figure)
     return figure
 
@@ -230,15 +251,15 @@ def shortened(name: str) -> str:
 def _key(figure: Figure) -> None:
     from matplotlib.patches import Patch
 
-    keys = [Patch(color=BLUE, label="seen"), Patch(color=ORANGE, label="unseen")]
+    keys = [Patch(color=colour, label=name) for name, colour in GROUPS.items()]
     figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False)
 
 
-def _tidy(axes: Axes, grid: Any) -> None:
+def _tidy(axes: Any, grid: Any) -> None:
     axes.grid(axis=grid, color="#e4e4e8", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _titled(picture: str, title: str) -> str:
-    return f"{picture} ({title})" if title else picture
+def _titled(text: str, title: str) -> str:
+    return f"{text} ({title})" if title else text

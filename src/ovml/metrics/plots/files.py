@@ -1,25 +1,25 @@
-"""Writing pictures, and the library that draws curves."""
+"""Writing images and figures as PNG, and an empty matplotlib figure."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 from PIL import Image
 
 from ovml.utils.errors import UserError
+from ovml.utils.files import atomic_write
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+Figure: TypeAlias = Any
+"""A `matplotlib.figure.Figure`; matplotlib is optional, and is imported when something is drawn."""
 
 
-def save_png(picture: Image.Image | Figure, path: str | Path) -> Path:
-    """Write a picture beside its place and rename it into it, so that it is never half there.
+def save_png(image: Image.Image | Figure, path: str | Path) -> Path:
+    """Write an image or a figure as a PNG file, atomically.
 
     Args:
-        picture: A PIL image or a matplotlib figure.
-        path: Its name ends in `.png`; folders are made.
+        image: A PIL image or a matplotlib figure.
+        path: Its name ends in `.png`; missing folders are made.
 
     Raises:
         UserError: The name has another ending, or the file cannot be written.
@@ -29,24 +29,19 @@ def save_png(picture: Image.Image | Figure, path: str | Path) -> Path:
         raise UserError(f"{path}: cannot tell what to write; let the name end in .png")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give a file")
-    aside = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if isinstance(picture, Image.Image):
-                picture.save(aside, "PNG", optimize=True)
+        with atomic_write(path) as beside:
+            if isinstance(image, Image.Image):
+                image.save(beside, "PNG", optimize=True)
             else:
-                picture.savefig(aside, format="png")
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+                image.savefig(beside, format="png")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
     return path
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, of 100 pixels each; without pyplot, so that no window and no global state is needed.
+    """An empty figure, in inches of 100 pixels; made without pyplot, which would open windows and keep global state.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -54,5 +49,5 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("pictures of an evaluation need matplotlib; pip install 'ovml[plots]'") from error
+        raise UserError("figures of an evaluation need matplotlib; pip install 'ovml[plots]'") from error
     return Figure(figsize=(width, height), dpi=100, layout="constrained")

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
-from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
-from ovml.metrics.plots.curves import draw_figures, label_groups, protocol_columns
-from ovml.metrics.plots.files import new_figure, save_png
+from ovml.metrics.evaluation import OpenVocabularyEvaluation
+from ovml.metrics.plots.curves import ProtocolScores, draw_figures, label_groups
+from ovml.metrics.plots.files import Figure, new_figure, save_png
+from ovml.metrics.protocols import shown_protocols
 from ovml.metrics.score_counts import ScoreCounts
 from ovml.metrics.tables import ROW_TITLES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from ovml.classifier import OVMultiLabelClassifier
+from ovml.vocabulary import LabelVocabulary
 
 
 class EvaluationPlots(Callback):
@@ -51,19 +45,24 @@ class EvaluationPlots(Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files."""
-        self._draw(trainer, cast("OVMultiLabelClassifier", pl_module), "test")
+        self._draw(trainer, pl_module, "test")
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files; during a fit, add to TensorBoard."""
         if not trainer.sanity_checking:
-            self._draw(trainer, cast("OVMultiLabelClassifier", pl_module), "val")
+            self._draw(trainer, pl_module, "val")
 
-    def _draw(self, trainer: pl.Trainer, model: OVMultiLabelClassifier, split: str) -> None:
-        # All processes take part in gathering, one draws.
-        found = self._count(model, trainer.is_global_zero)
-        if found is None or model.vocabulary is None:
+    def _draw(self, trainer: pl.Trainer, model: pl.LightningModule, split: str) -> None:
+        evaluation: OpenVocabularyEvaluation = model.evaluation  # type: ignore[assignment]
+        vocabulary = evaluation.vocabulary
+        if vocabulary is None:
             return
-        figures = draw_figures(*found, model.vocabulary, ROW_TITLES.get(self.row, self.row))
+        evaluation.update_empty(model.device)  # a process without images takes part in gathering
+        # All processes take part in gathering, one draws.
+        parts = self._count(evaluation, vocabulary, trainer.is_global_zero)
+        if not parts:
+            return
+        figures = draw_figures(parts, vocabulary, ROW_TITLES.get(self.row, self.row))
         if trainer.state.fn == "fit":
             self._log(trainer, split, figures)
             return
@@ -78,34 +77,15 @@ class EvaluationPlots(Callback):
                     logger.experiment.add_figure(f"{split}/{name}", figure, global_step=trainer.global_step)
 
     def _count(
-        self, model: OVMultiLabelClassifier, draws: bool
-    ) -> tuple[dict[str, ScoreCounts], dict[str, Tensor]] | None:
-        """What the model's metrics hold, by protocol, before the model resets them; None where nothing is drawn."""
-        vocabulary = model.vocabulary
-        if vocabulary is None:
-            return None
-        counts, per_label = {}, {}
-        for protocol in ("zsl", "gzsl") if vocabulary.unseen else ("seen",):
-            columns = range(len(vocabulary))[protocol_columns(vocabulary)[protocol]]
-            # A process that was given no image has something to gather all the same.
-            nothing = torch.empty(0, len(columns), device=model.device)
-            model.evaluation.update(protocol, nothing, nothing.to(torch.int8))
-            metric = model.evaluation.protocols[protocol]["mAP"]  # type: ignore[index]
-            with metric.sync_context():
+        self, evaluation: OpenVocabularyEvaluation, vocabulary: LabelVocabulary, draws: bool
+    ) -> dict[str, ProtocolScores]:
+        """What the metrics hold, by protocol, before the model resets them; empty where nothing is drawn."""
+        parts: dict[str, ProtocolScores] = {}
+        for name in shown_protocols(evaluation.columns):
+            with evaluation.gathered(name) as metric:
                 if draws:
-                    counts[protocol] = ScoreCounts(self.bins, groups=2)
-                    count_metric(metric, counts[protocol], label_groups(vocabulary, protocol))
-                    per_label[protocol] = metric.per_label()
-        return (counts, per_label) if draws else None
-
-
-def count_metric(metric: MultilabelMeanAveragePrecision, counts: ScoreCounts, groups: Tensor) -> None:
-    """Count the scores that a metric keeps, one piece of them after the other.
-
-    Args:
-        metric: Of any number of updates.
-        counts: Updated.
-        groups: The group of each label, `[L]`.
-    """
-    for scores, marks, labels in metric.pieces():
-        counts.update(scores, marks, groups if labels is None else groups.to(labels.device)[labels])
+                    columns = evaluation.columns[name]
+                    counts = ScoreCounts(self.bins, groups=2)
+                    counts.update_pieces(metric.pieces(), label_groups(vocabulary, columns))
+                    parts[name] = ProtocolScores(evaluation.titles[name], columns, counts, metric.per_label())
+        return parts

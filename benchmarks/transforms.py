@@ -41,11 +41,11 @@ from PIL import Image
 
 from ovml.data import RandAugment
 from ovml.data.rand_augment import GREY, OPERATIONS, Operation
-from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, normalize
-from ovml.encoders.checkpoints import ImageSpec
+from ovml.data.transforms import TrainTransform
+from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 from ovml.utils.images import load_image
 
-SPEC = ImageSpec(224, IMAGENET_MEAN, IMAGENET_STD)
+SPEC = ImageProcessor(224, IMAGENET_MEAN, IMAGENET_STD)
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 CROP = TrainTransform(SPEC)
 
@@ -86,7 +86,7 @@ def plain_normalize(image: Image.Image) -> torch.Tensor:
 
 def ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
     """From JPEGs to a batch."""
-    evaluate = EvalTransform(replace(SPEC, resize=256))
+    evaluate = replace(SPEC, resize=256)
     recipe = TrainTransform(SPEC, rand_augment=RandAugment())
     both = TrainTransform(SPEC, rand_augment=RandAugment(prob=1))
     found: dict[str, Callable[[list[bytes]], torch.Tensor]] = {
@@ -128,7 +128,7 @@ def ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
         tensor_augment = v2.RandAugment(2, magnitude=27, interpolation=InterpolationMode.BILINEAR, fill=fill)
         finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
         found["+ torchvision on Pillow pictures, both"] = lambda files: torch.stack(
-            [normalize(augment(crop(load_image(f))), SPEC) for f in files]
+            [SPEC.normalize(augment(crop(load_image(f)))) for f in files]
         )
         found["+ torchvision on tensors, both"] = lambda files: torch.stack(
             [finish(tensor_augment(to_bytes(crop(load_image(f))))) for f in files]
@@ -142,7 +142,7 @@ def parts(files: list[bytes]) -> dict[str, Callable[[], Any]]:
     torch.manual_seed(0)
     crops = [crop(image) for image in images]
     augment = RandAugment()
-    tensors = [normalize(image, SPEC) for image in crops]
+    tensors = [SPEC.normalize(image) for image in crops]
 
     def operate(operation: Operation) -> list[Image.Image]:
         return [operation(image, 0.9, GREY) for image in crops]
@@ -152,7 +152,7 @@ def parts(files: list[bytes]) -> dict[str, Callable[[], Any]]:
         "decoding": lambda: [load_image(f) for f in files],
         "crop + flip": lambda: [crop(image) for image in images],
         "RandAugment (the recipe)": lambda: [augment(image) for image in crops],
-        "normalisation": lambda: [normalize(image, SPEC) for image in crops],
+        "normalisation": lambda: [SPEC.normalize(image) for image in crops],
         "normalisation, plain formula": lambda: [plain_normalize(image).contiguous() for image in crops],
         "stacking": lambda: torch.stack(tensors),
         "no normalisation, bytes": lambda: [to_bytes(image) for image in crops],

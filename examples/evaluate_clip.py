@@ -1,10 +1,10 @@
-"""How well does a CLIP know your labels? Zero-shot mAP and F1@k on pictures of your own, without training.
+"""Evaluate a CLIP on your labels and images without training: zero-shot mAP and F1@k.
 
-    python examples/evaluate_clip.py                                                    # the embedded world
+    python examples/evaluate_clip.py                                                    # the demo data set
     python examples/evaluate_clip.py photos/ labels.csv openai/clip-vit-base-patch16    # downloads 600 MB once
 
-The CSV file has the columns `image,labels`: a path below the folder, and names with `;` in between. All names in it
-are the vocabulary; what a row does not list counts as absent.
+The CSV file has the columns `image,labels`: a path below the folder, and names separated by `;`. All names in the file
+are the vocabulary; labels that a row does not list count as absent.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def evaluate(
     model = OVMultiLabelClassifier(clip, labels, head=CosineHead(), prompt=TemplatePrompt(TEMPLATES), stages=[])
     mean_ap, at_k = MultilabelMeanAveragePrecision(), PrecisionRecallF1AtK([k for k in ks if k <= len(labels)])
     scores = model.score_images(pictures)  # [N, L]
-    marks = torch.tensor([[int(label in names) for label in labels] for names in present])
-    mean_ap.update(scores, marks)
-    at_k.update(scores, marks)
+    targets = torch.tensor([[int(label in names) for label in labels] for names in present])
+    mean_ap.update(scores, targets)
+    at_k.update(scores, targets)
     return {"mAP": mean_ap.compute(), **at_k.compute()}
 
 

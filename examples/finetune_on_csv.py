@@ -1,10 +1,10 @@
-r"""Fine-tune on a folder of pictures with a CSV file `image,labels`; some labels may be held out as unseen.
+r"""Fine-tune on a folder of images with a CSV file `image,labels`; some labels may be held out as unseen.
 
     python examples/finetune_on_csv.py                                          # a drawn folder
     python examples/finetune_on_csv.py photos/ --unseen "palm,black cat" \
         --clip openai/clip-vit-base-patch16 --epochs 10 --out my-model          # photos/labels.csv: beach.jpg,sea;sand
 
-The data module is that of `own_dataset.py`. The saved model then tags: `ovml tag photos/ --model my-model`.
+The data module comes from `own_dataset.py`. Use the saved model with `ovml tag photos/ --model my-model`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ovml.training import VisionStage
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", help="pictures and labels.csv (default: drawn)")
-    parser.add_argument("--unseen", help="labels that training does not use, separated by commas")
+    parser.add_argument("folder", nargs="?", help="images and labels.csv (default: drawn images)")
+    parser.add_argument("--unseen", help="labels to exclude from training, separated by commas")
     parser.add_argument("--clip", default="ovml-demo", help="name of a CLIP checkpoint")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)

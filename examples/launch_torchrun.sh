@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on one or several machines with torchrun. Call it on every machine, with the same arguments:
+# Trains on one or several machines with torchrun. Call it on every machine with the same arguments:
 #
 #   NODES=2 HEAD=node0 examples/launch_torchrun.sh --config nuswide.yaml --trainer.default_root_dir /shared/runs
 #
 # NODES      number of machines (default 1)
 # PROCESSES  processes on each machine (default: its GPUs, or 1)
-# HEAD       the machine where all meet; PORT is to be reachable there (default: this one)
+# HEAD       machine for the rendezvous, with PORT open (default: this machine)
 #
-# The folder of the runs must be one that all machines see. To go on with the newest run add --ckpt_path last.
+# The run folder must be on a file system that all machines share. To resume the newest run, add --ckpt_path last.
 set -euo pipefail
 
 gpus=$(command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus | wc -l || echo 0)

@@ -1,8 +1,8 @@
-"""A head of one's own: the best patch of each label, with a learned weight.
+"""A head of your own: the best patch of each label, with a trained weight.
 
-    python examples/own_head.py        # fits it for a moment on the embedded world
+    python examples/own_head.py        # trains it briefly on the demo data set
 
-On the command line, with this file's folder on the path:
+On the command line, add this file's folder to the path:
 `PYTHONPATH=examples ovml fit --config demo.yaml --model.head own_head.MaxPatchHead`.
 """
 
@@ -18,10 +18,10 @@ from ovml.training import VisionStage
 
 
 class MaxPatchHead(Head):
-    """Whole picture plus best patch: `s = g + w · max_p`, the weight `w` learned.
+    """Global embedding plus best patch: `s = g + w · max_p` with a trained weight `w`.
 
     Args:
-        weight: Where the weight starts.
+        weight: Initial weight.
     """
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -1,8 +1,8 @@
-"""A loss of one's own: binary cross-entropy that leaves unknown marks out, with a learned scale and bias.
+"""A loss of your own: binary cross-entropy that ignores unknown labels, with trained scale and bias.
 
-    python examples/own_loss.py        # fits it for a moment on the embedded world
+    python examples/own_loss.py        # trains it briefly on the demo data set
 
-On the command line, with this file's folder on the path:
+On the command line, add this file's folder to the path:
 `PYTHONPATH=examples ovml fit --config demo.yaml --model.loss own_loss.KnownBinaryCrossEntropy`.
 """
 
@@ -18,14 +18,14 @@ from ovml.training import VisionStage
 
 
 class KnownBinaryCrossEntropy(Loss):
-    """Cross-entropy of `sigmoid(scale · s + bias)`: mean over the known marks of an image, then over images.
+    """Cross-entropy of `sigmoid(scale · s + bias)`, averaged over the known labels of an image, then over images.
 
-    MKT's scores are small, since they are divided by their norm over the labels; scale and bias bring them to where
-    a sigmoid tells present from absent.
+    MKT's scores are small, because they are divided by their norm over the labels. Scale and bias move them into the
+    range where a sigmoid separates present from absent labels.
 
     Args:
-        scale: Where the scale starts.
-        bias: Where the bias starts; below 0, since most labels are absent.
+        scale: Initial scale.
+        bias: Initial bias; negative, because most labels are absent.
     """
 
     def __init__(self, scale: float = 20.0, bias: float = -4.0) -> None:
@@ -34,7 +34,7 @@ class KnownBinaryCrossEntropy(Loss):
         self.bias = nn.Parameter(torch.tensor(bias))
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Compare scores `[B, L]` with marks `[B, L]`: 1 present, 0 absent, -1 unknown; returns a scalar."""
+        """Compare scores `[B, L]` with targets `[B, L]`: 1 present, 0 absent, -1 unknown; returns a scalar."""
         known = targets != -1
         present = (targets == 1).to(logits.dtype)
         losses = F.binary_cross_entropy_with_logits(self.scale * logits + self.bias, present, reduction="none")

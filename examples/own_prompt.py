@@ -1,8 +1,8 @@
-"""A prompt learner of one's own: learned vectors before the label's name, as in CoOp.
+"""A prompt learner of your own: trained vectors before the label's name, as in CoOp.
 
-    python examples/own_prompt.py        # fits it for a moment on the embedded world
+    python examples/own_prompt.py        # trains it briefly on the demo data set
 
-On the command line, with this file's folder on the path:
+On the command line, add this file's folder to the path:
 `PYTHONPATH=examples ovml fit --config demo.yaml --model.prompt own_prompt.PrefixPrompt`.
 """
 
@@ -18,10 +18,10 @@ from ovml.training import PromptStage
 
 
 class PrefixPrompt(PromptLearner):
-    """`M` learned vectors, then the label's name (CoOp: Zhou et al., IJCV 2022); the text tower stays as it is.
+    """`M` trained vectors, then the label's name (CoOp; Zhou et al., IJCV 2022). The text tower stays frozen.
 
     Args:
-        start: Words whose embeddings the vectors start from; each of their tokens gives one vector.
+        start: Words whose token embeddings initialise the vectors, one per token.
     """
 
     def __init__(self, start: str = "there is a") -> None:
@@ -29,7 +29,7 @@ class PrefixPrompt(PromptLearner):
         self.start = start
 
     def bind(self, text_encoder: TextEncoder) -> PromptLearner:
-        """Make the vectors `[M, W]`: only now the width of the tower is known."""
+        """Create the vectors `[M, W]`; their width is that of the tower."""
         super().bind(text_encoder)
         (ids,), _ = text_encoder.tokenize([self.start])
         table = text_encoder.token_embedding.weight.detach()
@@ -43,7 +43,7 @@ class PrefixPrompt(PromptLearner):
         lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
         first, context = tokens[:, :1], self.context.expand(len(names), -1, -1)
         rest = tokens[:, 1 + len(self.context) :]
-        # What all labels begin with is said to be shared, so that the tower runs over it once.
+        # All texts start with the same tokens, so the tower runs over these once.
         shared = 1 + len(self.context)
         return self.text_encoder.encode(torch.cat([first, context, rest], dim=1), lengths, num_shared=shared)
 
@@ -52,11 +52,11 @@ def main() -> None:
     data = DemoDataModule(train_size=256, eval_size=100)
     prompt, stage = PrefixPrompt(), PromptStage(epochs=1)
     model = OVMultiLabelClassifier("ovml-demo", labels=data.vocabulary, prompt=prompt, stages=[stage])
-    begun = prompt.context.detach().clone()
+    initial = prompt.context.detach().clone()
     trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
     trainer.fit(model, datamodule=data)
-    moved = (prompt.context.detach().cpu() - begun).norm(dim=1) / begun.norm(dim=1)
-    print(f"each vector moved by (share of its length): {[round(share, 4) for share in moved.tolist()]}")
+    moved = (prompt.context.detach().cpu() - initial).norm(dim=1) / initial.norm(dim=1)
+    print(f"relative change of each vector: {[round(share, 4) for share in moved.tolist()]}")
     print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items() if "mAP" in name})
 
 

@@ -1,4 +1,4 @@
-"""Draws the README's picture: test scenes with the labels that a trained model ranks first.
+"""Draw the README's figure: test images with the labels that a trained model ranks first.
 
 python examples/picture_of_tags.py runs/demo/version_0 docs/images/tags.png
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ovml import Tagger, load_model
 from ovml.data.synthetic.scenes import LABELS, UNSEEN_LABELS, draw_scene
-from ovml.inference.tagger import load_model
 
 SIDE, GAP, LINE, SHOWN, TOP = 220, 24, 24, 4, 5
 INK, GREEN, GREY = "#1b1f24", "#1a7f37", "#8c959f"
@@ -20,7 +20,7 @@ INK, GREEN, GREY = "#1b1f24", "#1a7f37", "#8c959f"
 def main(run: str, out: str) -> None:
     model = load_model(run)
     scenes = [scene for i in range(40) if len((scene := draw_scene(0, "test", i)).objects) in (3, 4)][:SHOWN]
-    ranked = model.predict_labels([scene.image for scene in scenes], labels=LABELS, top_k=TOP)
+    ranked = Tagger(model, LABELS, top_k=TOP).predict([scene.image for scene in scenes])
     height = GAP + SIDE + 14 + TOP * LINE + 44
     canvas = Image.new("RGB", (GAP + SHOWN * (SIDE + GAP), height), "white")
     pen, font, small = ImageDraw.Draw(canvas), ImageFont.load_default(17), ImageFont.load_default(14)

@@ -1,10 +1,10 @@
-"""Trains the tiny CLIP that ovml ships as `ovml-demo`, on captions of scenes that Pillow draws.
+"""Train the tiny CLIP that ovml ships as `ovml-demo`, on drawn scenes and their captions.
 
     python examples/pretrain_demo_clip.py
 
-Half an hour on two cores; users load the result and never run this. Scenes come from the world's `pretrain` split
-alone. Training starts with scenes of one object and adds objects later; besides its caption each scene is paired
-with names of its objects. Both make the words' meaning easier to find than whole captions alone do.
+This takes half an hour on two cores; users do not need to run it. All scenes come from the `pretrain` split of the demo
+data set. Training starts with scenes of one object and adds objects later, and each scene is paired with the names of
+its objects besides its caption. Both make the meaning of words easier to learn than whole captions alone.
 """
 
 from __future__ import annotations
@@ -53,6 +53,44 @@ NAMES = tuple(
 )
 CONSOLE = Console(log_path=False)
 
+CAPTIONS = (
+    "{things}",
+    "{things}",
+    "there is {things} in the scene",
+    "there is {things} in the scene",
+    "{things} in the scene",
+    "a picture of {things}",
+    "a photo of {things}",
+    "a drawing with {things}",
+    "{things} on a {ground} background",
+    "a {ground} picture with {things}",
+)
+
+
+def caption(scene: world.Scene, rng: random.Random) -> str:
+    """Writes a caption like those of the web: true, in varied words, and silent about much of the image.
+
+    Args:
+        scene: The scene to describe.
+        rng: Source of the choices.
+
+    Returns:
+        Lower-case text that mentions one to three objects, each by one of its names, perhaps with the
+        background, or now and then a single bare word.
+    """
+    if rng.random() < 0.04:
+        thing = rng.choice(scene.objects)
+        return rng.choice((thing.shape, thing.colour, scene.ground))
+    mentioned = rng.sample(scene.objects, min(len(scene.objects), rng.choices((1, 2, 3), (4, 4, 2))[0]))
+    phrases = []
+    for thing in mentioned:
+        names = world.object_names(thing)
+        # People say what is striking: colour and shape most of the time, the bare shape less often.
+        weights = (2, 5) if len(names) == 2 else (1, 2, 2, 4)
+        phrases.append("a " + rng.choices(names, weights)[0])
+    things = phrases[0] if len(phrases) == 1 else f"{' '.join(phrases[:-1])} and {phrases[-1]}"
+    return rng.choice(CAPTIONS).format(things=things, ground=scene.ground)
+
 
 @dataclass
 class Scenes:
@@ -80,14 +118,14 @@ def _draw(job: tuple[int, str, int, int]) -> list[tuple[bytes, list[str], list[i
     for i in range(start, stop):
         scene = world.draw_scene(seed, split, i)
         rng = random.Random(f"captions/{seed}/{split}/{i}")
-        captions = [world.caption(scene, rng) for _ in range(8)]
+        captions = [caption(scene, rng) for _ in range(8)]
         names = sorted({index[name] for thing in scene.objects for name in world.object_names(thing)})
         rows.append((scene.image.tobytes(), captions, names, len(scene.objects), scene.label_ids))
     return rows
 
 
 def draw_scenes(tokenizer: CLIPTokenizer, split: str, size: int, seed: int) -> Scenes:
-    """Draws the first `size` scenes of a split on all cores."""
+    """Draw the first `size` scenes of a split on all cores."""
     jobs = [(seed, split, start, min(start + 500, size)) for start in range(0, size, 500)]
     pixels = torch.empty(size, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     names, labels = (
@@ -106,7 +144,7 @@ def draw_scenes(tokenizer: CLIPTokenizer, split: str, size: int, seed: int) -> S
 
 
 def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows words or their frequent parts as one token and any other text byte by byte."""
+    """Make a CLIP tokenizer with words or their frequent parts as tokens, and bytes for all other text."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -123,7 +161,7 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The tiny CLIP, with random weights."""
+    """Make the tiny CLIP with random weights."""
     tower: dict[str, Any] = {
         "hidden_size": 128,
         "intermediate_size": 512,
@@ -143,13 +181,13 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def prepare(pixels: Tensor) -> Tensor:
-    """Normalises uint8 pixels as the shipped image processor does."""
+    """Normalise uint8 pixels like the packaged image processor."""
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
     return (pixels.float() / 255 - mean) / std
 
 
 def augment(pixels: Tensor) -> Tensor:
-    """Flips half the pictures and shifts all by the same few pixels."""
+    """Flip half of the images and shift all by the same few pixels."""
     flip = torch.rand(len(pixels), 1, 1, 1) < 0.5
     pixels = torch.where(flip, pixels.flip(-1), pixels)
     top, left = (int(torch.randint(0, 9, ())) for _ in range(2))
@@ -157,13 +195,13 @@ def augment(pixels: Tensor) -> Tensor:
 
 
 def embed_texts(model: CLIPModel, ids: Tensor, end: int) -> Tensor:
-    """Text embeddings of length one."""
+    """Return L2-normalised text embeddings."""
     longest = int((ids == end).int().argmax(1).max()) + 1
     return F.normalize(model.get_text_features(input_ids=ids[:, :longest]).pooler_output.float(), dim=-1)
 
 
 def contrast(logits: Tensor, positive: Tensor) -> Tensor:
-    """Symmetric contrastive loss, all positives of a row or column sharing its weight evenly."""
+    """Symmetric contrastive loss; the positives of a row or column share its weight evenly."""
 
     def one_way(logits: Tensor, positive: Tensor) -> Tensor:
         share = positive.float()
@@ -176,7 +214,7 @@ def contrast(logits: Tensor, positive: Tensor) -> Tensor:
 
 @torch.no_grad()
 def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Scenes) -> dict[str, float]:
-    """Mean average precision of cosine similarity, over the seen and over the unseen labels."""
+    """Mean average precision of the cosine similarity, for seen and for unseen labels."""
     model.eval()
     texts = tokenizer([TEMPLATE.format(label) for label in world.LABELS], padding=True, return_tensors="pt")
     labels = embed_texts(model, texts["input_ids"], tokenizer.eos_token_id)
@@ -194,7 +232,7 @@ def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Scenes) -> dic
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, readme: str, out: Path) -> None:
-    """Writes the checkpoint beside `out`, then puts it in its place."""
+    """Write the checkpoint under another name, then rename it to `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=out.name, dir=out.parent))
     aside.chmod(0o755)
@@ -261,7 +299,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer,
         lambda step: min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * min(step / args.steps, 1.0))),
     )
-    # Curriculum: the most objects that a scene may have, and the share of the training that it lasts.
+    # Curriculum: until each share of the training, scenes have at most this many objects.
     pools = [(0.12, torch.where(scenes.counts <= 1)[0]), (0.35, torch.where(scenes.counts <= 3)[0])]
     everything = torch.arange(args.scenes)
     running: list[tuple[float, float]] = []
@@ -273,7 +311,7 @@ def train(args: argparse.Namespace) -> None:
         schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
         first = state["step"]
-        CONSOLE.log(f"goes on after step {first}")
+        CONSOLE.log(f"resuming after step {first}")
     model.train()
     for step in range(first, args.steps):
         pool = next((p for share, p in pools if step < share * args.steps), everything)
@@ -332,14 +370,14 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(world.__file__).parents[2] / "resources" / "ovml-demo")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the world")
-    parser.add_argument("--scenes", type=int, default=40_000, help="scenes to draw")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and scenes")
+    parser.add_argument("--scenes", type=int, default=40_000, help="number of scenes")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--eval-every", type=int, default=500, help="steps between evaluations, each saved to --out")
     parser.add_argument("--eval-scenes", type=int, default=1000, help="scenes of an evaluation")
-    parser.add_argument("--state", type=Path, help="file that lets an interrupted run go on, kept up to date")
+    parser.add_argument("--state", type=Path, help="file for resuming an interrupted run")
     train(parser.parse_args())
 
 

@@ -1,9 +1,9 @@
-"""Tag pictures with an exported model. Needs Pillow, numpy, onnxruntime and safetensors; neither ovml nor torch.
+"""Tag images with an exported model. Needs Pillow, numpy, onnxruntime and safetensors, but neither ovml nor torch.
 
     ovml export --model runs/demo/version_0 --labels "red heart,moon,blue star" --out model.onnx
     python examples/serve_onnx.py model.onnx docs/images/scene.png ...
 
-Labels are read from model.labels.safetensors; put another file of label embeddings there for other labels.
+Labels are read from model.labels.safetensors; replace this file of label embeddings to use other labels.
 """
 
 import json
@@ -19,7 +19,7 @@ from safetensors import safe_open
 def prepare(
     image: Image.Image, size: int, resize: int, mean: list[float], std: list[float], squash: bool, resample: int
 ) -> np.ndarray:
-    """Resize of the short side (or of both: `squash`), centre crop, normalisation; returns `[3, size, size]`."""
+    """Resize the short side (both sides with `squash`), crop the centre and normalise; returns `[3, size, size]`."""
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")

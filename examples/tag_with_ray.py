@@ -1,9 +1,9 @@
-"""Tags images over all devices of a Ray cluster; run again, it goes on where it was interrupted.
+"""Tag images on all devices of a Ray cluster. An interrupted run resumes when it is called again.
 
 pip install 'ovml[ray]'
 python examples/tag_with_ray.py photos/ tags/ --labels "cat,dog,harbour" --model openai/clip-vit-base-patch16
 
-Without a cluster it starts Ray on this machine; on one, start it with `ray start` and set RAY_ADDRESS=auto.
+Without a cluster the script starts Ray on this machine. On a cluster, run `ray start` and set RAY_ADDRESS=auto.
 Read the result with `pandas.read_parquet("tags/")`.
 """
 
@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from ovml.inference.ray import TaggerOptions, tag_with_ray
+from ovml.saving import load_model
 from ovml.vocabulary import check_names, read_vocabulary
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("out", help="folder of Parquet files")
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", help="names, separated by commas (default: the model's own)")
-    labels.add_argument("--labels-file", type=Path, help="one name a line, or a CSV file with columns id,name")
+    labels.add_argument("--labels-file", type=Path, help="one name per line, or a CSV file with columns id,name")
     parser.add_argument("--model", default="ovml-demo", help="run folder, checkpoint, or name of a CLIP checkpoint")
     parser.add_argument("--prompt", action="append", help="template such as 'a photo of a {}'; several are averaged")
     parser.add_argument("--top-k", type=int, default=5)
@@ -31,12 +32,13 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, help="threads of each worker that read images")
     parser.add_argument("--workers", type=int, help="models at once (default: one per GPU, or per machine)")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where the cluster has it)")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite the output and start over")
     args = parser.parse_args()
 
     vocabulary = check_names(args.labels.split(","), "--labels") if args.labels else None
     options = TaggerOptions(
         args.model,
+        load_model,
         read_vocabulary(args.labels_file) if args.labels_file else vocabulary,
         top_k=args.top_k,
         threshold=args.threshold,

@@ -1,6 +1,6 @@
-"""Score a picture against any names, without training.
+"""Score an image against any label names, without training.
 
-python examples/zero_shot.py                                       # the embedded model, on a drawn scene
+python examples/zero_shot.py                                       # ovml-demo, on a drawn image
 python examples/zero_shot.py photo.jpg openai/clip-vit-base-patch16   # real CLIP (downloads 600 MB once)
 """
 

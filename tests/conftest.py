@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,13 @@ settings.register_profile("ovml", deadline=None, max_examples=60, derandomize=Tr
 settings.load_profile("ovml")
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_classes_of_torch_export() -> Iterator[None]:
+    """Collect the classes that torch.export makes: they have names of ovml's, and bare names would be ambiguous."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ovml.utils.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from ovml.classifier import OVMultiLabelClassifier as OVMultiLabelClassifier
     from ovml.inference.tagger import LabelScore as LabelScore
     from ovml.inference.tagger import Tagger as Tagger
+    from ovml.model import OpenVocabularyModel as OpenVocabularyModel
+    from ovml.saving.load import load_model as load_model
     from ovml.training.stages import HeadStage as HeadStage
     from ovml.training.stages import PromptStage as PromptStage
     from ovml.training.stages import Stage as Stage
@@ -19,18 +23,19 @@ if TYPE_CHECKING:
     from ovml.utils.errors import UserError as UserError
     from ovml.vocabulary import LabelVocabulary as LabelVocabulary
 
-__version__ = "0.1.0"
 
 _HOME = {
     "HeadStage": "ovml.training.stages",
     "LabelScore": "ovml.inference.tagger",
     "LabelVocabulary": "ovml.vocabulary",
     "OVMultiLabelClassifier": "ovml.classifier",
+    "OpenVocabularyModel": "ovml.model",
     "PromptStage": "ovml.training.stages",
     "Stage": "ovml.training.stages",
     "Tagger": "ovml.inference.tagger",
     "UserError": "ovml.utils.errors",
     "VisionStage": "ovml.training.stages",
+    "load_model": "ovml.saving.load",
 }
 
 __all__ = [
@@ -38,12 +43,14 @@ __all__ = [
     "LabelScore",
     "LabelVocabulary",
     "OVMultiLabelClassifier",
+    "OpenVocabularyModel",
     "PromptStage",
     "Stage",
     "Tagger",
     "UserError",
     "VisionStage",
     "__version__",
+    "load_model",
 ]
 
 

@@ -1,73 +1,80 @@
-"""OVMultiLabelClassifier: the LightningModule that wires the parts together."""
+"""OVMultiLabelClassifier: Lightning's hooks around an `OpenVocabularyModel`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
+import lightning.pytorch as pl
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ovml.distillation import Distillation, FeatureL1
-from ovml.encoders import make_encoders
-from ovml.encoders.checkpoints import DEFAULT, ImageSpec, load_clip, load_image_spec, load_tokenizer
-from ovml.encoders.execution import Execution
-from ovml.heads import CosineHead, Head, TwoStreamHead
+from ovml.encoders.checkpoints import DEFAULT
+from ovml.encoders.execution import check_compiler
+from ovml.encoders.image_processor import Preprocessing
+from ovml.heads import CosineHead, Head
+from ovml.inference.tagger import Tagger
 from ovml.losses import Loss, RankingLoss
-from ovml.metrics import OpenVocabularyEvaluation
-from ovml.metrics.calibrators import Calibrator
-from ovml.metrics.protocols import EvaluationProtocol
-from ovml.prompts import ContextPrompt, PromptLearner, TemplatePrompt
+from ovml.metrics import Calibrator, EvaluationProtocol, OpenVocabularyEvaluation
+from ovml.model import Labels, OpenVocabularyModel
+from ovml.prompts import PromptLearner, TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
-from ovml.saving.checkpoint import LearnedWeights, save_plain_hyperparameters
-from ovml.saving.hub import HubMixin
-from ovml.training.evaluating import EvaluationSteps
-from ovml.training.learning import TrainingSteps
+from ovml.saving.checkpoint import check_learned, load_weights, read_checkpoint
+from ovml.saving.recipe import apply_recipe, model_recipe
+from ovml.saving.save import card_options, check_savable, hub_errors, save_model
+from ovml.training.distributed import shard
+from ovml.training.learning import attach_adapters, learned_names, make_optimizer, start_learning
+from ovml.training.objective import Objective, batch_features
+from ovml.training.parts import LearningParts
+from ovml.training.precision import warn_of_slow_precision
+from ovml.training.recipe import training_recipe
+from ovml.training.restore import load_classifier, restore_checkpoint
 from ovml.training.stages import PromptStage, Stage, VisionStage
-from ovml.utils.errors import UserError
+from ovml.utils.images import ImageLike
 from ovml.vocabulary import LabelVocabulary
 
-if TYPE_CHECKING:
-    from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
 
-    from ovml.inference.tagger import LabelScore
-    from ovml.utils.images import ImageLike
-
-
-class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, HubMixin):
-    """Open-vocabulary multi-label classifier: CLIP adapted by multi-modal knowledge transfer (He et al., AAAI 2023).
+class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ovml"):
+    """Trains and evaluates an `OpenVocabularyModel`: CLIP adapted by multi-modal knowledge transfer (MKT, AAAI 2023).
 
     Args:
-        clip: Name of a CLIP or SigLIP checkpoint (`ovml-demo`, a folder, or a Hub name), or a `CLIPModel` or
-            `SiglipModel` itself.
-        labels: The vocabulary. A plain list counts as seen. May be left out if only other labels are scored.
-        head: Scores image features against label embeddings. Default: `TwoStreamHead` with the paper's share of
-            the patches (16 of 196).
-        prompt: Turns label names into label embeddings. Default: `ContextPrompt`, MKT's.
+        clip: Name of a CLIP or SigLIP checkpoint (`ovml-demo`, a folder, or a Hub name), a `CLIPModel` or `SiglipModel`
+            itself, or an `OpenVocabularyModel`, with which the model's other arguments are left out.
+        labels: The vocabulary; see `OpenVocabularyModel`, as for the next three and the last four arguments.
+        head: Default: `TwoStreamHead`.
+        prompt: Default: `ContextPrompt`.
+        preprocessing: Default: the checkpoint's own.
         loss: Default: `RankingLoss`.
         distillation: Default: `FeatureL1`.
         distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
         stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
-        ks: The k of precision, recall and F1 at k; a protocol with fewer labels goes without.
+        ks: The k of precision, recall and F1 at k; each protocol leaves out those above its number of labels.
         protocols: What an evaluation measures beside seen labels, ZSL and GZSL; see `ovml.metrics.protocols`.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
         calibrator: Fits what turns scores into probabilities at the end of each validation. Default: `PlattScaling`.
-        tokenizer: Needed only where `clip` is a model.
-        compile: Run the blocks of both towers through `torch.compile`; see docs/scaling.md.
-        gradient_checkpointing: Compute the activations of learning blocks again in the backward pass instead of
-            keeping them: less memory, one more forward pass through those blocks.
-        attn_implementation: How the blocks compute attention, as in transformers: `sdpa` (its default), `eager`,
-            `flash_attention_2`. In bfloat16 on a CPU `eager` is worth trying; see docs/scaling.md.
+        tokenizer: Needed only where `clip` is a `CLIPModel`.
+        compile: Run the blocks of both towers through `torch.compile`.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
+
+    Attributes:
+        model: The model; it needs no Lightning.
+        objective: The loss and the distillation.
+        teacher: The end of the original image tower.
+        stage: The stage that learns now.
+        evaluation: The metrics.
 
     Raises:
-        UserError: The checkpoint cannot be loaded, the labels are no proper list, or there is no such attention.
+        UserError: The checkpoint cannot be loaded, the labels are not a proper list, or an argument does not fit.
 
     Example:
-        >>> model = OVMultiLabelClassifier("ovml-demo", labels=["red circle", "blue star"])
-        >>> from PIL import Image
-        >>> (best,) = model.predict_labels(Image.new("RGB", (80, 80)), top_k=1)
-        >>> best.label in model.vocabulary
-        True
+        >>> classifier = OVMultiLabelClassifier("ovml-demo", labels=["red circle", "blue star"])
+        >>> [stage.name for stage in classifier.stages]
+        ['vision', 'prompt']
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         labels: LabelVocabulary | dict[str, list[str]] | list[str] | None = None,
         head: Head | None = None,
         prompt: PromptLearner | None = None,
+        preprocessing: Preprocessing | None = None,
         loss: Loss | None = None,
         distillation: Distillation | None = None,
         distillation_weight: float = 1.0,
@@ -90,147 +98,207 @@ class OVMultiLabelClassifier(TrainingSteps, EvaluationSteps, LearnedWeights, Hub
         attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
-        self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
-        self._seen_vocabulary = self.vocabulary and self.vocabulary.seen_only()
-        # What concerns a machine rather than the model is not kept: a checkpoint serves on others.
-        plain_labels = {} if self.vocabulary is None else {"labels": self.vocabulary.to_dict()}
-        machine = ("compile", "gradient_checkpointing", "attn_implementation")
-        save_plain_hyperparameters(self, ("labels", "tokenizer", *machine), plain_labels)
-        model, tokenizer, self.image_spec = _load_parts(clip, tokenizer)
-        if attn_implementation is not None:
-            _set_attention(model, attn_implementation)
-        model.requires_grad_(False)
-
-        execution = Execution(compile, gradient_checkpointing)
-        self.image_encoder, text_encoder = make_encoders(model, tokenizer, execution)
-        head = head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
-        self.head = head.bind(text_encoder.embed_dim)
-        self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
-        self.loss = loss if loss is not None else RankingLoss()
-        self.distillation = distillation if distillation is not None else FeatureL1()
-        self.distillation_weight = distillation_weight
-        self.stages = stages if stages is not None else [VisionStage(), PromptStage()]
+        # Machine-specific settings are not saved, so checkpoints load anywhere.
+        machine = (compile, gradient_checkpointing, attn_implementation)
+        self.model = (
+            clip
+            if isinstance(clip, OpenVocabularyModel)
+            else OpenVocabularyModel(clip, labels, head, prompt, (), preprocessing, tokenizer, *machine)
+        )
+        self.objective = Objective(loss or RankingLoss(), distillation or FeatureL1(), distillation_weight)
         self.evaluation = OpenVocabularyEvaluation(protocols, (3, 5) if ks is None else ks, images, calibrator)
-        if self.vocabulary is not None:
-            self.evaluation.prepare(self.vocabulary)
-
-        # The original end of the tower teaches the adapted one; all before it is frozen and serves both.
-        self.num_tail_layers = max((stage.num_layers for stage in self.stages), default=0)
-        self.teacher = copy.deepcopy(self.image_encoder.tail(self.num_tail_layers)).requires_grad_(False)
-        for stage in self.stages:
-            stage.prepare(self)
-        self._label_embeds: dict[Any, Tensor] = {}
+        if self.model.vocabulary is not None:
+            self.evaluation.prepare(self.model.vocabulary)
+        self.stages = [VisionStage(), PromptStage()] if stages is None else stages
+        self.teacher = attach_adapters(self.model, self.stages)
+        self.save_hyperparameters(self.recipe)
         self.strict_loading = False  # checkpoints hold what learned; on_load_checkpoint checks their keys
-        self._learned_names = self._find_learned_names()
+        self._learned_names = learned_names(self, self.stages, self.model.adapters, self.learning_parts)
         if self.stages:
             self.start_stage(self.stages[0])
 
-    @overload
-    def predict_labels(  # type: ignore[overload-overlap]  # a path is a sequence of strings too
-        self,
-        images: ImageLike,
-        labels: Sequence[str] | LabelVocabulary | None = None,
-        top_k: int | None = 5,
-        batch_size: int = 32,
-        probabilities: bool = False,
-    ) -> list[LabelScore]: ...
+    @property
+    def learning_parts(self) -> LearningParts:
+        """All parts that a stage can train."""
+        model, objective = self.model, self.objective
+        return LearningParts(model.image_encoder, model.head, model.prompt, objective.loss, objective.distillation)
 
-    @overload
-    def predict_labels(
-        self,
-        images: Sequence[ImageLike],
-        labels: Sequence[str] | LabelVocabulary | None = None,
-        top_k: int | None = 5,
-        batch_size: int = 32,
-        probabilities: bool = False,
-    ) -> list[list[LabelScore]]: ...
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the model is trained and evaluated, as plain data."""
+        return training_recipe(self.objective, self.stages, self.evaluation)
 
-    def predict_labels(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        labels: Sequence[str] | LabelVocabulary | None = None,
-        top_k: int | None = 5,
-        batch_size: int = 32,
-        probabilities: bool = False,
-    ) -> list[LabelScore] | list[list[LabelScore]]:
-        """Rank labels for one image or a list of images.
+    def start_stage(self, stage: Stage) -> None:
+        """Make this stage's parameters, and no others, learn."""
+        self.stage = stage
+        self._groups = start_learning(self, stage, self.learning_parts)
+
+    def setup(self, stage: str) -> None:
+        """Check that `compile` works; warn if the precision is slow here.
+
+        Raises:
+            UserError: `compile` cannot work here.
+        """
+        self.model.forget_labels()
+        device = self.trainer.strategy.root_device
+        if self.model.image_encoder.execution.compile:
+            check_compiler(device)
+        if self.trainer.is_global_zero:
+            warn_of_slow_precision(str(self.trainer.precision), device.type)
+
+    def configure_model(self) -> None:
+        """Shard the parameters where Lightning's `ModelParallelStrategy` asks for it."""
+        if self.device_mesh is not None:
+            # The text tower stays whole within a step: it is small, and not all processes may run it equally often.
+            blocks = [*self.model.image_encoder.vision_model.encoder.layers, *self.teacher.layers]
+            shard(self, blocks, self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and half-cosine, stepped per batch."""
+        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or self.stage.epochs
+        return make_optimizer(self, self.stage, self._groups, steps, epochs)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        """The loss of a batch; `None` skips the step, where no image has a present seen label."""
+        found = self.objective(self.model, self.teacher, batch, self.stage)
+        if found is None:
+            return None
+        for name, value in found.terms.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=found.images)
+        total: Tensor = found.total
+        return total
+
+    def on_validation_start(self) -> None:
+        """Drop label embeddings where the prompt learns: of a shard no version tells that it changed."""
+        if self.stages and not self.stage.fixed_prompt:
+            self.model.forget_labels()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add a batch to the metrics of every protocol, each scored by itself."""
+        if len(batch["image_id"]) == 0:  # all of its images were broken and left out
+            return
+        self.evaluation.prepare(self.model.vocabulary_of(None))
+        features, label_embeds = batch_features(self.model, batch), self.model.embed_labels()
+        self.evaluation.update(lambda columns: self.model.score(features, label_embeds[columns]), batch["labels"])
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics as `val/...`; fit the calibration."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics as `test/...`."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        self.evaluation.prepare(self.model.vocabulary_of(None))
+        calibrate = split == "val" and not self.trainer.sanity_checking
+        metrics, self.model.calibration = self.evaluation.finish(self.device, self.model.calibration, calibrate)
+        # The metrics have been summed over processes: they are the same on all of them.
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        headline = "zsl/mAP" if "zsl/mAP" in metrics else "seen/mAP"
+        self.log(headline, metrics[headline], prog_bar=True, logger=False, sync_dist=True)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Scores `[B, L]` of the vocabulary with the images' ids."""
+        if len(batch["image_id"]) == 0:
+            return {"image_id": [], "scores": batch["pixel_values"]}
+        return {"image_id": batch["image_id"], "scores": self.model(batch["pixel_values"])}
+
+    def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
+        """Score normalized images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""
+        logits: Tensor = self.model(pixel_values, labels)
+        return logits
+
+    def predict_labels(self, images: Any, labels: Labels = None, **options: Any) -> Any:
+        """Rank labels for one image: a list of `LabelScore(label, score)`, best first; or for each image of a list.
 
         Args:
             images: PIL images, paths or arrays; one, or a list of them.
             labels: Any names, seen in training or not. Default: the model's vocabulary.
-            top_k: How many labels to return per image; `None` for all.
-            batch_size: Images run at once.
-            probabilities: Give calibrated probabilities in the place of scores; see `ovml.Tagger`.
-
-        Returns:
-            For one image a list of `LabelScore(label, score)`, best first; for a list of images a list of such lists.
+            options: Of `ovml.Tagger`, such as `top_k` (5; `None` for all), `batch_size` and `probabilities`.
 
         Raises:
-            UserError: An image cannot be read, the labels are no proper list, or the model was never calibrated.
+            UserError: An image cannot be read, the labels are not a proper list, or the model was never calibrated.
         """
-        from ovml.inference.tagger import Tagger
+        return Tagger(self.model, labels, **options).predict(images)
 
-        tagger = Tagger(self, labels, top_k=top_k, batch_size=batch_size, probabilities=probabilities)
-        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
-            return [tags for _, tags in tagger.tag(images)]
-        return next(tagger.tag([images]))[1]
-
-    def score_images(
-        self,
-        images: Iterable[ImageLike],
-        labels: Sequence[str] | LabelVocabulary | None = None,
-        batch_size: int = 32,
-    ) -> Tensor:
-        """Score images against labels as one matrix, to compute with; `predict_labels` ranks them.
-
-        Args:
-            images: PIL images, paths or arrays.
-            labels: Any names, seen in training or not. Default: the model's vocabulary.
-            batch_size: Images run at once.
-
-        Returns:
-            Scores `[N, L]` on the CPU, rows and columns in the order given.
-
-        Raises:
-            UserError: An image cannot be read, there is one instead of several, or the labels are no proper list.
-
-        Example:
-            >>> from PIL import Image
-            >>> model = OVMultiLabelClassifier("ovml-demo")
-            >>> model.score_images([Image.new("RGB", (80, 80))] * 2, ["red circle", "star", "fish"]).shape
-            torch.Size([2, 3])
-        """
-        from ovml.inference.tagger import Tagger
-
-        return Tagger(self, labels, batch_size=batch_size).score(images)
+    def score_images(self, images: Iterable[ImageLike], labels: Labels = None, **options: Any) -> Tensor:
+        """Scores `[N, L]` of images against labels, on the CPU; arguments as for `predict_labels`."""
+        return Tagger(self.model, labels, **options).score(images)
 
     def zero_shot(self) -> OVMultiLabelClassifier:
         """The original CLIP on the same labels: cosine similarity, the fixed template, nothing learned."""
-        model = copy.deepcopy(self, {id(self._trainer): None})
+        classifier = copy.deepcopy(self, {id(self._trainer): None})
+        model = classifier.model
         model.image_encoder.replace_tail(copy.deepcopy(self.teacher))
-        model.head = CosineHead()
-        model.calibration = None
-        template = getattr(self.prompt, "template", MKT_TEMPLATE)
+        model.head, model.calibration = CosineHead(), None
+        template = getattr(model.prompt, "template", MKT_TEMPLATE)
         model.prompt = TemplatePrompt(template).bind(model.prompt.text_encoder)
-        return model
+        return classifier
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what learned, and the recipe; the frozen CLIP is loaded by its name."""
+        state, stage = checkpoint["state_dict"], self.stage.name if self.stages else None
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in self._learned_names}
+        checkpoint["ovml"] = {**model_recipe(self.model), "training": self.recipe, "stage": stage}
 
-def _load_parts(
-    clip: str | nn.Module, tokenizer: Any
-) -> tuple[CLIPModel | SiglipModel, PreTrainedTokenizerBase, ImageSpec]:
-    if isinstance(clip, str):
-        return load_clip(clip), tokenizer or load_tokenizer(clip), load_image_spec(clip)
-    if tokenizer is None:
-        raise UserError("tokenizer: needed where clip is a CLIPModel; pass the tokenizer that belongs to it")
-    model: Any = copy.deepcopy(clip)
-    return model, tokenizer, ImageSpec.of_config(model.config)
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any], where: str = "checkpoint") -> None:
+        """Raise a `UserError` unless the checkpoint is of a model of these parts; take over its calibration."""
+        check_learned(checkpoint, self.model, self._learned_names, where)
+        apply_recipe(self.model, checkpoint["ovml"], where)
 
+    def load_learned(self, path: str | Path) -> None:
+        """Load learned weights from a checkpoint; raises a `UserError` for one that is missing or does not fit."""
+        checkpoint = read_checkpoint(path)
+        self.on_load_checkpoint(checkpoint, str(path))
+        load_weights(self, checkpoint["state_dict"], path)
 
-def _set_attention(model: CLIPModel | SiglipModel, name: str) -> None:
-    try:
-        model.set_attn_implementation(name)
-    except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model.attn_implementation: {name!r} does not work here ({reason}); try sdpa or eager"
-        ) from error
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **arguments: Any) -> Self:
+        """Load a classifier from a checkpoint that `ovml fit` or a `Trainer` wrote; see `from_pretrained`."""
+        return restore_checkpoint(cls, path, arguments)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]
+        """Load a classifier, in evaluation mode. Nothing in the files is executed; see `ovml.saving.load_model`.
+
+        Args:
+            name: A folder that `save_pretrained` wrote, a name on the Hugging Face Hub, a run folder or checkpoint of
+                `ovml fit`, or a plain CLIP checkpoint, which is then used zero-shot.
+            options: Constructor arguments in the place of the saved ones; or `revision`, `token`, `cache_dir`,
+                `force_download` and `local_files_only` of the Hub.
+
+        Raises:
+            UserError: There is no such model, or it is not complete, or one of its parts cannot be made here.
+        """
+        return load_classifier(cls, str(name), options).eval()
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # type: ignore[override]
+        """Write the model into a folder, which appears when it is complete.
+
+        Args:
+            save_directory: A new or empty folder, or one that holds nothing but a saved model.
+            options: `metrics` and `repo_id` for the model card; see `ovml.saving.save_model`.
+
+        Raises:
+            UserError: A part cannot be described, the folder holds other files, or cannot be written.
+        """
+        card = card_options(options)
+        save_model(self.model, save_directory, self.recipe, self.objective.state_dict(), **card)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Upload the model to the Hugging Face Hub, in one commit; returns its address.
+
+        Args:
+            repo_id: `owner/name`; the repository is made where it is not there.
+            options: `metrics` for the model card; `private`, `token`, `branch`, ...: see `huggingface_hub`.
+
+        Raises:
+            UserError: A part cannot be described, or the Hub does not take the model.
+        """
+        card = {"metrics": options.pop("metrics", None), "repo_id": repo_id}
+        check_savable(self.model, self.recipe, card["metrics"])  # before a repository is made
+        with hub_errors(repo_id):
+            return str(super().push_to_hub(repo_id, model_card_kwargs=card, **options))

@@ -1,4 +1,4 @@
-"""Label names: which were seen in training, which are unseen."""
+"""Label names: seen labels, which have annotations in training, and unseen labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovml.utils.errors import UserError
 
 
 def label_key(name: str) -> str:
-    """What makes two names the same label for the text tower: case and blanks do not count.
+    """Normalise a label name for comparison: case and repeated, leading or trailing spaces are ignored.
 
     >>> label_key("  Black   Cat ")
     'black cat'
@@ -23,15 +23,15 @@ def label_key(name: str) -> str:
 
 
 def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
-    """Return the names as a tuple, stripped, or say which one cannot be a label.
+    """Check label names and return them as a tuple, stripped.
 
     Args:
         names: Label names.
-        where: What to call the list in an error.
+        where: Name of the list in errors.
 
     Raises:
-        UserError: The list is empty, a name is empty or not a string, or two names are the same label
-            (also when they differ only in case or blanks).
+        UserError: The list is empty, a name is empty or not a string, or two names are the same up to case and
+            spaces.
 
     >>> check_names(["cat", " black cat"])
     ('cat', 'black cat')
@@ -55,20 +55,31 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
+def check_template(template: str) -> str:
+    """Return a template that has exactly one `{}`.
+
+    Raises:
+        UserError: It has none or several.
+    """
+    if template.count("{}") != 1:
+        raise UserError(f"template {template!r} must hold {{}} exactly once, where the label's name goes")
+    return template
+
+
 @dataclass(frozen=True)
 class LabelVocabulary:
-    """The labels of a data set: the seen ones first, then the unseen ones.
+    """The labels of a data set, seen labels first.
 
     Column `i` of every target tensor `[B, L]` belongs to `names[i]`.
 
     Args:
         seen: Names with annotations in training.
-        unseen: Names that are scored only in evaluation.
-        texts: What the text tower reads for each of the names, where that differs: labels that are told apart by an
-            id (`Bank (/m/01vjsp)`) may share a text (`Bank`).
+        unseen: Names that are scored in evaluation only.
+        texts: Text that the text tower reads for each name. Labels that differ by an id (`Bank (/m/01vjsp)`) may share
+            a text (`Bank`). Default: the names.
 
     Raises:
-        UserError: An empty list, an empty name, a repeated name, or not one text per name.
+        UserError: The list is empty, a name is empty or repeated, or the number of texts is not that of names.
 
     Example:
         >>> vocabulary = LabelVocabulary(seen=("cat", "dog"), unseen=("black cat",))
@@ -90,14 +101,14 @@ class LabelVocabulary:
 
     @classmethod
     def from_ids(cls, seen: Sequence[str], unseen: Sequence[str], name_of: Mapping[str, str]) -> LabelVocabulary:
-        """A vocabulary of labels that are keyed by an id and may share a name.
+        """Make a vocabulary of labels that have ids and may share a name.
 
-        Names that belong to several of the labels are shown with their id; the text tower reads the bare name.
+        A name that several labels share is followed by the id; the text tower reads the plain name.
 
         Args:
-            seen: Ids.
-            unseen: Ids.
-            name_of: The name of every id.
+            seen: Ids of the seen labels.
+            unseen: Ids of the unseen labels.
+            name_of: Name by id.
 
         >>> LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "Bank", "/m/2": "Cat", "/m/3": "bank"}).names
         ('Bank (/m/1)', 'Cat', 'bank (/m/3)')
@@ -112,7 +123,7 @@ class LabelVocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, seen ones first."""
+        """All names, seen labels first."""
         return self.seen + self.unseen
 
     @property
@@ -132,17 +143,17 @@ class LabelVocabulary:
         return iter(self.names)
 
     def seen_only(self) -> LabelVocabulary:
-        """The seen labels alone."""
+        """Return a vocabulary of the seen labels alone."""
         return LabelVocabulary(self.seen, (), self.texts[self.seen_slice])
 
     def to_dict(self) -> dict[str, list[str]]:
-        """Plain lists, for checkpoints and JSON."""
+        """Return plain lists, for checkpoints and JSON."""
         lists = {"seen": list(self.seen), "unseen": list(self.unseen)}
         return lists if self.texts == self.names else {**lists, "texts": list(self.texts)}
 
     @classmethod
     def from_any(cls, labels: LabelVocabulary | Mapping[str, Any] | Iterable[str]) -> LabelVocabulary:
-        """Accept a vocabulary, what `to_dict` gave, or a plain list of (seen) names."""
+        """Make a vocabulary from a vocabulary, the output of `to_dict`, or a list of (seen) names."""
         if isinstance(labels, LabelVocabulary):
             return labels
         if isinstance(labels, Mapping):
@@ -151,24 +162,24 @@ class LabelVocabulary:
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
-    """Read label names from a text file, one a line; blank lines are left out.
+    """Read label names from a text file with one name per line; blank lines are skipped.
 
     Raises:
-        UserError: The file is missing, is not UTF-8 text, holds no name, or repeats one.
+        UserError: The file is missing, is not UTF-8 text, contains no name, or repeats a name.
     """
     lines = _read_text(Path(path)).splitlines()
     return check_names([line.strip() for line in lines if line.strip()], where=str(path))
 
 
 def read_vocabulary(path: str | Path) -> LabelVocabulary:
-    """Read labels from a text file, one name a line, or from a CSV file with the columns `id,name`.
+    """Read labels from a text file with one name per line, or from a CSV file with the columns `id,name`.
 
-    In a CSV file labels may share a name, and are then told apart by their ids, as in Open Images. A first line of
-    `id,name` or `LabelName,DisplayName` is taken for a header. A CSV file of one column is a list of names.
+    Labels of a CSV file may share a name, as in Open Images; their ids distinguish them. A first line `id,name` or
+    `LabelName,DisplayName` is a header. A CSV file with one column is a list of names.
 
     Raises:
-        UserError: The file is missing, is not UTF-8 text, holds no label, repeats one, or a row of a CSV file has
-            another number of columns.
+        UserError: The file is missing, is not UTF-8 text, contains no label, repeats a label, or rows have different
+            numbers of columns.
     """
     path = Path(path)
     if path.suffix.lower() != ".csv":
@@ -195,7 +206,7 @@ def read_vocabulary(path: str | Path) -> LabelVocabulary:
 
 
 CSV_HEADERS = (["id", "name"], ["labelname", "displayname"])
-"""First lines of label files that are no label."""
+"""Header lines of CSV label files, in lower case."""
 
 
 def _read_text(path: Path) -> str:
@@ -203,7 +214,7 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
-            f"{path}: cannot read the label file ({error.strerror}); give a text file, one name a line"
+            f"{path}: cannot read the label file ({error.strerror}); give a text file with one name per line"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the label file as UTF-8, one name a line") from error
+        raise UserError(f"{path}: not UTF-8 text; save the label file as UTF-8 with one name per line") from error

@@ -23,11 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml import LabelVocabulary, OVMultiLabelClassifier, Tagger, UserError
+from ovml import LabelVocabulary, OpenVocabularyModel, Tagger, UserError
 from ovml.cli.app.address import address, listen
-from ovml.cli.app.command import app
 from ovml.cli.app.markup import SHOWN, bars, error, where
 from ovml.cli.app.ranking import Ranker, Ranking, typed_labels, vocabularies
+from ovml.cli.main import command
 from ovml.data.synthetic.scenes import LABELS, draw_scene
 from ovml.encoders import TextEncoder
 from ovml.inference.explain import explain
@@ -42,7 +42,7 @@ WAIT = 60_000
 
 @pytest.fixture(scope="module")
 def model():
-    return OVMultiLabelClassifier("ovml-demo", stages=[])
+    return OpenVocabularyModel("ovml-demo")
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_a_picture_that_is_gone_or_broken_is_one_line(model, tmp_path):
 )
 def test_bad_input_is_one_line(arguments, message, gradio):
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=message) as raised:
-        app(["app", *(argument.format(taken=taken.getsockname()[1]) for argument in arguments)])
+        command("app")([*(argument.format(taken=taken.getsockname()[1]) for argument in arguments)])
     assert "\n" not in str(raised.value)
 
 
@@ -346,8 +346,8 @@ def test_files_that_were_not_uploaded_are_not_read(served, picture, place):
 
 
 def upload(page, path):
-    page.locator("#picture input[type=file]").set_input_files(str(path))
-    page.locator("#picture img").wait_for()
+    page.locator("#image input[type=file]").set_input_files(str(path))
+    page.locator("#image img").wait_for()
 
 
 def pick(page, title):
@@ -439,6 +439,6 @@ def test_a_file_that_is_too_large_is_refused(page, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), dtype=np.uint8)
     Image.fromarray(noise).save(large)
     assert large.stat().st_size > 2**20
-    page.locator("#picture input[type=file]").set_input_files(str(large))
+    page.locator("#image input[type=file]").set_input_files(str(large))
     page.get_by_text(re.compile("size", re.I)).wait_for()
-    assert page.locator("#picture img").count() == 0
+    assert page.locator("#image img").count() == 0

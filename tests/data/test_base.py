@@ -1,15 +1,18 @@
 import json
 import shutil
+from dataclasses import replace
 
 import datasets
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 
+from ovml import OVMultiLabelClassifier
 from ovml.data import DemoDataModule, MultiLabelDataModule
 from ovml.data.rows import RowReader
-from ovml.data.transforms import IMAGENET_MEAN, EvalTransform
-from ovml.encoders.checkpoints import load_image_spec
+from ovml.encoders.checkpoints import load_image_processor
+from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
@@ -50,26 +53,36 @@ def test_batches_have_the_promised_form(tiny):
 
 
 def test_labels_not_listed_are_absent_where_annotation_is_exhaustive(tiny):
-    reader = RowReader(EvalTransform(load_image_spec(tiny)), 4, exhaustive=True)
+    reader = RowReader(load_image_processor(tiny), 4, exhaustive=True)
     assert reader.targets([1, 1], []).tolist() == [0, 1, 0, 0]
 
 
-def test_normalization_follows_the_checkpoint_or_imagenet(tiny):
-    ours, theirs = (Spots(clip=tiny, normalization=n).image_spec for n in ("clip", "imagenet"))
-    assert ours == load_image_spec(tiny)
-    assert theirs.mean == IMAGENET_MEAN
+def test_images_are_prepared_as_the_checkpoint_or_the_trainers_model_says(tiny):
+    own = load_image_processor(tiny)
+    data = Spots(clip=tiny)
+    assert data.image_processor == own
+    imagenet = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    model = OVMultiLabelClassifier(tiny, ["a", "b"], preprocessing=imagenet)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(model)
+    data.trainer = trainer
+    assert data.image_processor == replace(own, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert data.train_transform.processor is data.eval_transform is model.model.image_processor
 
 
 def test_pictures_are_resized_before_the_cut_as_asked_or_as_the_checkpoint_says(tiny, tmp_path):
-    assert Spots(clip=tiny, resize=60).image_spec.resize == 60
-    assert Spots(clip=tiny, resize=60).eval_transform(Image.new("RGB", (100, 200))).shape == (3, 48, 48)
+    own = load_image_processor(tiny)
+    assert Preprocessing(resize=60).of(own).resize == 60
+    assert Preprocessing(resize=60).of(own)(Image.new("RGB", (100, 200))).shape == (3, 48, 48)
     shutil.copytree(tiny, tmp_path / "clip")
     file = tmp_path / "clip" / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "size": {"shortest_edge": 55}}))
-    clip = str(tmp_path / "clip")
-    assert [Spots(clip=clip, resize=r).image_spec.resize for r in (None, 48, 60)] == [55, None, 60]
-    with pytest.raises(UserError, match=r"data.resize 40: .* cuts 48 pixels from it; give --data.resize null"):
-        Spots(clip=tiny, resize=40).image_spec  # noqa: B018
+    other = load_image_processor(str(tmp_path / "clip"))
+    assert [Preprocessing(resize=r).of(other).resize for r in (None, 48, 60)] == [55, None, 60]
+    with pytest.raises(UserError, match=r"model.preprocessing.resize 40: the checkpoint crops 48 pixels; leave it out"):
+        Preprocessing(resize=40).of(own)
+    with pytest.raises(UserError, match=r"model.preprocessing.std: must be above 0"):
+        Preprocessing(std=(0.5, 0.0, 0.5)).of(own)
 
 
 def test_order_depends_on_seed_and_epoch_alone(tiny):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pretrain_demo_clip import caption
 
 from ovml.data.synthetic import scenes as world
 from ovml.data.synthetic.draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, draw
@@ -54,7 +55,7 @@ def test_labels_say_what_the_objects_are(place):
 @given(PLACES, st.integers(0, 10**6))
 def test_captions_are_true(place, seed):
     scene = world.draw_scene(*place)
-    words = world.caption(scene, random.Random(seed)).split()
+    words = caption(scene, random.Random(seed)).split()
     shown = {word for o in scene.objects for name in world.object_names(o) for word in name.split()}
     about = {*SHAPES, *COLOURS, *PATTERNS} & set(words)
     assert about <= shown | {scene.ground}

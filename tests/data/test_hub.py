@@ -14,8 +14,8 @@ from PIL import Image
 
 from ovml import UserError
 from ovml.data.hub.datamodule import HubDataModule
-from ovml.data.hub.labels import LabelReader
 from ovml.data.hub.load import LoadedSet
+from ovml.data.labels import LabelReader
 from ovml.vocabulary import LabelVocabulary
 
 NAMES = ["boat", "cat", "dog", "red car"]
@@ -124,7 +124,7 @@ def check(data, loader, size, marks):
             number = int("".join(c for c in image_id if c.isdigit()))
             assert number not in seen
             seen[number] = labels.tolist()
-            assert torch.equal(pixels, data.eval_transform(Image.new("RGB", (20, 16), (10 * number,) * 3)))
+            assert torch.equal(pixels, data.image_processor(Image.new("RGB", (20, 16), (10 * number,) * 3)))
     assert seen == {i: marks(LISTED[i]) for i in range(size)}
 
 
@@ -186,6 +186,18 @@ def test_absent_labels_have_a_column_of_their_own(tmp_path, tiny):
         assert marks == [1 if n in (labels or ()) else 0 if n in (absent or ()) else -1 for n in NAMES]
 
 
+def test_ids_of_absent_labels_have_names_of_their_own(tmp_path, tiny):
+    other = ["dog", "red car"]
+    given = write_parquet(tmp_path / "set", "class ids", no=([[1], []] * 7, List(ClassLabel(names=other))))
+    data = HubDataModule(**given, negative_column="no", labels=NAMES, exhaustive=False, clip=tiny)
+    assert data.dataset("test")["negative"][:] == [[3], [], [3], [], [3]]
+    given |= {"labels": NAMES[:3], "unknown_labels": "skip"}
+    assert (
+        HubDataModule(**given, negative_column="no", exhaustive=False, clip=tiny).dataset("test")["negative"][:]
+        == [[]] * 5
+    )
+
+
 def test_vocabulary_is_chosen_by_lists_and_files(tmp_path, tiny):
     given = write_parquet(tmp_path / "set", "class ids")
     (tmp_path / "unseen.txt").write_text("Red  Car\nboat\n")
@@ -207,7 +219,7 @@ def test_labels_outside_the_vocabulary_are_left_out_and_counted(tmp_path, tiny, 
     if not streaming:
         with caplog.at_level(logging.WARNING, "ovml"):
             HubDataModule(**given, clip=tiny).dataset("test")
-        assert "split 'test': 3 marks of labels outside the vocabulary left out" in caplog.text
+        assert "split 'test': 3 annotations of labels outside the vocabulary left out" in caplog.text
 
 
 def test_splits_are_named_or_held_out(tmp_path, tiny):
@@ -347,7 +359,7 @@ def test_arguments_that_contradict_each_other(tmp_path, tiny):
     for given, message in (
         ({"splits": {"val": "dev"}}, r"data.splits: 'val' is none of train, validation, test"),
         ({"negative_column": "no"}, r"negative_column has no effect .*--data.exhaustive false"),
-        ({"validation_size": 3, "streaming": True}, r"validation_size: a stream cannot be parted"),
+        ({"validation_size": 3, "streaming": True}, r"validation_size: a stream cannot be split"),
     ):
         with pytest.raises(UserError, match=message):
             HubDataModule("set", **given, clip=tiny)

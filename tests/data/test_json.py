@@ -205,19 +205,23 @@ GOOD = {"classes": SEEN, "images": TRAIN}
         ("train", {**GOOD, "images": [["", ["cat"]]]}, r"train.json: images\[0\]: expected"),
         ("train", {**GOOD, "images": [["\ud800", ["cat"]]]}, r"train.json: images\[0\]: expected"),
         ("train", {**GOOD, "images": [["x.png", [["cat"]]]]}, r'images\[0\]: label \["cat"\] is not a name'),
-        ("train", {**GOOD, "images": [["x.png", ["cart"]]]}, r"images\[0\]: label 'cart' stands in no class list"),
+        ("train", {**GOOD, "images": [["x.png", ["cart"]]]}, r"images\[0\]: label 'cart' is in no class list"),
         (
             "gzsl",
             {"classes": [*SEEN, *UNSEEN], "images": [*GZSL, ["./test/1.png", ["cat"]]]},
             r"gzsl.json: images\[3\]: test/1.png has other labels than at images\[1\]; keep one",
         ),
         ("zsl", {"classes": [*UNSEEN, "Dog"], "images": []}, r"zsl.json: images: the list is empty"),
-        ("zsl", {"classes": [*UNSEEN, "Dog"], "images": GZSL}, r"zsl.json: 'Dog' of its classes stand in .*train.json"),
+        (
+            "zsl",
+            {"classes": [*UNSEEN, "Dog"], "images": GZSL},
+            r"zsl.json: 'Dog' of its classes are also in .*train.json",
+        ),
         ("gzsl", {"classes": [*SEEN, "boat"], "images": GZSL}, r"gzsl.json: its classes lack 'zebra'; list all"),
         (
             "gzsl",
             {"classes": [*SEEN, *UNSEEN, "cow"], "images": GZSL},
-            r"gzsl.json: 'cow' of its classes stand in no other class list; add them to .*zsl.json",
+            r"gzsl.json: 'cow' of its classes are in no other class list; add them to .*zsl.json",
         ),
         (
             "zsl",

@@ -160,7 +160,7 @@ def test_changed_files_are_read_again(module, official, truth):
         (
             "Concepts81.txt",
             lambda t: t + "lake",
-            r"Labels_lake_Train\.txt: no such file, nor .*Labels_lake\.txt; it is",
+            r"Labels_lake_Train\.txt: no such file, nor .*Labels_lake\.txt; download it",
         ),
     ],
 )
@@ -177,14 +177,14 @@ def test_values_other_than_0_and_1_are_named_with_their_line(module, official, v
     for file in official.glob("*/AllTags1k.txt"):
         file.unlink()
     edit(official / "NUS_WID_Tags/Train_Tags1k.dat", lambda text: text[:15] + value + text[16:])
-    with pytest.raises(UserError, match=rf"Train_Tags1k.dat, line 2: '{value}' is neither 0 nor 1; put .*AllTags1k"):
+    with pytest.raises(UserError, match=rf"Train_Tags1k.dat, line 2: '{value}' is neither 0 nor 1; add .*AllTags1k"):
         module(official).annotations("train")
 
 
 def test_wrong_value_in_the_file_of_all_images(module, official):
     (official / "NUS_WID_Tags/Train_Tags1k.dat").unlink()
     edit(official / "NUS_WID_Tags/AllTags1k.txt", lambda text: "3" + text[1:])
-    with pytest.raises(UserError, match=r"AllTags1k.txt, line 1: '3' is neither 0 nor 1; get the file again"):
+    with pytest.raises(UserError, match=r"AllTags1k.txt, line 1: '3' is neither 0 nor 1; download the file again"):
         module(official).annotations("train")
 
 
@@ -211,7 +211,7 @@ def test_missing_tables_are_named_with_their_source(module, official):
     for file in official.glob("NUS_WID_Tags/*Tags1k*"):
         file.unlink()
     with pytest.raises(
-        UserError, match=r"Train_Tags1k\.dat: no such file, nor .*AllTags1k\.txt; it is .*NUS-WIDE\.html"
+        UserError, match=r"Train_Tags1k\.dat: no such file, nor .*AllTags1k\.txt; download it .*NUS-WIDE\.html"
     ):
         module(official).annotations("train")
 
@@ -289,11 +289,11 @@ def test_unknown_stays_unknown(tmp_path, module, truth):
     assert not data.exhaustive
     for split in ("train", "test"):
         for name, row in dense(data, split).items():
-            marks = [int(c in truth.positive(name)) for c in range(len(VOCABULARY))]
+            annotations = [int(c in truth.positive(name)) for c in range(len(VOCABULARY))]
             if name == image:
-                marks[VOCABULARY.index("blue")] = marks[VOCABULARY.index("zebra")] = -1
-            assert row == marks
-    assert data.annotations("test").counts == {"unknown marks": 2}
+                annotations[VOCABULARY.index("blue")] = annotations[VOCABULARY.index("zebra")] = -1
+            assert row == annotations
+    assert data.annotations("test").counts == {"unknown annotations": 2}
 
 
 def test_unseen_labels_of_the_long_row_count_where_there_are_no_others(tmp_path, module, truth):
@@ -306,7 +306,7 @@ def test_unseen_labels_of_the_long_row_count_where_there_are_no_others(tmp_path,
                 del file[name]
     data = module(tmp_path / "h5")
     assert [row[2] for row in rows_of(data, "test")] == [truth.positive(i) for i in truth.images["test"]]
-    assert data.annotations("train").counts == {"unknown marks": 7 * len(CONCEPTS)}
+    assert data.annotations("train").counts == {"unknown annotations": 7 * len(CONCEPTS)}
     for _, _, positive, negative in rows_of(data, "train"):
         assert sorted(positive + negative) == list(range(len(SEEN)))
 
@@ -386,7 +386,7 @@ def test_bad_h5_files_are_named(tmp_path, module, truth):
     path.write_bytes(b"no HDF5")
     fails("nus_wide_train.h5: cannot be read as HDF5")
     path.unlink()
-    fails("nus_wide_train.h5: no such file; it is handed out at")
+    fails("nus_wide_train.h5: no such file; download it from")
     (root / "img_names.pkl").write_bytes(pickle.dumps({"img_names": []}))
     fails("img_names.pkl: lists no image")
     (root / "img_names.pkl").write_bytes(pickle.dumps({"img_names": ["sky_1_2.jpg"] * 2}))
@@ -462,7 +462,7 @@ def test_bad_saved_rows_are_named(tmp_path, module, official, truth):
         module(tmp_path / "saved").annotations("train")
     rows = datasets.load_from_disk(tmp_path / "saved")
     rows["train"].save_to_disk(tmp_path / "one")
-    with pytest.raises(UserError, match="splits train and test are expected; found none"):
+    with pytest.raises(UserError, match="splits train and test are expected; found train"):
         module(tmp_path / "one").annotations("train")
     rows.remove_columns("image").save_to_disk(tmp_path / "blind")
     with pytest.raises(UserError, match=r"needs the columns image and positive.*Flickr"):
@@ -501,7 +501,7 @@ def test_hub_name_that_cannot_be_had(module):
 
 
 def test_annotations_without_pictures_say_what_to_do(tmp_path, module):
-    with pytest.raises(UserError, match=r"annotations, no pictures; unpack its NUS-WIDE.zip and NUS_WID_Tags.zip"):
+    with pytest.raises(UserError, match=r"annotations, no images; unpack its NUS-WIDE.zip and NUS_WID_Tags.zip"):
         module("Lxyhaha/NUS-WIDE")
     (tmp_path / "NUS_WID_Tags.zip").touch()
     with pytest.raises(UserError, match=r"unpack its NUS-WIDE.zip"):

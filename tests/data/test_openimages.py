@@ -13,7 +13,7 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovml.data.openimages.csv import SOURCE, read_marks
+from ovml.data.openimages.csv import SOURCE, read_annotations
 from ovml.data.openimages.datamodule import OpenImagesDataModule
 from ovml.utils.errors import UserError
 
@@ -71,10 +71,10 @@ def test_what_was_left_out_is_counted(module, root):
         "images": 4,
         "rows": 11,
         "rows outside the vocabulary": 1,
-        "rows that repeat a mark": 1,
-        "pairs marked both ways (unknown)": 1,
-        "present marks": 5,
-        "absent marks": 2,
+        "rows that repeat an annotation": 1,
+        "pairs annotated both ways (unknown)": 1,
+        "present annotations": 5,
+        "absent annotations": 2,
     }
 
 
@@ -142,7 +142,7 @@ def test_files_may_have_the_names_and_headers_of_later_versions(module, root):
 def test_annotations_are_read_once(module, root, monkeypatch):
     first = module(root)
     expected = [fake.targets(first.dataset(split), LABELS) for split in ("train", "test")]
-    monkeypatch.setattr("ovml.data.openimages.files.read_marks", None)
+    monkeypatch.setattr("ovml.data.openimages.files.read_annotations", None)
     again = module(root)
     assert again.vocabulary is again.vocabulary
     assert [fake.targets(again.dataset(split), LABELS) for split in ("train", "test")] == expected
@@ -157,9 +157,9 @@ def test_any_rows_in_any_order_give_what_a_naive_reading_gives(tmp_path_factory,
     folder = tmp_path_factory.mktemp("rows")
     path = fake.write_annotations(folder, "train", rows)
     vocabulary = labels[:3]
-    images, marks = read_marks(path, vocabulary, pa.array(listed, pa.string()))
+    images, annotations = read_annotations(path, vocabulary, pa.array(listed, pa.string()))
     counts = {}
-    positive, negative = (lists.slice(0, len(images)).to_pylist() for lists in marks.lists(3, counts))
+    positive, negative = (lists.slice(0, len(images)).to_pylist() for lists in annotations.lists(3, counts))
     naive = fake.naive_targets(path, vocabulary)
     assert images.to_pylist() == list(dict.fromkeys([*listed, *naive]))
     for image, is_in, is_not_in in zip(images.to_pylist(), positive, negative, strict=True):
@@ -167,13 +167,13 @@ def test_any_rows_in_any_order_give_what_a_naive_reading_gives(tmp_path_factory,
         assert (is_in, is_not_in) == tuple([n for n, value in enumerate(row) if value == v] for v in (1, 0))
     every = fake.naive_targets(path, list("vwxyz"))
     present = Counter(label for row in every.values() for label, value in zip("vwxyz", row, strict=True) if value == 1)
-    assert {label: number for label, number in marks.positives().items() if number} == present
+    assert {label: number for label, number in annotations.positives().items() if number} == present
     distinct = {(image, label, float(mark)) for image, label, mark in rows if label in vocabulary}
     both = len(distinct) - len({row[:2] for row in distinct})
     assert counts["rows"] == len(rows)
-    assert counts["pairs marked both ways (unknown)"] == both
+    assert counts["pairs annotated both ways (unknown)"] == both
     assert counts["rows outside the vocabulary"] == sum(label not in vocabulary for _, label, _ in rows)
-    assert counts["rows that repeat a mark"] == sum(label in vocabulary for _, label, _ in rows) - len(distinct)
+    assert counts["rows that repeat an annotation"] == sum(label in vocabulary for _, label, _ in rows) - len(distinct)
 
 
 def test_many_blocks_are_read_as_one(monkeypatch, tmp_path):
@@ -183,8 +183,8 @@ def test_many_blocks_are_read_as_one(monkeypatch, tmp_path):
     rows = [(f"i{i}", f"/m/{n}", str(v)) for i, n, v in draw.integers(0, (40, 9, 2), (700, 3))]
     path = fake.write_annotations(tmp_path, "train", rows)
     labels = [f"/m/{n}" for n in (3, 1, 4, 0, 5)]
-    images, marks = read_marks(path, labels)
-    positive, negative = (lists.slice(0, len(images)).to_pylist() for lists in marks.lists(5, {}))
+    images, annotations = read_annotations(path, labels)
+    positive, negative = (lists.slice(0, len(images)).to_pylist() for lists in annotations.lists(5, {}))
     naive = fake.naive_targets(path, labels)
     assert images.to_pylist() == list(naive)
     for row, is_in, is_not_in in zip(naive.values(), positive, negative, strict=True):
@@ -236,12 +236,12 @@ TRAINABLE, DESCRIPTIONS = "classes-trainable.txt", "class-descriptions.csv"
         (TRAIN, "/m/0dog,0", "/m/0dog,yes", r"line 3: Confidence is 'yes'"),
         (TRAIN, "a1,verification,/m/0dog", ",verification,/m/0dog", r"line 3: ImageID is empty"),
         (TRAIN, "/m/0dog,0", ",0", r"line 3: LabelName is empty"),
-        (TRAINABLE, "/m/0cat", "/m/0cow", r"classes-trainable.txt, line 2: /m/0cow is not among the class descr"),
+        (TRAINABLE, "/m/0cat", "/m/0cow", r"classes-trainable.txt, line 2: /m/0cow is not in the class descr"),
         (TRAINABLE, "/m/0cat", "/m/0dog", r"classes-trainable.txt, line 2: /m/0dog is repeated \(line 1\)"),
         (DESCRIPTIONS, "/m/0dog,Dog", "/m/0dog", r"class-desc.*, line 2: expected a machine id and a name, got '/m/0d"),
         (DESCRIPTIONS, "/m/0dog,Dog", '/m/0dog,"Dog"s', r"class-descriptions.csv, line 2: "),
-        (DESCRIPTIONS, "/m/0dog", "/m/0cat", r"class-desc.*, line 2: /m/0cat is described a second time"),
-        (DESCRIPTIONS, "/m/0tree,Tree", "/m/0bush,Bush", r"test annotations have /m/0tree, which is not among the cl"),
+        (DESCRIPTIONS, "/m/0dog", "/m/0cat", r"class-desc.*, line 2: /m/0cat is described twice"),
+        (DESCRIPTIONS, "/m/0tree,Tree", "/m/0bush,Bush", r"test annotations have /m/0tree, which is not in the cl"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_line(module, root, file, old, new, message):
@@ -255,7 +255,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(module, root, file, old, new
     ("file", "content", "message"),
     [
         (TRAIN, fake.HEADER + "\n", r"the train split of Open Images lists no image"),
-        (TRAIN, "", r"train-annotations.*: is empty; mend it, or get it again from https"),
+        (TRAIN, "", r"train-annotations.*: is empty; fix it or download it again from https"),
         (TRAIN, "\udcff", r"train-annotations.*: cannot be read \('utf-8' codec"),
         (TRAIN, fake.HEADER + "\na1,verification,/m/0c\udcffat,1\n", r"line 2: 'utf-8' codec"),
         (TRAINABLE, "\n", r"classes-trainable.txt: lists no class"),
@@ -289,7 +289,7 @@ def test_a_missing_file_is_named_with_where_to_get_it(module, root, name):
 
 def test_two_versions_of_a_file_are_an_error(module, root):
     (root / f"oidv7-{TRAIN}").write_text(fake.HEADER + "\n")
-    with pytest.raises(UserError, match=rf"oidv7-{TRAIN} and .*{TRAIN}: two of the same kind"):
+    with pytest.raises(UserError, match=rf"oidv7-{TRAIN} and .*{TRAIN}: two files of the same kind"):
         module(root).dataset("train")
 
 
@@ -304,7 +304,7 @@ def test_an_unseen_label_must_not_be_seen(module, root, tmp_path):
     [
         ({"num_unseen": 0}, "data.num_unseen must be at least 1; got 0"),
         ({"min_train_images": 0}, "data.min_train_images must be at least 1; got 0"),
-        ({"streaming": True}, "a folder of pictures is not streamed"),
+        ({"streaming": True}, "a folder of images cannot be streamed"),
     ],
 )
 def test_arguments_are_checked(module, root, kwargs, message):
@@ -313,7 +313,7 @@ def test_arguments_are_checked(module, root, kwargs, message):
 
 
 def test_a_root_that_is_not_there_is_named(module, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; --data.root is where Open Images lies"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; --data.root is the folder of Open Images"):
         module(tmp_path / "nowhere")
 
 

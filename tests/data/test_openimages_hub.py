@@ -140,3 +140,9 @@ def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_named(module, monkeyp
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"data/such-set: no such folder; --data.root"):
         module("data/such-set")
+
+
+def test_a_split_that_is_missing_is_named(module, hub):
+    folder, _, lists = hub(rows={"train": fake.ROWS["train"], "test": fake.ROWS["test"]})
+    with pytest.raises(UserError, match=r"no validation split, only train, test; download the whole set from https"):
+        module(folder, **lists).dataset("validation")

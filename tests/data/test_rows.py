@@ -13,7 +13,8 @@ from PIL import Image
 
 from ovml.data import MultiLabelDataModule
 from ovml.data.cache import FEATURES
-from ovml.data.rows import NO_ROW, EvalSampler, RowReader, TensorRows, TensorStream, TrainSampler, collate, read_image
+from ovml.data.rows import RowReader, TensorRows, TensorStream, collate, read_image
+from ovml.data.samplers import NO_ROW, EvalSampler, TrainSampler
 from ovml.utils.errors import UserError, one_line
 from ovml.vocabulary import LabelVocabulary
 
@@ -98,7 +99,7 @@ def test_a_broken_picture_in_training_is_replaced_the_same_way_every_time():
 
 def test_a_set_of_broken_pictures_is_an_error():
     source = TensorRows(rows(broken=range(6)), READER, "replace")
-    with pytest.raises(UserError, match=r"20 pictures in a row cannot be read; the first: p1.png"):
+    with pytest.raises(UserError, match=r"20 images in a row cannot be read; the first: p1.png"):
         source[0, 1]
 
 

@@ -93,6 +93,18 @@ def test_errors_of_the_reader_pass_through_and_leave_nothing(tmp_path, listing):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_table_that_another_process_finished_first_is_taken(tmp_path, listing, monkeypatch):
+    def make(counts):
+        yield from maker(listing, [])(counts)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 0)
+            cached_table(tmp_path / "cache", "set", [listing], {}, maker(listing, []))
+
+    table = cached_table(tmp_path / "cache", "set", [listing], {}, make)
+    assert table.rows["image_id"][:] == ["a.png", "b.png"]
+    assert list((tmp_path / "cache").iterdir()) == [table.folder]
+
+
 def test_a_file_that_vanishes_is_not_the_cache_s_fault(tmp_path, listing):
     def make(counts):
         yield from maker(tmp_path / "none.txt", [])(counts)

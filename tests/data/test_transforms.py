@@ -9,10 +9,10 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from ovml.data.rand_augment import RandAugment
-from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, normalize
-from ovml.encoders.checkpoints import ImageSpec
+from ovml.data.transforms import TrainTransform
+from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 
-SPEC = ImageSpec(32)
+SPEC = ImageProcessor(32)
 
 
 def noise(width, height):
@@ -25,7 +25,7 @@ def test_evaluation_equals_transformers_image_processor(size, resize):
     processor = CLIPImageProcessorPil(size={"shortest_edge": resize or 32}, crop_size={"height": 32, "width": 32})
     image = noise(*size)
     theirs = processor(image, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(EvalTransform(replace(SPEC, resize=resize))(image), theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(replace(SPEC, resize=resize)(image), theirs, atol=1e-5, rtol=0)
 
 
 @given(width=st.integers(1, 300), height=st.integers(1, 300), seed=st.integers(0, 1000))
@@ -47,11 +47,9 @@ def test_training_crops_keep_to_area_and_ratio(seed):
 
 def test_training_transform_is_the_plain_one_when_nothing_is_random():
     image = noise(32, 32)
-    torch.testing.assert_close(
-        TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1), flip=0)(image), EvalTransform(SPEC)(image)
-    )
+    torch.testing.assert_close(TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1), flip=0)(image), SPEC(image))
     flipped = TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1), flip=1)(image)
-    torch.testing.assert_close(flipped.flip(-1), EvalTransform(SPEC)(image))
+    torch.testing.assert_close(flipped.flip(-1), SPEC(image))
 
 
 @pytest.mark.parametrize("rand_augment", [None, RandAugment()])
@@ -87,11 +85,13 @@ def test_rand_augment_sees_the_crop_as_an_rgb_picture_of_the_final_size():
     assert seen == [("RGB", (32, 32))]
 
 
-@pytest.mark.parametrize("spec", [SPEC, ImageSpec(32, IMAGENET_MEAN, IMAGENET_STD), ImageSpec(32, (0,) * 3, (1,) * 3)])
+@pytest.mark.parametrize(
+    "spec", [SPEC, ImageProcessor(32, IMAGENET_MEAN, IMAGENET_STD), ImageProcessor(32, (0,) * 3, (1,) * 3)]
+)
 @given(width=st.integers(1, 40), height=st.integers(1, 40))
 def test_normalisation_is_the_plain_formula(spec, width, height):
     image = noise(width, height)
-    values = normalize(image, spec)
+    values = spec.normalize(image)
     plain = (np.asarray(image) / 255 - spec.mean) / spec.std
     assert values.dtype == torch.float32
     assert values.is_contiguous()

@@ -20,7 +20,7 @@ from ovml.distillation import (
     SumDistillation,
 )
 from ovml.encoders import ImageFeatures
-from ovml.saving.parts import build, describe
+from ovml.utils.parts import build, describe
 
 ALL = [
     FeatureL1(),
@@ -183,7 +183,7 @@ def test_wrong_settings_end_in_one_line(make, text):
 
 @every
 def test_described_and_made_again(distil):
-    again = build(json.loads(json.dumps(describe(distil, Distillation))), Distillation, "here")
+    again = build(json.loads(json.dumps(describe(distil))), Distillation, "here")
     student, teacher = features(0), features(1)
     assert torch.equal(again(student, teacher), distil(student, teacher))
 
@@ -193,9 +193,9 @@ def test_models_saved_when_it_was_one_module_load(tiny, tmp_path):
     OVMultiLabelClassifier(tiny, ["cat"]).save_pretrained(tmp_path / "saved")
     file = tmp_path / "saved" / "config.json"
     config = json.loads(file.read_text())
-    config["ovml"]["distillation"] = {"class_path": "ovml.distillation.FeatureL1", "init_args": {}}
+    config["ovml"]["training"]["distillation"] = {"class_path": "ovml.distillation.FeatureL1", "init_args": {}}
     file.write_text(json.dumps(config))
-    assert isinstance(OVMultiLabelClassifier.from_pretrained(tmp_path / "saved").distillation, FeatureL1)
+    assert isinstance(OVMultiLabelClassifier.from_pretrained(tmp_path / "saved").objective.distillation, FeatureL1)
 
 
 def test_a_model_saved_with_another_one_scores_the_same(tiny, tmp_path):
@@ -205,16 +205,21 @@ def test_a_model_saved_with_another_one_scores_the_same(tiny, tmp_path):
     pixels = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         assert torch.equal(model(pixels), again(pixels))
-    assert describe(again.distillation, Distillation) == describe(model.distillation, Distillation)
+    assert describe(again.objective.distillation) == describe(model.objective.distillation)
 
 
 def test_the_command_line_trains_with_new_parts(config, tmp_path):
     command = ["fit", "--config", config, *SMALL, "--model.clip", "ovml-demo"]
-    command += ["--model.distillation", "ovml.distillation.SumDistillation", "--model.distillation.patch", "0.5"]
+    command += [
+        "--model.distillation",
+        "ovml.distillation.SumDistillation",
+        "--model.distillation.patch",
+        "0.5",
+    ]
     command += ["--model.prompt", "ovml.prompts.DualPrompt", "--model.prompt.num_context", "9"]
     assert main([*command, "--trainer.default_root_dir", str(tmp_path)]) == 0
     run = tmp_path / "version_0"
     assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "vision", "prompt"}
     again = OVMultiLabelClassifier.from_pretrained(run)
-    assert (again.distillation.feature, again.distillation.patch) == (1.0, 0.5)
-    assert again.prompt.present_context.shape[0] == 9
+    assert (again.objective.distillation.feature, again.objective.distillation.patch) == (1.0, 0.5)
+    assert again.model.prompt.present_context.shape[0] == 9

@@ -53,7 +53,7 @@ def fit(model, stage="vision", size=8, batch_size=8, **flags):
         **{"accelerator": "cpu", "max_epochs": 1, "logger": False, "callbacks": [gradients], **flags},
         **dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
     )
-    rows = pictures(size, model.image_encoder.image_size)
+    rows = pictures(size, model.model.image_encoder.image_size)
     trainer.fit(model, DataLoader(rows, batch_size), DataLoader(rows, batch_size))
     return trainer, gradients.steps
 
@@ -180,13 +180,13 @@ def test_bfloat16_is_told_of_devices(processor):
 def test_scores_and_label_embeddings_stay_in_float32(tiny):
     model, pixels = classifier(tiny).eval(), torch.randn(4, 3, 48, 48)
     with torch.no_grad():
-        exact, embeds = model(pixels), model.embed_labels()
-        model._label_embeds.clear()
+        exact, embeds = model(pixels), model.model.embed_labels()
+        model.model._label_embeds.clear()
         with torch.autocast("cpu", torch.bfloat16):
             rough = model(pixels)
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, rough.bfloat16().float())
-    assert torch.equal(model.embed_labels(), embeds)
+    assert torch.equal(model.model.embed_labels(), embeds)
     torch.testing.assert_close(rough, exact, atol=0.005, rtol=0)
 
 
@@ -214,7 +214,7 @@ def test_checkpointing_runs_blocks_twice_for_the_same_gradient(tiny, stage):
     gradients, calls = {}, {}
     for flag in (False, True):
         model = classifier(tiny, gradient_checkpointing=flag)
-        vision, text = model.image_encoder.vision_model, model.prompt.text_encoder.text_model
+        vision, text = model.model.image_encoder.vision_model, model.model.prompt.text_encoder.text_model
         calls[flag] = []
         for name, tower in (("image", vision), ("text", text)):
             for number, layer in enumerate(tower.encoder.layers):
@@ -233,7 +233,7 @@ def test_checkpointing_runs_blocks_twice_for_the_same_gradient(tiny, stage):
 def test_eager_attention_gives_the_same(tiny, stage):
     """Gradients and scores to 1e-5: the sums are taken in another order."""
     fused, eager = classifier(tiny), classifier(tiny, attn_implementation="eager")
-    assert eager.image_encoder.vision_model.config._attn_implementation == "eager"
+    assert eager.model.image_encoder.vision_model.config._attn_implementation == "eager"
     _, exact = fit(fused, stage, limit_val_batches=0)
     _, ours = fit(eager, stage, limit_val_batches=0)
     for our_step, their_step in zip(ours, exact, strict=True):

@@ -21,11 +21,10 @@ from transformers import (
 
 from ovml import OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.cli.main import main
-from ovml.data import DemoDataModule
-from ovml.data.transforms import EvalTransform
 from ovml.encoders import ImageEncoder, SiglipImageEncoder, SiglipTextEncoder, TextEncoder, make_encoders
-from ovml.encoders.checkpoints import ImageSpec, load_clip, load_image_spec, load_tokenizer
+from ovml.encoders.checkpoints import load_clip, load_image_processor, load_tokenizer
 from ovml.encoders.execution import Execution
+from ovml.encoders.image_processor import ImageProcessor, Preprocessing
 from ovml.encoders.siglip import token_spans
 from ovml.heads import CosineHead, LocalHead
 from ovml.prompts import CoOpPrompt, TemplatePrompt
@@ -81,8 +80,8 @@ def pixels():
 
 
 def test_a_resize_before_a_cut_is_refused(siglip):
-    with pytest.raises(UserError, match=r"data.resize 60: .* takes whole pictures, nothing is cut; give --data.resize"):
-        DemoDataModule(4, 4, clip=siglip, resize=60).image_spec  # noqa: B018
+    with pytest.raises(UserError, match=r"model.preprocessing.resize 60: the checkpoint resizes whole images"):
+        OVMultiLabelClassifier(siglip, preprocessing=Preprocessing(resize=60))
 
 
 def test_global_embedding_is_transformers_own(siglip, pixels):
@@ -185,9 +184,9 @@ def test_a_slow_tokenizer_serves_as_well(siglip):
 
     models_of = [OVMultiLabelClassifier(load_clip(siglip), VOCABULARY, tokenizer=t) for t in (fast, Slow())]
     for model in models_of:
-        model.prompt.context.data += 0.1 * torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+        model.model.prompt.context.data += 0.1 * torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(models_of[0].embed_labels(), models_of[1].embed_labels())
+        assert torch.equal(models_of[0].model.embed_labels(), models_of[1].model.embed_labels())
 
 
 def test_sentencepiece_spans(tmp_path):
@@ -220,7 +219,7 @@ def test_free_vectors_stand_where_words_would(text_encoder):
 def test_zero_shot_is_transformers_siglip(siglip, pixels):
     model = OVMultiLabelClassifier(siglip, VOCABULARY, head=CosineHead(), prompt=TemplatePrompt("a photo of a {}"))
     theirs, tokenizer = AutoModel.from_pretrained(siglip).eval(), AutoTokenizer.from_pretrained(siglip)
-    texts = [f"a photo of a {name}" for name in model.vocabulary]
+    texts = [f"a photo of a {name}" for name in model.model.vocabulary]
     tokens = tokenizer(texts, padding="max_length", max_length=64, return_tensors="pt")
     with torch.no_grad():
         logits = theirs(**tokens, pixel_values=pixels).logits_per_image
@@ -230,11 +229,11 @@ def test_zero_shot_is_transformers_siglip(siglip, pixels):
 
 @pytest.mark.parametrize("size", [(80, 60), (48, 48), (31, 90)])
 def test_images_are_prepared_as_the_processor_does(siglip, size):
-    spec = load_image_spec(siglip)
-    assert spec == ImageSpec(48, (0.5,) * 3, (0.5,) * 3, squash=True, resample=2)
+    spec = load_image_processor(siglip)
+    assert spec == ImageProcessor(48, (0.5,) * 3, (0.5,) * 3, squash=True, resample=2)
     image = Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 50).convert("RGB")
     theirs = SiglipImageProcessorPil.from_pretrained(siglip)(image, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(EvalTransform(spec)(image).numpy(), theirs, atol=1e-5)
+    np.testing.assert_allclose(spec(image).numpy(), theirs, atol=1e-5)
 
 
 STAGES = (VisionStage(epochs=1, warmup_epochs=0, num_layers=1), PromptStage(epochs=1))
@@ -245,7 +244,7 @@ def test_what_learns_in_both_stages(siglip, pixels, execution):
     model = OVMultiLabelClassifier(siglip, VOCABULARY, head=LocalHead(2), stages=list(STAGES), **execution).train()
     model._trainer = type("One", (), {"world_size": 1})()
     model.log = lambda *_, **__: None
-    assert model.image_encoder.execution == Execution(**execution)
+    assert model.model.image_encoder.execution == Execution(**execution)
     data = {"pixel_values": pixels, "labels": torch.tensor([[1, 0, 0], [0, 1, 1]], dtype=torch.int8)}
     for stage, names in zip(STAGES, [{"layers.2", "post_layernorm", "head"}, {"context"}], strict=True):
         model.start_stage(stage)
@@ -281,12 +280,12 @@ def test_a_saved_model_scores_the_same_to_the_last_bit_and_is_a_siglip(siglip, p
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "saved")
     again = OVMultiLabelClassifier.from_pretrained(tmp_path / "saved")
-    assert again.image_spec == model.image_spec
+    assert again.model.image_processor == model.model.image_processor
     with torch.no_grad():
         assert torch.equal(again(pixels), model(pixels))
         plain = SiglipModel.from_pretrained(tmp_path / "saved").eval()
         features = plain.get_image_features(pixels).pooler_output
-        torch.testing.assert_close(features, model.image_encoder(pixels).global_embeds, atol=1e-5, rtol=0)
+        torch.testing.assert_close(features, model.model.image_encoder(pixels).global_embeds, atol=1e-5, rtol=0)
 
 
 def test_fit_and_tag_by_the_command(siglip, config, tmp_path, capsys, picture):

@@ -284,7 +284,7 @@ def test_bad_arguments_of_the_head_are_one_line(arguments, message):
 def test_a_loaded_model_scores_the_same_to_the_last_bit(tiny, tmp_path, learned):
     head = OptimalTransportHead(0.02, 0.1, learned=learned)
     model = OVMultiLabelClassifier(tiny, ["cat", "dog"], head=head).eval()
-    for parameter in model.head.parameters():
+    for parameter in model.model.head.parameters():
         parameter.data += 0.3
     model.save_pretrained(tmp_path / "saved")
     again = OVMultiLabelClassifier.from_pretrained(tmp_path / "saved")
@@ -301,7 +301,7 @@ def test_fit_trains_it_with_the_paper_s_loss(tmp_path, capsys):
     assert main([*arguments, "--trainer.enable_progress_bar", "false"]) == 0
     run = out / "version_0"
     assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "vision", "prompt"}
-    head = OVMultiLabelClassifier.from_pretrained(run).head
+    head = OVMultiLabelClassifier.from_pretrained(run).model.head
     assert head.log_temperature.item() != pytest.approx(math.log(0.01), abs=1e-7)
 
 
@@ -364,6 +364,12 @@ def test_without_a_teacher_the_losses_are_of_the_two_streams_of_the_score():
     torch.testing.assert_close(head(some, labels), expected)
 
 
+def features_of(model, batch):
+    """Features of the adapted and of the original tower, as a training step has them."""
+    kept = torch.tensor([True, True])
+    return model.objective._features(model.model, model.teacher, batch, kept, model.stage)
+
+
 def test_the_classifier_hands_the_teacher_over_also_without_distillation():
     seen = []
 
@@ -373,12 +379,12 @@ def test_the_classifier_hands_the_teacher_over_also_without_distillation():
             return super().training_logits(features, label_embeds, targets, teacher)
 
     model = OVMultiLabelClassifier("ovml-demo", labels=["a", "b"], head=Spy(), distillation_weight=0.0)
-    size = model.image_spec.size
+    size = model.model.image_processor.size
     batch = {"pixel_values": torch.randn(2, 3, size, size), "labels": torch.tensor([[1, 0], [0, 1]])}
-    student, teacher = model._student_and_teacher(batch, torch.tensor([True, True]))
+    student, teacher = features_of(model, batch)
     assert teacher is not None
-    logits = model._training_logits(student, model.embed_labels(), batch["labels"], teacher)
+    logits = model.objective._logits(model.model, student, model.model.embed_labels(), batch["labels"], teacher)
     assert len(logits) == 2
     assert seen == [teacher]
     plain = OVMultiLabelClassifier("ovml-demo", labels=["a", "b"], distillation_weight=0.0)
-    assert plain._student_and_teacher(batch, torch.tensor([True, True]))[1] is None
+    assert features_of(plain, batch)[1] is None

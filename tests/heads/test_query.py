@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from test_spatial_softmax import features
 
 from ovml import OVMultiLabelClassifier, UserError
-from ovml.cli.main import config_path, main
+from ovml.cli.main import main
 from ovml.encoders import ImageFeatures
 from ovml.heads import GlobalHead, Head, QueryHead, SpatialSoftmaxHead
 from ovml.heads.query import NearIdentity
-from ovml.saving.folder import PARTS
-from ovml.saving.parts import describe
+from ovml.utils.parts import describe
+from ovml.utils.resources import config_path
 
 DIM = 8
 
@@ -211,34 +211,41 @@ def test_describing_a_head_still_compares_the_shapes_of_weights():
     head = WidthNotKept(3)
     head.weight = torch.nn.Parameter(torch.ones(4))
     with pytest.raises(UserError, match="it is another one"):
-        describe(head, PARTS["head"])
-    assert describe(QueryHead(2).bind(DIM), Head)["init_args"]["num_heads"] == 2
+        describe(head)
+    assert describe(QueryHead(2).bind(DIM))["init_args"]["num_heads"] == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_loaded_model_scores_the_same_to_the_last_bit(tiny, tmp_path, dtype):
     model = OVMultiLabelClassifier(tiny, ["cat", "dog"], head=QueryHead(4, 8, 2, 0.1, 5.0, 0.25)).eval().to(dtype)
-    trained(model.head)
+    trained(model.model.head)
     model.save_pretrained(tmp_path / "saved")
     again = OVMultiLabelClassifier.from_pretrained(tmp_path / "saved")
     pixels = torch.randn(2, 3, 48, 48).to(dtype)
     with torch.no_grad():
         assert torch.equal(again(pixels, ["a", "b c"]), model(pixels, ["a", "b c"]))
-    assert {p.dtype for p in again.head.parameters()} == {dtype}
+    assert {p.dtype for p in again.model.head.parameters()} == {dtype}
 
 
 def test_fit_trains_it_and_its_checkpoint_is_enough(tmp_path, capsys):
     out = tmp_path / "runs"
     arguments = ["fit", "--config", "demo.yaml", *SMALL, "--model.head", "ovml.heads.QueryHead"]
-    arguments += ["--model.head.num_heads", "2", "--model.head.hidden_dim", "32", "--trainer.max_epochs", "1"]
+    arguments += [
+        "--model.head.num_heads",
+        "2",
+        "--model.head.hidden_dim",
+        "32",
+        "--trainer.max_epochs",
+        "1",
+    ]
     arguments += ["--trainer.default_root_dir", str(out), "--data.cache_dir", str(tmp_path / "cache")]
     assert main([*arguments, "--trainer.enable_progress_bar", "false"]) == 0
     run = out / "version_0"
     assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "vision", "prompt"}
     model = OVMultiLabelClassifier.from_pretrained(run)
-    assert isinstance(model.head, QueryHead)
-    assert model.head.layers[0].query.change.abs().sum() > 0
-    assert model.head.layers[0].back.weight.abs().sum() > 0
+    assert isinstance(model.model.head, QueryHead)
+    assert model.model.head.layers[0].query.change.abs().sum() > 0
+    assert model.model.head.layers[0].back.weight.abs().sum() > 0
 
 
 def test_the_shipped_configuration_parses_and_trains(tmp_path, tiny, capsys):
@@ -250,7 +257,7 @@ def test_the_shipped_configuration_parses_and_trains(tmp_path, tiny, capsys):
     assert done.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["head"]["init_args"] == {"scale": 1.0, **recipe["model"]["head"]["init_args"]}
-    assert printed["model"]["prompt"] == recipe["model"]["prompt"]
+    assert printed["model"]["prompt"] == {**recipe["model"]["prompt"], "class_path": "ovml.prompts.TemplatePrompt"}
     small = {**recipe, "data": data, "model": {**recipe["model"], "clip": tiny}}
     small["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": str(tmp_path / "runs")}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))

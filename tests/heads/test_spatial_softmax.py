@@ -121,4 +121,4 @@ def test_a_loaded_model_scores_the_same(tiny, tmp_path):
     pixels = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         assert torch.equal(again(pixels, ["a", "b c"]), model(pixels, ["a", "b c"]))
-    assert (again.head.temperature, again.head.scale, again.head.global_weight) == (0.1, 100.0, 0.25)
+    assert (again.model.head.temperature, again.model.head.scale, again.model.head.global_weight) == (0.1, 100.0, 0.25)

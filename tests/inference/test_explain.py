@@ -10,29 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml import OVMultiLabelClassifier, UserError
-from ovml.cli.explain import explain_command
+from ovml import OpenVocabularyModel, Tagger, UserError
+from ovml.cli.main import command
 from ovml.data.synthetic.scenes import draw_scene
-from ovml.data.transforms import EvalTransform
 from ovml.encoders import ImageFeatures
-from ovml.encoders.checkpoints import ImageSpec
+from ovml.encoders.image_processor import ImageProcessor
 from ovml.heads import CosineHead, TwoStreamHead
 from ovml.inference.explain import draw_explanation, explain
 from ovml.inference.patches import PatchGrid, find_evidence
 from ovml.metrics.plots.files import save_png
 
-SPEC = ImageSpec(48, (0.0,) * 3, (1.0,) * 3)
+SPEC = ImageProcessor(48, (0.0,) * 3, (1.0,) * 3)
 SIDE = 4  # patches of 12 pixels
 SIZES = [(144, 96), (101, 160), (120, 120), (48, 48), (333, 77)]
 
 
 def grid_of(size, resize=None):
-    return PatchGrid.of(size, EvalTransform(replace(SPEC, resize=resize)), 12)
+    return PatchGrid.of(size, replace(SPEC, resize=resize), 12)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return OVMultiLabelClassifier("ovml-demo", stages=[])
+    return OpenVocabularyModel("ovml-demo")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -42,7 +41,7 @@ def test_what_is_painted_on_a_patch_is_what_the_model_gets_in_that_patch(size, r
     x0, y0, x1, y1 = grid_of(size, resize).patch_box(patch)
     pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     pixels[round(y0) : round(y1), round(x0) : round(x1)] = 255
-    seen = EvalTransform(replace(SPEC, resize=resize))(Image.fromarray(pixels))[0]
+    seen = replace(SPEC, resize=resize)(Image.fromarray(pixels))[0]
     in_patch = seen.reshape(SIDE, 12, SIDE, 12).mean(dim=(1, 3)).flatten()
     assert in_patch[patch] > 0.8  # edges fall between pixels
     assert in_patch.sum() - in_patch[patch] < 0.5
@@ -98,12 +97,12 @@ def test_a_head_without_patches_is_ranked_by_its_own_score():
     assert [len(found.patches) for found in evidence] == [16] * 3
 
 
-def test_the_scores_shown_are_those_of_predict_labels(model, monkeypatch):
+def test_the_scores_shown_are_those_of_the_tagger(model, monkeypatch):
     drawn = []
     monkeypatch.setattr(sys.modules[explain.__module__], "draw_explanation", lambda *args: drawn.extend(args[2]))
     labels, scene = ["red heart", "purple square", "green fish"], draw_scene(0, "pretrain", 11).image
     explain(model, scene, labels, top_k=2)
-    expected = model.predict_labels(scene, labels, top_k=2)
+    expected = Tagger(model, labels, top_k=2).predict(scene)
     assert [found.label for found in drawn] == [tag.label for tag in expected]
     assert [found.score for found in drawn] == pytest.approx([tag.score for tag in expected], abs=1e-5)
 
@@ -130,7 +129,7 @@ def test_an_outline_is_drawn_round_the_patch():
 
 def test_the_command_writes_a_picture(tmp_path, picture, capsys):
     out = tmp_path / "new" / "why.png"
-    explain_command(["explain", str(picture), "--labels", "red heart,blue star", "--out", str(out)])
+    command("explain")([str(picture), "--labels", "red heart,blue star", "--out", str(out)])
     assert str(out) in capsys.readouterr().out
     with Image.open(out) as image:
         assert image.format == "PNG"
@@ -171,5 +170,5 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 def test_bad_input_is_one_line(arguments, message, picture, tmp_path):
     filled = [a.format(picture=picture, folder=tmp_path) for a in arguments]
     with pytest.raises(UserError, match=message) as error:
-        explain_command(["explain", *filled])
+        command("explain")([*filled])
     assert "\n" not in str(error.value)

@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from ovml import OVMultiLabelClassifier, Tagger, UserError
-from ovml.cli.export import export_command
+from ovml import OpenVocabularyModel, Tagger, UserError
+from ovml.cli.main import command
 from ovml.data.synthetic.scenes import draw_scene
-from ovml.data.transforms import EvalTransform
 from ovml.heads import (
     CosineHead,
     GlobalHead,
@@ -85,7 +84,7 @@ class Random(Head):
 
 
 def model_with(head=None, labels=None, clip="ovml-demo"):
-    return OVMultiLabelClassifier(clip, labels=labels, head=head, stages=[])
+    return OpenVocabularyModel(clip, labels=labels, head=head)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +114,8 @@ def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, tmp_path, m
     monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 5000)  # what it is compared with takes labels in chunks
     for num_images in (1, 3):
         for num_labels in (2, 7, 500):
-            pixel_values = torch.randn(num_images, 3, model.image_spec.size, model.image_spec.size)
-            label_embeds = torch.nn.functional.normalize(torch.randn(num_labels, model.prompt.text_encoder.embed_dim))
+            pixel_values = torch.randn(num_images, 3, model.image_processor.size, model.image_processor.size)
+            label_embeds = torch.nn.functional.normalize(torch.randn(num_labels, model.embed_dim))
             with torch.inference_mode():
                 expected = model.head(model.image_encoder(pixel_values), label_embeds)
             found = run(path, pixel_values, label_embeds)
@@ -138,7 +137,7 @@ def test_both_axes_are_named_and_free(exported):
     session = onnxruntime.InferenceSession(str(exported[1].path))
     pixel_values, label_embeds = session.get_inputs()
     (logits,) = session.get_outputs()
-    size, dim = exported[0].image_spec.size, exported[0].prompt.text_encoder.embed_dim
+    size, dim = exported[0].image_processor.size, exported[0].embed_dim
     assert (pixel_values.name, pixel_values.shape) == ("pixel_values", ["batch", 3, size, size])
     assert (label_embeds.name, label_embeds.shape) == ("label_embeds", ["labels", dim])
     assert (logits.name, logits.shape) == ("logits", ["batch", "labels"])
@@ -157,13 +156,13 @@ def test_the_files_hold_labels_and_how_pictures_are_prepared(exported, tmp_path)
     extra = {"ovml.json": ""}
     torch.export.load(export_model(model, tmp_path / "model.pt2").path, extra_files=extra)
     for found in (metadata, in_onnx, json.loads(extra["ovml.json"])):
-        assert json.loads(found["image_size"]) == json.loads(found["image_resize"]) == model.image_spec.size
-        assert tuple(json.loads(found["image_mean"])) == tuple(model.image_spec.mean)
-        assert tuple(json.loads(found["image_std"])) == tuple(model.image_spec.std)
+        assert json.loads(found["image_size"]) == json.loads(found["image_resize"]) == model.image_processor.size
+        assert tuple(json.loads(found["image_mean"])) == tuple(model.image_processor.mean)
+        assert tuple(json.loads(found["image_std"])) == tuple(model.image_processor.std)
 
 
 def test_the_model_itself_is_left_as_it_is(tiny, tmp_path):
-    model = OVMultiLabelClassifier(tiny, labels=LABELS, compile=True).train()
+    model = OpenVocabularyModel(tiny, labels=LABELS, compile=True).train()
     learns = {name for name, p in model.named_parameters() if p.requires_grad}
     state = {name: value.clone() for name, value in model.state_dict().items()}
     export_model(model, tmp_path / "model.pt2")
@@ -178,7 +177,7 @@ def test_half_precision_becomes_float32(tiny, tmp_path):
     files = export_model(model, tmp_path / "model.onnx")
     with safe_open(files.labels, "pt") as file:
         label_embeds = file.get_tensor("label_embeds")
-    pixel_values = torch.randn(2, 3, model.image_spec.size, model.image_spec.size)
+    pixel_values = torch.randn(2, 3, model.image_processor.size, model.image_processor.size)
     found = run_onnx(files.path, pixel_values, label_embeds)
     model.float()
     with torch.inference_mode():
@@ -251,8 +250,8 @@ def test_a_missing_package_is_one_line(package, tiny, tmp_path, monkeypatch):
 
 
 def test_without_onnxruntime_it_says_that_nothing_was_checked(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ovml.inference.export.find_spec", lambda name: None)
-    export_command(["export", "--model", tiny, "--out", str(tmp_path / "model.onnx")])
+    monkeypatch.setattr("ovml.inference.export_formats.find_spec", lambda name: None)
+    command("export")(["--model", tiny, "--out", str(tmp_path / "model.onnx")])
     assert "not checked" in capsys.readouterr().out
     assert (tmp_path / "model.onnx").is_file()
 
@@ -260,7 +259,7 @@ def test_without_onnxruntime_it_says_that_nothing_was_checked(tiny, tmp_path, mo
 @pytest.mark.parametrize("format", ["onnx", "torch.export"])
 def test_the_command_writes_both_files_and_nothing_else(format, tiny, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    export_command(["export", "--model", tiny, "--format", format, "--labels", "red heart, moon", "--prompt", "a {}"])
+    command("export")(["--model", tiny, "--format", format, "--labels", "red heart, moon", "--prompt", "a {}"])
     name = {"onnx": "model.onnx", "torch.export": "model.pt2"}[format]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.labels.safetensors", name]
     out, err = capfd.readouterr()
@@ -272,10 +271,10 @@ def test_the_command_writes_both_files_and_nothing_else(format, tiny, tmp_path, 
 
 def test_overwriting_takes_the_old_labels_away(tiny, tmp_path, capsys):
     out = tmp_path / "model.pt2"
-    export_command(["export", "--model", tiny, "--out", str(out), "--labels", "a,b"])
+    command("export")(["--model", tiny, "--out", str(out), "--labels", "a,b"])
     with pytest.raises(UserError, match="exists already"):
-        export_command(["export", "--model", tiny, "--out", str(out)])
-    export_command(["export", "--model", tiny, "--out", str(out), "--overwrite"])
+        command("export")(["--model", tiny, "--out", str(out)])
+    command("export")(["--model", tiny, "--out", str(out), "--overwrite"])
     assert list(tmp_path.iterdir()) == [out]
     assert "label embeddings" in capsys.readouterr().out
 
@@ -307,7 +306,7 @@ def test_bad_input_is_one_line(arguments, message, tiny, tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message.replace("{{}}", r"\{\}")) as error:
-        export_command(["export", "--model", tiny, *(a.format(folder=tmp_path) for a in arguments)])
+        command("export")(["--model", tiny, *(a.format(folder=tmp_path) for a in arguments)])
     assert "\n" not in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -344,11 +343,11 @@ def test_the_example_ranks_as_the_tagger_does_without_torch(exported, tmp_path):
 def test_the_example_prepares_pictures_bit_for_bit(exported):
     prepare = runpy.run_path(str(EXAMPLE))["prepare"]
     for resize in (None, 90):
-        spec = replace(exported[0].image_spec, resize=resize)
+        spec = replace(exported[0].image_processor, resize=resize)
         how = {"size": spec.size, "resize": resize or spec.size, "mean": list(spec.mean), "std": list(spec.std)}
         for size in [(80, 80), (64, 64), (101, 160), (333, 77), (40, 20)]:
             image = draw_scene(0, "test", 0).image.resize(size)
-            expected = EvalTransform(spec)(image).numpy()
+            expected = spec(image).numpy()
             assert np.array_equal(prepare(image, **how, squash=spec.squash, resample=spec.resample), expected)
 
 
@@ -362,5 +361,5 @@ def test_another_file_of_labels_serves_the_same_model(exported, tmp_path):
     )
     picture = tmp_path / "picture.png"
     draw_scene(0, "test", 1).image.save(picture)
-    expected = [label for label, _ in model.predict_labels(picture, labels=others)]
+    expected = [label for label, _ in Tagger(model, others).predict(picture)]
     assert [label for _, _, label in serve(tmp_path / "model.onnx", picture)] == expected

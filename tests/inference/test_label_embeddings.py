@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ovml import OVMultiLabelClassifier, UserError
+from ovml import OpenVocabularyModel, UserError
 from ovml.cli.main import main
 from ovml.inference.label_embeddings import read_label_embeddings, write_label_embeddings
 from ovml.prompts import TemplatePrompt
@@ -17,17 +17,14 @@ NAMES = ("red circle", "blaue Größe", "heart")
 
 @pytest.fixture(scope="module")
 def model():
-    return OVMultiLabelClassifier("ovml-demo", stages=[])
+    return OpenVocabularyModel("ovml-demo")
 
 
 def test_the_command_writes_what_one_call_gives(model, tmp_path, capsys):
     names, out = tmp_path / "names.txt", tmp_path / "labels.safetensors"
     names.write_text("\n".join(NAMES), encoding="utf-8")
     assert main(["embed-labels", str(names), "--out", str(out)]) == 0
-    assert (
-        f"label embeddings: {out} (3 labels, {model.prompt.text_encoder.embed_dim} numbers each)"
-        in capsys.readouterr().out
-    )
+    assert f"label embeddings: {out} (3 labels, {model.embed_dim} numbers each)" in capsys.readouterr().out
     found = read_label_embeddings(out)
     assert found.labels == NAMES
     torch.testing.assert_close(found.embeds, model.embed_labels(NAMES), rtol=0, atol=1e-6)
@@ -53,7 +50,7 @@ def test_nothing_is_replaced_unless_asked_for(tmp_path, capsys):
     out.write_text("mine")
     assert main(["embed-labels", str(names), "--out", str(out)]) == 2
     assert out.read_text() == "mine"
-    assert "exists; give another name or --overwrite" in capsys.readouterr().err
+    assert "exists already; give another name, or use --overwrite" in capsys.readouterr().err
     assert main(["embed-labels", str(names), "--out", str(out), "--overwrite"]) == 0
     assert read_label_embeddings(out).labels == ("heart",)
     assert {path.name for path in tmp_path.iterdir()} == {"names.txt", "labels.safetensors"}
@@ -67,8 +64,11 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys):
     assert "this model has no vocabulary of its own" in errors
     with pytest.raises(UserError, match=r"2 labels need as many rows \[L, D\]; got \[3, 4\]"):
         write_label_embeddings(tmp_path / "a.safetensors", ["a", "b"], torch.zeros(3, 4))
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        write_label_embeddings(tmp_path / "none" / "a.safetensors", ["a"], torch.zeros(1, 4))
+        write_label_embeddings(tmp_path / "file" / "a.safetensors", ["a"], torch.zeros(1, 4))
+    write_label_embeddings(tmp_path / "new" / "a.safetensors", ["a"], torch.zeros(1, 4))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.safetensors"]
 
 
 @pytest.mark.parametrize("content", ["missing", "text", "other", "rows", "type"])

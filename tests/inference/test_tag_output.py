@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml import OVMultiLabelClassifier, Tagger, UserError
-from ovml.inference.tag_files import ParquetParts, TagRow
-from ovml.inference.tag_output import Written, image_name, write_tags
+from ovml import OpenVocabularyModel, Tagger, UserError
+from ovml.inference import tag_files, tag_output
+from ovml.inference.tag_files import image_name, tag_row
+from ovml.inference.tag_output import Written, write_tags
 from ovml.inference.tagger import LabelScore
 
 KINDS = ["jsonl", "csv", "parquet"]
@@ -111,7 +112,7 @@ def test_no_image_gives_an_empty_file(tmp_path, kind):
 @pytest.mark.parametrize("rows", [0, 1, 9, 23])
 @pytest.mark.parametrize("how", ["exception", "kill"])
 def test_an_interrupted_file_is_gone_on_with(tmp_path, monkeypatch, kind, rows, how):
-    monkeypatch.setattr(ParquetParts, "part_labels", 10)  # a few batches a part
+    monkeypatch.setattr(tag_files, "GROUP_LABELS", 10)  # a few batches a row group
     images, whole, out = names(23), tmp_path / f"whole.{kind}", tmp_path / "cut" / f"tags.{kind}"
     write_tags(StandIn(), images, whole)
     disk = tmp_path / "disk"
@@ -131,57 +132,70 @@ def test_an_interrupted_file_is_gone_on_with(tmp_path, monkeypatch, kind, rows, 
     assert os.listdir(out.parent) == [out.name]
 
 
-@given(cut=st.integers(0, 2500), kind=st.sampled_from(["jsonl", "csv"]), batch_size=st.integers(1, 30))
-def test_a_file_torn_at_any_byte_is_gone_on_with(tmp_path_factory, cut, kind, batch_size):
+@given(cut=st.integers(0, 3000), kind=st.sampled_from(KINDS), batch_size=st.integers(1, 30))
+def test_a_part_torn_at_any_byte_is_gone_on_with(tmp_path_factory, cut, kind, batch_size):
     folder = tmp_path_factory.mktemp("torn")
-    whole, out = folder / f"whole.{kind}", folder / f"tags.{kind}"
+    whole, rows, out = folder / f"whole.{kind}", folder / "rows.jsonl", folder / f"tags.{kind}"
     write_tags(StandIn(), names(23), whole)
-    (folder / f"tags.{kind}.part").write_bytes(whole.read_bytes()[:cut])
+    write_tags(StandIn(), names(23), rows)
+    (folder / f"tags.{kind}.part").write_bytes(rows.read_bytes()[:cut])
     (folder / f"tags.{kind}.part.json").write_text(json.dumps(StandIn().settings()))
     again = StandIn(batch_size)
     write_tags(again, names(23), out)
-    assert out.read_bytes() == whole.read_bytes()
+    assert content(out) == content(whole)
     full_rows = 23 - len(again.asked)
     assert full_rows % batch_size == 0
-    if cut >= len(whole.read_bytes()):
+    if cut >= len(rows.read_bytes()):
         assert len(again.asked) == 23 % batch_size
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "beside"])
-def test_a_torn_parquet_part_is_written_again(tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(ParquetParts, "part_labels", 4)  # a batch a part
-    images, whole, out = names(23), tmp_path / "whole.parquet", tmp_path / "tags.parquet"
-    write_tags(StandIn(), images, whole)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_part_is_json_lines_that_grow_with_each_batch(tmp_path, kind):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / f"tags.{kind}"
+    write_tags(StandIn(), names(23), rows)
+    lines, seen = rows.read_bytes().splitlines(keepends=True), []
+    part = tmp_path / f"tags.{kind}.part"
+    write_tags(StandIn(), names(23), out, on_rows=lambda written: seen.append((written.rows, part.read_bytes())))
+    assert seen == [(count, b"".join(lines[:count])) for count in (0, 4, 8, 12, 16, 20, 23)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("how", ["exception", "kill"])
+def test_a_conversion_that_is_cut_off_loses_no_row(tmp_path, monkeypatch, kind, how):
+    monkeypatch.setattr(tag_files, "GROUP_LABELS", 10)
+    whole, out = tmp_path / f"whole.{kind}", tmp_path / "cut" / f"tags.{kind}"
+    write_tags(StandIn(), names(23), whole)
+    write = getattr(tag_output, f"write_{kind}")
+
+    def cut_off(rows, path, *more):
+        write(list(rows)[:10], path, *more)
+        shutil.copytree(out.parent, tmp_path / "disk")
+        raise Cut
+
+    monkeypatch.setattr(tag_output, f"write_{kind}", cut_off)
     with pytest.raises(Cut):
-        write_tags(StandIn(), images, out, on_rows=cut_after(16))
-    parts = sorted((tmp_path / "tags.parquet.part").iterdir())
-    assert [path.name for path in parts] == [f"{i:08d}.parquet" for i in range(4)]
-    if damage == "beside":
-        parts[3].rename(parts[3].with_suffix(".tmp"))
-    else:
-        # The one after it is whole, but its rows would stand in the wrong place.
-        parts[2].write_bytes(parts[2].read_bytes()[: 200 if damage == "half" else 0])
+        write_tags(StandIn(), names(23), out)
+    monkeypatch.setattr(tag_output, f"write_{kind}", write)
+    assert not out.exists()
+    if how == "kill":
+        shutil.rmtree(out.parent)
+        (tmp_path / "disk").rename(out.parent)
+        (beside,) = out.parent.glob(".*")
+        beside.rename(out.parent / f".{out.name}.part-0")  # of another process
     again = StandIn()
-    write_tags(again, images, out)
-    assert again.asked == images[12 if damage == "beside" else 8 :]
+    assert write_tags(again, names(23), out)[:2] == (23, 20)
+    assert again.asked == names(23)[20:]
     assert content(out) == content(whole)
+    assert os.listdir(out.parent) == [out.name]
 
 
-def test_parts_are_joined_in_row_groups_of_some_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(ParquetParts, "part_labels", 1)
+def test_row_groups_have_some_size(tmp_path, monkeypatch):
     write_tags(StandIn(), names(200), tmp_path / "small.parquet")
     assert pq.ParquetFile(tmp_path / "small.parquet").num_row_groups == 1
-    monkeypatch.setattr(ParquetParts, "group_bytes", 2000)
+    monkeypatch.setattr(tag_files, "GROUP_LABELS", 30)
     write_tags(StandIn(), names(200), tmp_path / "groups.parquet")
     assert 2 < pq.ParquetFile(tmp_path / "groups.parquet").num_row_groups < 50
     assert content(tmp_path / "groups.parquet") == content(tmp_path / "small.parquet")
-
-
-def test_a_part_is_written_after_some_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(ParquetParts, "part_seconds", 0)
-    with pytest.raises(Cut):
-        write_tags(StandIn(), names(23), tmp_path / "tags.parquet", on_rows=cut_after(8))
-    assert len(list((tmp_path / "tags.parquet.part").iterdir())) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,12 +203,12 @@ def test_other_settings_are_refused(tmp_path, kind):
     out = tmp_path / f"tags.{kind}"
     with pytest.raises(Cut):
         write_tags(StandIn(), names(23), out, on_rows=cut_after(8))
-    with pytest.raises(UserError, match=rf"tags\.{kind}\.part: begun with another model, threshold; .*--overwrite"):
+    with pytest.raises(UserError, match=rf"tags\.{kind}\.part: begun with another model, threshold; .*overwrite=True"):
         write_tags(StandIn(model="n", threshold=0.5), names(23), out)
     with pytest.raises(UserError, match="begun with another top_k"):
         write_tags(StandIn(top_k=2), names(23), out)
     assert write_tags(StandIn(top_k=2), names(23), out, overwrite=True).resumed == 0
-    with pytest.raises(UserError, match=rf"tags\.{kind}: exists already; .*--overwrite"):
+    with pytest.raises(UserError, match=rf"tags\.{kind}: exists already; .*overwrite=True"):
         write_tags(StandIn(), names(23), out)
     assert write_tags(StandIn(), names(3), out, overwrite=True).rows == 3
     assert len(list(rows_of(out))) == 3
@@ -223,7 +237,8 @@ def test_settings_that_are_lost_are_named(tmp_path):
     assert (tmp_path / "tags.csv.part").read_text() == "something"
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("jsonl", b"{}\n" * 4), ("jsonl", b"[3]\n" * 4), ("csv", b"\xff\n" * 4)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [b"{}\n" * 4, b"[3]\n" * 4, b"\xff\n" * 4])
 def test_a_damaged_part_is_named(tmp_path, kind, rows):
     out = tmp_path / f"tags.{kind}"
     with pytest.raises(Cut):
@@ -234,6 +249,18 @@ def test_a_damaged_part_is_named(tmp_path, kind, rows):
     with pytest.raises(UserError, match=rf"tags\.{kind}\.part: row 8 is damaged; delete it"):
         write_tags(StandIn(), names(23), out)
     assert part.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_damage_inside_a_part_is_named_and_nothing_is_written(tmp_path, kind):
+    out, part = tmp_path / f"tags.{kind}", tmp_path / f"tags.{kind}.part"
+    with pytest.raises(Cut):
+        write_tags(StandIn(), names(23), out, on_rows=cut_after(8))
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join([*lines[:2], b"\0" * 9 + b"\n", *lines[3:]]))
+    with pytest.raises(UserError, match=rf"tags\.{kind}\.part: row 3 is damaged; delete it"):
+        write_tags(StandIn(), names(23), out)
+    assert sorted(os.listdir(tmp_path)) == [part.name, f"{part.name}.json"]
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path, monkeypatch):
@@ -251,7 +278,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ovml.inference.tag_files.write_parquet", full)
+    monkeypatch.setattr(tag_output, "write_parquet", full)
     with pytest.raises(UserError, match="cannot be written .No space left on device.; choose another place"):
         write_tags(StandIn(), names(3), tmp_path / "tags.parquet")
 
@@ -267,36 +294,39 @@ def test_names_of_images(tmp_path):
             write_tags(StandIn(1), [path, b"\xff", path], out, on_rows=cut_after(2))
         write_tags(StandIn(1), [path, b"\xff", path], out)
         assert [row[0] for row in rows_of(out)] == ["\\xff\\xe9té.png", "1", "\\xff\\xe9té.png"]
-    assert TagRow.of("x", UserError(f"{path}: broken")).error == "\\xff\\xe9té.png: broken"
+    assert tag_row("x", UserError(f"{path}: broken"))["error"] == "\\xff\\xe9té.png: broken"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_real_tagger_cut_off_gives_what_the_unbroken_one_gives(tmp_path, tiny, kind, monkeypatch):
-    monkeypatch.setattr(ParquetParts, "part_labels", 8)
+    monkeypatch.setattr(tag_files, "GROUP_LABELS", 8)
     with one_thread():
         images = [tmp_path / f"{i}.png" for i in range(11)]
         for i, path in enumerate(images):
             noise = np.random.default_rng(i).integers(0, 256, (50, 60, 3), dtype=np.uint8)
             Image.fromarray(noise).save(path)
         images[4].write_text("no image")
-        tagger = Tagger(OVMultiLabelClassifier(tiny, ["cat", "dog", "sky"]), batch_size=3, prompt="a {}")
+        tagger = Tagger(OpenVocabularyModel(tiny, ["cat", "dog", "sky"]), batch_size=3, prompt="a {}")
         assert tagger.write(images, tmp_path / f"whole.{kind}") == Written(11, 0, 1)
         out = tmp_path / f"tags.{kind}"
         with pytest.raises(Cut):
             tagger.write(images, out, on_rows=cut_after(6))
         with pytest.raises(UserError, match="begun with another prompt"):
-            Tagger(OVMultiLabelClassifier(tiny, ["cat", "dog", "sky"])).write(images, out)
+            Tagger(OpenVocabularyModel(tiny, ["cat", "dog", "sky"])).write(images, out)
         assert tagger.write((path for path in images), out) == Written(11, 6, 0)
         assert content(out) == content(tmp_path / f"whole.{kind}")
 
 
-def test_rows_are_not_kept(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_not_kept(tmp_path, monkeypatch, kind):
     """A long run holds no more than a short one."""
     import tracemalloc
 
+    monkeypatch.setattr(tag_files, "GROUP_LABELS", 500)
+
     def peak(count):
         tracemalloc.start()
-        write_tags(Forgetful(32), (f"{i}.png" for i in range(count)), tmp_path / "tags.jsonl", overwrite=True)
+        write_tags(Forgetful(32), (f"{i}.png" for i in range(count)), tmp_path / f"tags.{kind}", overwrite=True)
         held = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return held

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovml import OVMultiLabelClassifier, Tagger, UserError
+from ovml import OpenVocabularyModel, Tagger, UserError
 from ovml.heads import CosineHead, LocalHead
 from ovml.prompts import ContextPrompt, TemplatePrompt
 from ovml.utils.images import load_image
@@ -18,7 +18,7 @@ LABELS = ("cat", "dog", "red car", "sky", "black cat")
 @pytest.fixture(scope="module")
 def model(tiny):
     torch.manual_seed(0)
-    return OVMultiLabelClassifier(tiny, LABELS, head=LocalHead(top_k=2), stages=[]).eval()
+    return OpenVocabularyModel(tiny, LABELS, head=LocalHead(top_k=2)).eval()
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_settings_tell_apart_all_that_the_result_depends_on(tiny):
     torch.manual_seed(0)
 
     def tagger(change=lambda model: None, head=None, prompt=None, tag_prompt=None, labels=LABELS, **arguments):
-        model = OVMultiLabelClassifier(tiny, labels, head=head, prompt=prompt, stages=[])
+        model = OpenVocabularyModel(tiny, labels, head=head, prompt=prompt)
         with torch.no_grad():
             change(model)
         return Tagger(model, prompt=tag_prompt, **arguments)
@@ -230,13 +230,14 @@ def test_settings_tell_apart_all_that_the_result_depends_on(tiny):
 
 def test_a_matrix_of_scores_has_the_numbers_of_the_ranking(model, pictures, tmp_path):
     images, names = [*pictures, *pictures[:2]], ("b", "a", "c d")
-    scores = model.score_images(iter(images), names, batch_size=2)
+    tagger = Tagger(model, names, top_k=None, batch_size=2)
+    scores = tagger.score(iter(images))
     assert scores.shape == (len(images), 3)
-    for row, ranked in zip(scores.tolist(), model.predict_labels(images, names, top_k=None, batch_size=2), strict=True):
+    for row, ranked in zip(scores.tolist(), tagger.predict(images), strict=True):
         assert dict(zip(names, row, strict=True)) == dict(ranked)
-    assert model.score_images([], names).shape == (0, 3)
+    assert tagger.score([]).shape == (0, 3)
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(UserError, match=r"bad\.png"):
-        model.score_images([images[0], tmp_path / "bad.png"], names)
+        tagger.score([images[0], tmp_path / "bad.png"])
     with pytest.raises(UserError, match="expected several images, got one"):
-        model.score_images(images[0], names)
+        tagger.score(images[0])

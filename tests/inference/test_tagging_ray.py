@@ -8,17 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import ovml.inference.ray as ray_module
 from ovml import LabelVocabulary, UserError
-from ovml.inference.ray import SETTINGS, TaggerOptions, _paths, _pictures, _Worker, tag_with_ray
-from ovml.inference.tag_files import TagRow, arrow_table, write_parquet
-from ovml.inference.tag_output import Written, image_name
+from ovml.inference.ray import SETTINGS, TaggerOptions, _images, _paths, _Worker, tag_with_ray
+from ovml.inference.tag_files import image_name, tag_row, write_parquet
+from ovml.inference.tag_output import Written
+from ovml.saving import load_model
 
 LABELS = LabelVocabulary.from_ids(["/m/1", "/m/2", "/m/3"], [], {"/m/1": "bank", "/m/2": "cat", "/m/3": "bank"})
 
 
 @pytest.fixture(scope="module")
 def options(tiny):
-    return TaggerOptions(tiny, LABELS, top_k=2, prompt=("a {}", "the {}"), batch_size=4, num_workers=1)
+    return TaggerOptions(tiny, load_model, LABELS, top_k=2, prompt=("a {}", "the {}"), batch_size=4, num_workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_two_workers_give_what_one_process_gives_and_go_on(cluster, options, alb
     assert_same({**rows, str(album / "07.png"): expected[str(album / "07.png")]}, expected)
     assert {path.name for path in out.iterdir() if path.suffix != ".parquet"} == {SETTINGS}
 
-    with pytest.raises(UserError, match=r"tags: begun with another top_k; .*--overwrite"):
+    with pytest.raises(UserError, match=r"tags: begun with another top_k; .*overwrite=True"):
         tag_with_ray(tmp_path / "images.parquet", options._replace(top_k=1), out)
 
 
@@ -123,7 +125,7 @@ def test_a_worker_leaves_out_what_is_done_and_writes_a_batch_once(options, album
     names = table["image_id"].to_pylist()
     done, out = tmp_path / "done.parquet", tmp_path / "out"
     out.mkdir()
-    write_parquet(arrow_table([TagRow(name, ()) for name in names[:5]]), out / "done.parquet")
+    write_parquet([tag_row(name, ()) for name in names[:5]], out / "done.parquet")
     worker = _Worker(options, "cpu", tmp_path, out)
     (out / "done.parquet").rename(done)
     for _ in range(2):  # Ray may run a batch again
@@ -133,18 +135,18 @@ def test_a_worker_leaves_out_what_is_done_and_writes_a_batch_once(options, album
     assert_same(by_image(pq.read_table(file)), {name: expected[name] for name in names[5:12]})
 
 
-def test_rows_are_pictures_by_path_by_bytes_or_as_datasets_has_them(album, tmp_path):
+def test_rows_are_images_by_path_by_bytes_or_as_datasets_has_them(album, tmp_path):
     odd = os.fsdecode(b"\xff.png")
     (tmp_path / "paths.txt").write_bytes(b"00.png\r\n\n\xff.png\n/a.png")
-    assert list(_pictures(_paths(tmp_path / "paths.txt"), album)) == [
+    assert list(_images(_paths(tmp_path / "paths.txt"), album)) == [
         ("00.png", album / "00.png"),
         (image_name(odd, 0), album / odd),
         ("/a.png", Path("/a.png")),
     ]
-    assert list(_pictures(_paths(album), tmp_path)) == [(str(path), path) for path in sorted(album.iterdir())]
+    assert list(_images(_paths(album), tmp_path)) == [(str(path), path) for path in sorted(album.iterdir())]
     content = (album / "00.png").read_bytes()
-    assert list(_pictures(pa.table({"image": ["00.png"]}), album)) == [("00.png", album / "00.png")]
-    assert list(_pictures(pa.table({"image": [content, None], "image_id": [3, 4]}), album)) == [
+    assert list(_images(pa.table({"image": ["00.png"]}), album)) == [("00.png", album / "00.png")]
+    assert list(_images(pa.table({"image": [content, None], "image_id": [3, 4]}), album)) == [
         ("3", content),
         ("4", b""),
     ]
@@ -152,19 +154,19 @@ def test_rows_are_pictures_by_path_by_bytes_or_as_datasets_has_them(album, tmp_p
     rows = datasets.Dataset.from_dict({"image": images, "image_id": ["a", "b", "c"]}, datasets.Features(
         {"image": datasets.Image(), "image_id": datasets.Value("string")}))  # fmt: skip
     rows.to_parquet(tmp_path / "rows.parquet")
-    assert list(_pictures(pq.read_table(tmp_path / "rows.parquet"), tmp_path)) == [
+    assert list(_images(pq.read_table(tmp_path / "rows.parquet"), tmp_path)) == [
         ("a", album / "00.png"),
         ("b", content),
         ("c", content),
     ]
 
 
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_file_is_whole_or_not_there(options, album, tmp_path, monkeypatch):
     def torn(table, path, **_):
         path.write_bytes(b"PAR1")
         raise OSError("no space")
 
-    monkeypatch.setattr(pq, "write_table", torn)
+    monkeypatch.setattr(ray_module, "write_parquet", torn)
     with pytest.raises(OSError, match="no space"):
-        write_parquet(arrow_table([]), tmp_path / "x.parquet")
-    assert not (tmp_path / "x.parquet").exists()
+        _Worker(options, "cpu", tmp_path, tmp_path)(_paths(album).slice(0, 3))
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from PIL import Image
 from stopper import ControlC, PowerCut, ended_by
 
 from ovml.cli.main import main
-from ovml.inference.tag_files import JSONLines
+from ovml.inference import tag_output
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_fit_leaves_checkpoints_logs_configuration_and_results(run):
 def test_the_second_stage_starts_from_the_first(run):
     vision, prompt = learned(run, "vision"), learned(run, "prompt")
     changed = {name for name in vision if not torch.equal(vision[name], prompt[name])}
-    assert changed == {"prompt.context"}
+    assert changed == {"model.prompt.context"}
 
 
 @pytest.mark.parametrize(("stage", "epoch"), [("vision", 0), ("vision", 2), ("prompt", 1)])
@@ -95,7 +95,7 @@ def test_a_head_of_ones_own_is_named_on_the_command_line(config, tmp_path):
     arguments = ["--model.head", "my_parts.MaxPatchHead", "--model.head.factor", "2"]
     arguments += ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
     assert main(["fit", "--config", config, *SMALL, *arguments]) == 0
-    factor = learned(tmp_path / "version_0", "vision")["head.factor"]
+    factor = learned(tmp_path / "version_0", "vision")["model.head.factor"]
     assert factor != 2
     assert abs(factor - 2) < 0.1
     assert main(["test", "--ckpt_path", str(tmp_path / "version_0"), *SMALL]) == 0
@@ -202,14 +202,15 @@ def test_an_interrupted_tag_goes_on_by_the_same_command(album, tiny, tmp_path, c
     whole, out = tmp_path / "whole.jsonl", tmp_path / "tags.jsonl"
     command = ["tag", str(album), "--model", tiny, "--labels", "cat,dog", "--batch-size", "2", "--prompt", "a {}"]
     assert main([*command, "--out", str(whole)]) == 0
-    write = JSONLines.write
+    tag_row, seen = tag_output.tag_row, []
 
-    def interrupted(file, rows):
-        if file.rows == 4:
+    def interrupted(*row):
+        if len(seen) == 4:
             raise KeyboardInterrupt
-        write(file, rows)
+        seen.append(row)
+        return tag_row(*row)
 
-    monkeypatch.setattr(JSONLines, "write", interrupted)
+    monkeypatch.setattr(tag_output, "tag_row", interrupted)
     capsys.readouterr()
     assert main([*command, "--out", str(out)]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err

@@ -17,9 +17,10 @@ from lightning.pytorch import Trainer
 
 import ovml
 from ovml.classifier import OVMultiLabelClassifier
-from ovml.cli.main import COMMANDS, config_path, main
+from ovml.cli.main import COMMANDS, main
 from ovml.cli.prepare import DATA_SETS
 from ovml.metrics.functional import average_precision
+from ovml.utils.resources import config_path
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(ovml.__file__).parent
@@ -152,8 +153,8 @@ def options():
 
 
 def _data_modules():
-    data = importlib.import_module("ovml.data")
-    return [getattr(data, name) for name in data.__all__ if name.endswith("DataModule")]
+    packages = [importlib.import_module(name) for name in ("ovml.data", "worlds.emoji")]
+    return [getattr(data, name) for data in packages for name in data.__all__ if name.endswith("DataModule")]
 
 
 def _arguments(cls):

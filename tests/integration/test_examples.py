@@ -115,7 +115,7 @@ def test_own_prompt_begins_as_its_words_and_learns(own):
 
 def test_own_dataset_gives_batches(run):
     said = run("own_dataset.py")
-    assert "128 pictures for training" in said
+    assert "128 images for training" in said
     assert "{'pixel_values': [8, 3, 72, 72], 'labels': [8, " in said
 
 
@@ -139,7 +139,7 @@ def test_finetune_on_csv_compares_and_saves(run, tmp_path):
     assert {"test/zsl/mAP", "test/gzsl/mAP", "test/gzsl/F1@3"} <= set(rows)
     assert all(len(values) == 2 and 0 <= min(values) <= max(values) <= 1 for values in rows.values())
     model = OVMultiLabelClassifier.from_pretrained(tmp_path / "model")
-    assert model.vocabulary.unseen == ("heart", "red circle", "striped star")
+    assert model.model.vocabulary.unseen == ("heart", "red circle", "striped star")
 
 
 def test_evaluate_clip_equals_scikit_learn(run, tmp_path, own):
@@ -177,7 +177,7 @@ def test_evaluate_clip_equals_scikit_learn(run, tmp_path, own):
 
 def test_photo_search_indexes_once_and_ranks(run, tmp_path):
     first = run("photo_search.py", "--best", "5")
-    assert first.startswith("photo_index.parquet: 60 pictures (0 before), 0 could not be read")
+    assert first.startswith("photo_index.parquet: 60 images (0 before), 0 could not be read")
     rows = pq.read_table(tmp_path / "photo_index.parquet").to_pylist()
     tags = {"star", "red circle", "moon"}
     found = sorted(

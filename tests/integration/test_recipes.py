@@ -12,7 +12,9 @@ from conftest import SHARED
 from data import fake_json, fake_nuswide, fake_openimages
 from PIL import Image
 
-from ovml.cli.main import config_path, main
+from ovml.cli.main import main
+from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD
+from ovml.utils.resources import config_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +90,9 @@ def test_recipes_are_the_paper_s(name):
     assert vision == {**paper, "num_layers": 2}
     assert prompt == {"epochs": 4, "lr": 1e-3, "min_lr": 1e-8, "weight_decay": 0.05}
     data = recipe["data"]["init_args"]
-    assert (data["batch_size"], data["resize"], data["normalization"]) == (64, 256, "imagenet")
+    assert data["batch_size"] == 64
+    imagenet = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    assert recipe["model"]["preprocessing"] == {"resize": 256, **imagenet}
     assert data["rand_augment"]["init_args"] == {"num_ops": 2, "magnitude": 9, "std": 0.5}
     assert recipe["model"]["ks"] == ([10, 20] if name == "openimages" else [3, 5])
 
@@ -198,5 +202,5 @@ def test_best_is_the_demo_with_a_ladder_and_another_loss(tmp_path):
     small += ["--trainer.enable_progress_bar", "false"]
     assert main(["fit", "--config", "best.yaml", *small]) == 0
     learned = torch.load(tmp_path / "version_0" / "ladder" / "last.ckpt", weights_only=True)["state_dict"]
-    assert {name.partition(".")[0] for name in learned} >= {"image_encoder", "loss"}
-    assert all(".local_adapter." in name for name in learned if name.startswith("image_encoder."))
+    assert {name.partition(".")[0] for name in learned} >= {"model", "objective"}
+    assert all(".local_adapter." in name for name in learned if name.startswith("model.image_encoder."))

@@ -29,10 +29,10 @@ def example(images=60, labels=9, levels=7, seed=0, unknown=True):
 
 def by_sklearn(preds, targets):
     values = []
-    for scores, marks in zip(preds.T, targets.T, strict=True):
-        known = marks != -1
-        empty = not (marks == 1).any()
-        values.append(torch.nan if empty else average_precision_score(marks[known], scores[known].float()))
+    for scores, found in zip(preds.T, targets.T, strict=True):
+        known = found != -1
+        empty = not (found == 1).any()
+        values.append(torch.nan if empty else average_precision_score(found[known], scores[known].float()))
     return torch.tensor(values, dtype=torch.float32)
 
 
@@ -52,8 +52,8 @@ def columns(draw):
     images, labels = draw(st.integers(1, 14)), draw(st.integers(1, 4))
     size = images * labels
     scores = draw(st.lists(st.integers(-4, 4), min_size=size, max_size=size))
-    marks = draw(st.lists(st.sampled_from([-1, 0, 1]), min_size=size, max_size=size))
-    return torch.tensor(scores).view(images, labels) / 4, torch.tensor(marks).view(images, labels)
+    targets = draw(st.lists(st.sampled_from([-1, 0, 1]), min_size=size, max_size=size))
+    return torch.tensor(scores).view(images, labels) / 4, torch.tensor(targets).view(images, labels)
 
 
 @given(columns())
@@ -86,8 +86,8 @@ def test_empty_labels_are_zero_in_torchmetrics_too():
 
 
 def test_published_numbers(golden, golden_json):
-    preds, marks = golden["metric.preds"], golden["metric.labels"]
-    targets = torch.where(marks == 1, 1, torch.where(marks == -1, 0, -1))
+    preds, published = golden["metric.preds"], golden["metric.labels"]
+    targets = torch.where(published == 1, 1, torch.where(published == -1, 0, -1))
     zero, skip = (metric_of(preds, targets, empty_labels=rule) for rule in ("zero", "skip"))
     per_label = metric_of(preds, targets, empty_labels="zero", average="none")
     torch.testing.assert_close(per_label, golden["metric.ap_per_label"], atol=1e-6, rtol=0)
@@ -95,18 +95,18 @@ def test_published_numbers(golden, golden_json):
     assert float(skip) == pytest.approx(golden_json["mean_ap_labels_with_positives"], abs=1e-6)
 
 
-def test_published_marks_by_ignore_index(golden, golden_json):
+def test_published_targets_by_ignore_index(golden, golden_json):
     value = metric_of(golden["metric.preds"], golden["metric.labels"], ignore_index=0)
     assert float(value) == pytest.approx(golden_json["mean_ap_labels_with_positives"], abs=1e-6)
 
 
-@pytest.mark.parametrize("mark", [-100, 255, 2])
-def test_any_mark_of_the_unknown(mark):
+@pytest.mark.parametrize("unknown", [-100, 255, 2])
+def test_any_number_for_the_unknown(unknown):
     preds, targets = example()
-    marked = targets.masked_fill(targets == -1, mark)
+    changed = targets.masked_fill(targets == -1, unknown)
     expected = average_precision(preds, targets)
-    torch.testing.assert_close(average_precision(preds, marked, ignore_index=mark), expected)
-    torch.testing.assert_close(metric_of(preds, marked, average="none", ignore_index=mark), expected)
+    torch.testing.assert_close(average_precision(preds, changed, ignore_index=unknown), expected)
+    torch.testing.assert_close(metric_of(preds, changed, average="none", ignore_index=unknown), expected)
 
 
 def test_empty_labels():
@@ -150,7 +150,7 @@ def mostly_unknown(images=60, labels=9, seed=0):
     return preds, targets.masked_fill(hidden, -1)
 
 
-def test_of_mostly_unknown_marks_only_the_known_are_kept():
+def test_of_mostly_unknown_targets_only_the_known_are_kept():
     preds, targets = mostly_unknown(images=200)
     metric = MultilabelMeanAveragePrecision(average="none")
     for piece in zip(preds.split(30), targets.split(30), strict=True):
@@ -170,7 +170,7 @@ def test_mostly_known_and_mostly_unknown_batches_mix():
     torch.testing.assert_close(metric.compute(), by_sklearn(*whole), equal_nan=True)
 
 
-def test_a_last_label_without_any_mark_is_still_counted():
+def test_a_last_label_without_any_annotation_is_still_counted():
     metric = MultilabelMeanAveragePrecision(average="none", empty_labels="zero")
     metric.update(torch.rand(9, 4), torch.full((9, 4), -1).index_fill(1, torch.tensor([0]), 1)[:, [0, 1, 2, 3]])
     assert metric.compute().tolist() == [1, 0, 0, 0]
@@ -308,7 +308,7 @@ def test_on_a_full_disk_scores_stay_in_memory(monkeypatch):
 
 @pytest.mark.parametrize(("unknown", "chunk"), [(0.0, 400), (0.95, 40), (None, 400)])
 def test_pieces_hold_the_same_rows_whatever_they_are_kept_in(unknown, chunk, monkeypatch):
-    monkeypatch.setattr("ovml.metrics.average_precision.CHUNK", chunk)  # scores end sooner than marks
+    monkeypatch.setattr("ovml.metrics.average_precision.CHUNK", chunk)  # scores end sooner than targets
     torch.manual_seed(0)
     metric, batches = MultilabelMeanAveragePrecision(), []
     for i in range(24):
@@ -326,8 +326,8 @@ def test_pieces_hold_the_same_rows_whatever_they_are_kept_in(unknown, chunk, mon
         strict=True,
     )
     found = []
-    for some, marks, labels in metric.pieces():
+    for some, own, labels in metric.pieces():
         labels = torch.arange(10).expand_as(some) if labels is None else labels
-        found += zip(*(part.flatten().tolist() for part in (some, labels, marks)), strict=True)
+        found += zip(*(part.flatten().tolist() for part in (some, labels, own)), strict=True)
     assert sorted(row for row in found if row[2] >= 0) == sorted(row for row in rows if row[2] >= 0)
     torch.testing.assert_close(metric.per_label(), by_sklearn(scores, targets), equal_nan=True, check_dtype=False)

@@ -22,7 +22,7 @@ LABELS = LabelVocabulary(("a", "b", "c", "d", "e"), ("f", "g"))
 
 
 def drawn(size=400, known=1.0, slope=6.0, offset=-2.0, seed=0):
-    """Scores whose marks are drawn with the probability that a curve gives them."""
+    """Scores whose targets are drawn with the probability that a curve gives them."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(size, len(LABELS), generator=generator) / 2
     draws = torch.rand(scores.shape, generator=generator)
@@ -39,7 +39,7 @@ def metric_of(scores, targets, batch_size=150):
 
 
 @pytest.mark.parametrize("known", [1.0, 0.5, 0.05])
-def test_platt_scaling_is_logistic_regression_on_the_known_marks(known):
+def test_platt_scaling_is_logistic_regression_on_the_known_targets(known):
     scores, targets = drawn(3000, known)
     calibration = PlattScaling().calibrate(metric_of(scores, targets), LABELS)
     kept = targets >= 0
@@ -48,7 +48,7 @@ def test_platt_scaling_is_logistic_regression_on_the_known_marks(known):
     assert calibration.offset == pytest.approx(float(theirs.intercept_[0]), rel=0.02)
 
 
-def test_the_curve_that_drew_the_marks_is_found():
+def test_the_curve_that_drew_the_targets_is_found():
     scores, targets = drawn(20_000)
     calibration = PlattScaling().calibrate(metric_of(scores, targets), LABELS)
     assert (calibration.slope, calibration.offset) == pytest.approx((6, -2), rel=0.05)
@@ -57,23 +57,23 @@ def test_the_curve_that_drew_the_marks_is_found():
     assert temperature.offset == 0
 
 
-def test_scores_that_tell_the_marks_apart_give_a_finite_curve():
+def test_scores_that_separate_the_targets_give_a_finite_curve():
     scores = torch.tensor([[-1.0, 1.0]] * 30)
     calibration = PlattScaling().calibrate(metric_of(scores, (scores > 0).long()), LabelVocabulary(("a", "b")))
     assert calibration.probabilities(torch.tensor(1.0)) == pytest.approx(31 / 32, abs=1e-3)
     assert calibration.probabilities(torch.tensor(-1.0)) == pytest.approx(1 / 32, abs=1e-3)
 
 
-def test_scores_that_mislead_say_no_more_than_the_share_of_present_marks():
+def test_scores_that_mislead_say_no_more_than_the_share_of_present_targets():
     scores, targets = drawn(2000)
     calibration = PlattScaling().calibrate(metric_of(-scores, targets), LABELS)
     assert calibration.slope == 0
 
 
-@pytest.mark.parametrize("mark", [0, 1, -1])
-def test_without_both_kinds_of_marks_there_is_no_calibration(mark):
+@pytest.mark.parametrize("target", [0, 1, -1])
+def test_without_both_kinds_of_targets_there_is_no_calibration(target):
     scores, targets = drawn(10)
-    assert PlattScaling().calibrate(metric_of(scores, torch.full_like(targets, mark)), LABELS) is None
+    assert PlattScaling().calibrate(metric_of(scores, torch.full_like(targets, target)), LABELS) is None
 
 
 @given(
@@ -100,8 +100,8 @@ def test_thresholds_are_the_best_for_all_labels_together_and_for_each(known):
     probabilities = calibration.probabilities(scores)
     all_together = probabilities[kept].numpy(), targets[kept].numpy()
     best = max(f1_score(all_together[1], all_together[0] >= least) for least in np.unique(all_together[0]))
-    given_out = all_together[0] >= calibration.threshold - 1e-4
-    assert f1_score(all_together[1], given_out) == pytest.approx(best, abs=2e-3)
+    returned = all_together[0] >= calibration.threshold - 1e-4
+    assert f1_score(all_together[1], returned) == pytest.approx(best, abs=2e-3)
     for label, least in enumerate(calibration.thresholds(LABELS).tolist()):
         column = kept[:, label]
         if (targets[:, label] == 1).sum() < 12:
@@ -119,12 +119,12 @@ def test_calibration_error_is_that_of_torchmetrics(known):
     calibration = Calibration(4.0, -1.0, 0.3, LABELS)
     found = evaluate_calibration(calibration, metric)
     kept = targets >= 0
-    probabilities, marks = calibration.probabilities(scores[kept]), targets[kept]
-    assert found["ECE"] == pytest.approx(float(binary_calibration_error(probabilities, marks, n_bins=15)), abs=1e-6)
-    given_out = probabilities >= 0.3
-    theirs = binary_calibration_error(probabilities[given_out], marks[given_out], n_bins=15)
+    probabilities, known = calibration.probabilities(scores[kept]), targets[kept]
+    assert found["ECE"] == pytest.approx(float(binary_calibration_error(probabilities, known, n_bins=15)), abs=1e-6)
+    returned = probabilities >= 0.3
+    theirs = binary_calibration_error(probabilities[returned], known[returned], n_bins=15)
     assert found["ECE given"] == pytest.approx(float(theirs), abs=1e-6)
-    assert found["F1"] == pytest.approx(f1_score(marks, given_out))
+    assert found["F1"] == pytest.approx(f1_score(known, returned))
 
 
 def test_thresholds_of_other_labels_are_the_global_one():
@@ -148,7 +148,7 @@ def test_plain_values_and_back():
 def model():
     vocabulary = LabelVocabulary(("red circle", "blue star", "heart"), ("green moon",))
     model = OVMultiLabelClassifier("ovml-demo", labels=vocabulary, stages=[])
-    model.calibration = Calibration(3.0, -1.0, 0.4, vocabulary, (0.05, 0.9, 0.4, 0.4))
+    model.model.calibration = Calibration(3.0, -1.0, 0.4, vocabulary, (0.05, 0.9, 0.4, 0.4))
     return model.eval()
 
 
@@ -162,22 +162,22 @@ def test_a_probability_does_not_depend_on_which_known_labels_are_asked_for(model
     assert one["heart"] == pytest.approx(everything["heart"], abs=1e-6)
     assert others == pytest.approx({name: everything[name] for name in others}, abs=1e-6)
     with torch.no_grad():
-        logits = model(torch.stack([Tagger(model).transform(IMAGES[0])]))[0]
+        logits = model(torch.stack([Tagger(model.model).transform(IMAGES[0])]))[0]
     expected = torch.sigmoid(3 * logits - 1).tolist()
-    assert everything == pytest.approx(dict(zip(model.vocabulary.names, expected, strict=True)), abs=1e-6)
+    assert everything == pytest.approx(dict(zip(model.model.vocabulary.names, expected, strict=True)), abs=1e-6)
 
 
 def test_a_probability_of_a_new_label_is_that_among_the_known_ones(model):
     new = dict(model.predict_labels(IMAGES[1], labels=["pink square"], probabilities=True))
-    joint = LabelVocabulary(("pink square", *model.vocabulary.names))
+    joint = LabelVocabulary(("pink square", *model.model.vocabulary.names))
     with torch.no_grad():
-        logits = model(torch.stack([Tagger(model).transform(IMAGES[1])]), joint)[0]
+        logits = model(torch.stack([Tagger(model.model).transform(IMAGES[1])]), joint)[0]
     assert new["pink square"] == pytest.approx(float(torch.sigmoid(3 * logits[0] - 1)), abs=1e-6)
 
 
-def test_calibrated_thresholds_choose_what_is_given_out(model):
-    tagger = Tagger(model, top_k=None, threshold="calibrated")
-    least = dict(zip(model.vocabulary.names, (0.05, 0.9, 0.4, 0.4), strict=True))
+def test_calibrated_thresholds_choose_what_is_returned(model):
+    tagger = Tagger(model.model, top_k=None, threshold="calibrated")
+    least = dict(zip(model.model.vocabulary.names, (0.05, 0.9, 0.4, 0.4), strict=True))
     for image, tags in tagger.tag(IMAGES):
         everything = dict(model.predict_labels(image, top_k=None, probabilities=True))
         assert {name for name, _ in tags} == {name for name, p in everything.items() if p >= least[name]}
@@ -187,13 +187,13 @@ def test_a_model_that_was_never_calibrated_says_so(model):
     plain = OVMultiLabelClassifier("ovml-demo", stages=[])
     for options in ({"probabilities": True}, {"threshold": "calibrated"}):
         with pytest.raises(UserError, match="probabilities: this model was never calibrated; .*ovml fit does"):
-            Tagger(plain, ["heart"], **options)
-    assert model.zero_shot().calibration is None
-    assert model.calibration is not None
+            Tagger(plain.model, ["heart"], **options)
+    assert model.zero_shot().model.calibration is None
+    assert model.model.calibration is not None
 
 
 def test_interrupted_output_of_scores_is_none_of_probabilities(model):
-    scores, probabilities = Tagger(model), Tagger(model, probabilities=True)
+    scores, probabilities = Tagger(model.model), Tagger(model.model, probabilities=True)
     assert scores.settings() != probabilities.settings()
 
 
@@ -203,7 +203,7 @@ def test_wrong_settings_end_in_one_line():
             PlattScaling(**options)
 
 
-def test_without_a_label_given_out_there_is_nothing_to_judge():
+def test_without_a_returned_label_there_is_nothing_to_judge():
     found = evaluate_calibration(Calibration(4.0, -1.0, 1.1, LABELS), metric_of(*drawn(50)))
     assert np.isnan(found["ECE given"])
     assert found["F1"] == 0

@@ -9,10 +9,10 @@ from ovml.metrics.functional import count_at_k, precision_recall_f1
 
 def naive(preds, targets, k):
     hits = positives = 0
-    for scores, marks in zip(preds.tolist(), targets.tolist(), strict=True):
+    for scores, own in zip(preds.tolist(), targets.tolist(), strict=True):
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[:k]
-        hits += sum(marks[i] == 1 for i in best)
-        positives += marks.count(1)
+        hits += sum(own[i] == 1 for i in best)
+        positives += own.count(1)
     precision = hits / (len(preds) * k)
     recall = hits / positives if positives else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
@@ -35,8 +35,8 @@ def metric_of(preds, targets, k):
 
 @pytest.mark.parametrize("k", [3, 5])
 def test_published_numbers(golden, golden_json, k):
-    marks = golden["metric.labels"]
-    targets = torch.where(marks == 1, 1, torch.where(marks == -1, 0, -1))
+    published = golden["metric.labels"]
+    targets = torch.where(published == 1, 1, torch.where(published == -1, 0, -1))
     f1, precision, recall = golden_json[f"f1@{k}"]
     expected = {f"P@{k}": precision, f"R@{k}": recall, f"F1@{k}": f1}
     assert metric_of(golden["metric.preds"], targets, k) == pytest.approx(expected, abs=1e-6)
@@ -67,10 +67,10 @@ def test_unknown_in_the_best_is_no_hit():
     assert values == pytest.approx({"P@2": 0.5, "R@2": 1.0, "F1@2": 2 / 3})
 
 
-@pytest.mark.parametrize("mark", [0, -1])
-def test_no_positives(mark):
+@pytest.mark.parametrize("target", [0, -1])
+def test_no_positives(target):
     preds, targets = example()
-    assert metric_of(preds, torch.full_like(targets, mark), 3) == {"P@3": 0, "R@3": 0, "F1@3": 0}
+    assert metric_of(preds, torch.full_like(targets, target), 3) == {"P@3": 0, "R@3": 0, "F1@3": 0}
 
 
 def test_no_hits_among_positives():

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, against scikit-learn."""
+"""Figures of an evaluation, against scikit-learn."""
 
 import sys
 
@@ -15,13 +15,13 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from ovml import LabelVocabulary, OVMultiLabelClassifier, UserError, VisionStage
 from ovml.data import DemoDataModule
 from ovml.metrics import MultilabelMeanAveragePrecision, ScoreCounts
-from ovml.metrics.plots.curves import BARS, evaluation_figures, labels_figure
+from ovml.metrics.plots.curves import BARS, evaluation_figures, labels_figure, protocol_scores
 from ovml.training.callbacks import EvaluationPlots
 
 FIGURES = {"labels", "labels_zsl", "precision_recall", "scores"}
 
 
-def marks(generator, *shape):
+def drawn(generator, *shape):
     return torch.randint(-1, 2, shape, generator=generator).to(torch.int8)
 
 
@@ -33,7 +33,7 @@ def test_curve_points_are_those_of_sklearn_at_the_edges(seed, scale, bins):
     for _ in range(int(torch.randint(1, 6, (), generator=generator))):
         spread, centre = torch.rand(2, generator=generator).tolist()
         scores = (torch.randn(7, 5, generator=generator) * 10 ** (4 * spread - 2) + 5 * centre) * scale
-        batches.append((scores, marks(generator, 7, 5)))
+        batches.append((scores, drawn(generator, 7, 5)))
         counts.update(*batches[-1])
     scores, targets = (torch.cat(parts).flatten() for parts in zip(*batches, strict=True))
     known = targets >= 0
@@ -43,7 +43,7 @@ def test_curve_points_are_those_of_sklearn_at_the_edges(seed, scale, bins):
         return
     precision, recall, thresholds = counts.precision_recall()
     expected = precision_recall_curve(present, scores)
-    # The point of an edge is that of the least score which is no less.
+    # The point of an edge is that of the lowest score that is not below it.
     at = np.searchsorted(expected[2], thresholds)
     np.testing.assert_allclose(precision, np.append(expected[0][at], 1))
     np.testing.assert_allclose(recall, np.append(expected[1][at], 0))
@@ -71,7 +71,7 @@ def test_average_precision_of_fine_bins_is_nearly_sklearns():
     assert counts.average_precision() == pytest.approx(average_precision_score(targets, scores), abs=2e-3)
 
 
-def test_scores_that_are_not_finite_and_unknown_marks_are_left_out():
+def test_scores_that_are_not_finite_and_unknown_targets_are_left_out():
     counts = ScoreCounts(bins=8)
     counts.update(torch.tensor([1.0, float("nan"), float("inf"), 3.0, 2.0]), torch.tensor([1, 1, 0, -1, 0]))
     assert counts.counts.sum(axis=(0, 2)).tolist() == [1, 1]
@@ -134,7 +134,7 @@ def test_the_curve_drawn_is_the_one_counted():
 
 
 @pytest.mark.parametrize("unseen", [(), ("long " * 30, "$x^2$", "一")])
-def test_pictures_of_nothing_present_and_of_odd_names(unseen, tmp_path):
+def test_figures_of_nothing_present_and_of_odd_names(unseen, tmp_path):
     vocabulary = LabelVocabulary(("a",), unseen)
     size = (4, len(vocabulary))
     for targets in (torch.zeros(size), torch.full(size, -1.0), torch.ones(size)):
@@ -173,7 +173,7 @@ def trainer(**options):
     return Trainer(accelerator="cpu", enable_checkpointing=False, **{**plain, **options})
 
 
-def test_a_test_writes_pictures_and_changes_no_figure(model, data, tmp_path):
+def test_a_test_writes_figures_and_changes_no_number(model, data, tmp_path):
     plots = EvaluationPlots(str(tmp_path), row="vision")
     drawn = trainer(callbacks=[plots]).test(model, datamodule=data, verbose=False)
     plain = trainer().test(model, datamodule=data, verbose=False)
@@ -187,14 +187,15 @@ def test_a_test_writes_pictures_and_changes_no_figure(model, data, tmp_path):
             assert len(image.convert("RGB").getcolors(1 << 20)) > 20
 
 
-def test_what_the_callback_counts_is_what_the_model_scores(model, data):
+def test_what_the_callback_counts_is_what_the_model_scores(model, data, tmp_path):
     found = {}
 
     class Keep(EvaluationPlots):
-        def _count(self, *args):
-            found.update(super()._count(*args))
+        def on_test_epoch_end(self, trainer, pl_module):
+            super().on_test_epoch_end(trainer, pl_module)
+            found.update(protocol_scores(pl_module.evaluation))
 
-    trainer(callbacks=[Keep()]).test(model, datamodule=data, verbose=False)
+    trainer(callbacks=[Keep(str(tmp_path))]).test(model, datamodule=data, verbose=False)
     model.eval()
     with torch.no_grad():
         batches = [(model(b["pixel_values"]), b["labels"]) for b in data.test_dataloader()]
@@ -212,7 +213,7 @@ def test_what_the_callback_counts_is_what_the_model_scores(model, data):
             assert np.isnan(value)
 
 
-def test_a_fit_adds_pictures_to_tensorboard_at_each_validation(model, data, tmp_path):
+def test_a_fit_adds_figures_to_tensorboard_at_each_validation(model, data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(str(tmp_path / "log"))

@@ -73,10 +73,10 @@ def test_every_protocol_is_scored_among_its_own_labels(tiny):
     for name, columns in (("odd", [1, 3, 5, 7, 9]), ("text", [4, 6, 9])):
         with torch.no_grad():
             scores = model(pixels, [VOCABULARY.names[i] for i in columns])
-        marks = labels[:, columns]
-        expected = average_precision_score(marks.numpy(), scores.double().numpy(), average="macro")
+        targets = labels[:, columns]
+        expected = average_precision_score(targets.numpy(), scores.double().numpy(), average="macro")
         assert float(trainer.callback_metrics[f"test/{name}/mAP"]) == pytest.approx(expected, abs=1e-6)
-        hits = marks[torch.arange(12), scores.argmax(1)].float().mean()
+        hits = targets[torch.arange(12), scores.argmax(1)].float().mean()
         assert float(trainer.callback_metrics[f"test/{name}/P@1"]) == pytest.approx(float(hits), abs=1e-6)
 
 

@@ -202,6 +202,6 @@ def test_the_prompt_stage_trains_the_contexts_and_nothing_else(prompt):
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    own = {f"prompt.{name}" for name, _ in prompt.named_parameters() if not name.startswith("text_encoder.")}
+    own = {f"model.prompt.{name}" for name, _ in prompt.named_parameters() if not name.startswith("text_encoder.")}
     assert changed == own
     assert len(own) == len(prompt.learned_parameters()) > 0

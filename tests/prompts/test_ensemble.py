@@ -11,7 +11,7 @@ from ovml.encoders import TextEncoder
 from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.prompts import EnsemblePrompt, PromptLearner, TemplatePrompt
 from ovml.prompts.ensemble import GENERAL_TEMPLATES
-from ovml.saving.parts import describe
+from ovml.utils.parts import describe
 from ovml.vocabulary import LabelVocabulary
 
 TEMPLATES = ["a {} x", "{} in b", "no {}"]
@@ -123,7 +123,7 @@ def test_files_are_read_once_and_kept(tiny, tmp_path):
     with torch.no_grad():
         for labels in (None, ["black dog", "other"]):
             assert torch.equal(model(pixels, labels), again(pixels, labels))
-    assert describe(again.prompt, PromptLearner)["init_args"] == {
+    assert describe(again.model.prompt)["init_args"] == {
         "templates": ["a {} x", "{} in b"],
         "descriptions": DESCRIPTIONS,
         "sentence": "a {description}",

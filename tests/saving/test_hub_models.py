@@ -12,13 +12,13 @@ from transformers import CLIPModel
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, Tagger, UserError, VisionStage
 from ovml.data import DemoDataModule
-from ovml.encoders.checkpoints import load_clip
+from ovml.encoders.checkpoints import load_clip, load_image_processor
+from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
 from ovml.losses import RankingLoss
 from ovml.metrics.calibration import Calibration
-from ovml.prompts import PromptLearner, TemplatePrompt
-from ovml.saving.checkpoint import signature
-from ovml.saving.parts import build, describe
+from ovml.prompts import TemplatePrompt
+from ovml.utils.parts import build, check_importable, describe
 
 LABELS = {"seen": ["cat", "dog"], "unseen": ["black cat"]}
 PIXELS = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(3))
@@ -80,28 +80,28 @@ def test_a_loaded_model_scores_the_same_to_the_last_bit(tiny, tmp_path, parts):
     model.save_pretrained(tmp_path / "saved")
     again = load(tmp_path / "saved")
     assert not again.training
-    for labels in (["cat", "zebra crossing"], *([None] if model.vocabulary else [])):
+    for labels in (["cat", "zebra crossing"], *([None] if model.model.vocabulary else [])):
         assert torch.equal(scores(model, labels), scores(again, labels))
-    assert again.vocabulary == model.vocabulary
-    assert again.image_spec == model.image_spec
-    assert list(map(signature, again.stages)) == list(map(signature, model.stages))
-    assert again.loss.margin == model.loss.margin
+    assert again.model.vocabulary == model.model.vocabulary
+    assert again.model.image_processor == model.model.image_processor
+    assert list(map(describe, again.stages)) == list(map(describe, model.stages))
+    assert again.objective.loss.margin == model.objective.loss.margin
     assert again.evaluation.images == model.evaluation.images
-    assert again.distillation_weight == model.distillation_weight
+    assert again.objective.distillation_weight == model.objective.distillation_weight
     assert {n for n, p in again.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
 
 
 def test_the_calibration_is_saved_and_goes_with_the_parts_that_it_is_of(model, tmp_path):
-    model.calibration = Calibration(3.0, -1.0, 0.3, model.vocabulary, (0.1, 0.2, 0.3))
+    model.model.calibration = Calibration(3.0, -1.0, 0.3, model.model.vocabulary, (0.1, 0.2, 0.3))
     model.save_pretrained(tmp_path / "saved")
-    assert load(tmp_path / "saved").calibration == model.calibration
-    assert load(tmp_path / "saved", labels=["other"]).calibration == model.calibration
-    assert load(tmp_path / "saved", head=CosineHead()).calibration is None
-    model.calibration = None
+    assert load(tmp_path / "saved").model.calibration == model.model.calibration
+    assert load(tmp_path / "saved", labels=["other"]).model.calibration == model.model.calibration
+    assert load(tmp_path / "saved", head=CosineHead()).model.calibration is None
+    model.model.calibration = None
     model.save_pretrained(tmp_path / "saved")
-    assert load(tmp_path / "saved").calibration is None
+    assert load(tmp_path / "saved").model.calibration is None
     (tmp_path / "saved" / "calibration.json").write_text('{"slope": 1}')
     assert "calibration.json: not a calibration" in error(tmp_path / "saved")
 
@@ -126,10 +126,10 @@ def test_the_teacher_is_not_in_the_file_and_nothing_is_there_twice(model, saved)
     from safetensors.torch import load_file
 
     weights = load_file(saved / "model.safetensors")
-    clip = {name for name in load_clip(model.hparams.clip).state_dict() if name != "logit_scale"}
+    clip = {name for name in load_clip(model.model.clip_name).state_dict() if name != "logit_scale"}
     assert set(weights) == clip | {"prompt.context"}
     tail = "vision_model.encoder.layers.2.mlp.fc1.weight"
-    assert torch.equal(weights[tail], model.image_encoder.state_dict()[tail])
+    assert torch.equal(weights[tail], model.model.image_encoder.state_dict()[tail])
     assert not torch.equal(weights[tail], model.teacher.layers[-1].mlp.fc1.weight)
 
 
@@ -137,9 +137,9 @@ def test_the_folder_is_a_plain_clip_checkpoint_too(model, saved):
     theirs = CLIPModel.from_pretrained(saved).eval()
     with torch.no_grad():
         embeds = theirs.get_image_features(PIXELS).pooler_output
-        torch.testing.assert_close(embeds, model.image_encoder(PIXELS).global_embeds)
+        torch.testing.assert_close(embeds, model.model.image_encoder(PIXELS).global_embeds)
     zero_shot = OVMultiLabelClassifier(str(saved), LABELS)
-    assert zero_shot.image_spec == model.image_spec
+    assert zero_shot.model.image_processor == model.model.image_processor
 
 
 def test_training_goes_on_from_a_loaded_model(saved, tmp_path):
@@ -150,24 +150,24 @@ def test_training_goes_on_from_a_loaded_model(saved, tmp_path):
     trainer = pl.Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
     )
-    before = model.image_encoder.visual_projection.weight.clone()
+    before = model.model.image_encoder.visual_projection.weight.clone()
     trainer.fit(model, torch.utils.data.DataLoader([batch] * 4, batch_size=None))
-    assert not torch.equal(model.image_encoder.visual_projection.weight, before)
+    assert not torch.equal(model.model.image_encoder.visual_projection.weight, before)
     trainer.save_checkpoint(tmp_path / "more.ckpt")
     assert torch.equal(scores(load(tmp_path / "more.ckpt")), scores(model.eval()))
 
 
 def test_arguments_take_the_place_of_what_was_saved(model, saved):
     again = load(saved, labels=["zebra"], head=GlobalHead(), stages=[PromptStage(epochs=1)])
-    assert again.vocabulary.names == ("zebra",)
-    model.head = GlobalHead()
+    assert again.model.vocabulary.names == ("zebra",)
+    model.model.head = GlobalHead()
     assert torch.equal(scores(again, ["a", "b"]), scores(model, ["a", "b"]))
 
 
 def test_texts_of_labels_that_share_a_name_are_kept(tiny, tmp_path):
     vocabulary = LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "é", "/m/2": "cat", "/m/3": "Cat"})
     OVMultiLabelClassifier(tiny, vocabulary).save_pretrained(tmp_path / "saved")
-    assert load(tmp_path / "saved").vocabulary == vocabulary
+    assert load(tmp_path / "saved").model.vocabulary == vocabulary
 
 
 # ---------------------------------------------------------------------- other things that can be loaded
@@ -191,7 +191,7 @@ def test_run_folders_and_checkpoints(tiny, tmp_path):
     trainer.save_checkpoint(tmp_path / "prompt" / "last.ckpt")
     for path in (tmp_path, tmp_path / "prompt" / "last.ckpt"):
         assert torch.equal(scores(load(path)), scores(model))
-        assert load(path).image_spec == model.image_spec
+        assert load(path).model.image_processor == model.model.image_processor
     assert "no such checkpoint" in error(tmp_path / "vision" / "last.ckpt")
 
 
@@ -199,8 +199,11 @@ def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
     """What a checkpoint or a saved model tags is what was validated, pixel for pixel."""
     import lightning.pytorch as pl
 
-    data = DemoDataModule(4, 4, clip=tiny, batch_size=4, resize=60, normalization="imagenet")
-    model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=[VisionStage(epochs=1, warmup_epochs=0)])
+    data = DemoDataModule(4, 4, batch_size=4)
+    published = Preprocessing(resize=60, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    model = OVMultiLabelClassifier(
+        tiny, data.vocabulary, preprocessing=published, stages=[VisionStage(epochs=1, warmup_epochs=0)]
+    )
     trainer = pl.Trainer(
         max_epochs=1, logger=False, accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False
     )
@@ -208,9 +211,10 @@ def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     model.save_pretrained(tmp_path / "saved")
     picture = Image.effect_noise((90, 120), 80).convert("RGB")
+    assert data.image_processor == published.of(load_image_processor(tiny))
     for found in (model, load(tmp_path / "last.ckpt"), load(tmp_path / "saved")):
-        assert found.image_spec == data.image_spec
-        assert torch.equal(Tagger(found).transform(picture), data.eval_transform(picture))
+        assert found.model.image_processor == data.image_processor
+        assert torch.equal(Tagger(found.model).transform(picture), data.image_processor(picture))
 
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path):
@@ -284,7 +288,7 @@ def test_only_subclasses_of_the_base_classes_are_made(saved, path, init_args, me
     before = set(sys.modules)
     assert message in error(saved)
     assert not {"antigravity", "evil", "no_such_package"} & (set(sys.modules) - before)
-    assert load(saved, head=GlobalHead()).vocabulary  # what is replaced is not even looked at
+    assert load(saved, head=GlobalHead()).model.vocabulary  # what is replaced is not even looked at
 
 
 def test_a_module_that_lacks_the_class_is_not_run(saved, tmp_path, monkeypatch):
@@ -330,17 +334,37 @@ class Swallowed(TwoStreamHead):
         super().__init__(**kwargs)
 
 
+class Random(CosineHead):
+    def __init__(self) -> None:
+        super().__init__()
+        self.draw = float(torch.rand(()))
+
+
+@pytest.mark.parametrize("head", [NotKept(4), Changed(4), OfAnother(Changed(5)), Swallowed(top_k=2)], ids=repr)
+def test_arguments_are_remembered_however_a_part_keeps_them(model, tmp_path, head):
+    model.model.head = head
+    model.save_pretrained(tmp_path / "new")
+    again = load(tmp_path / "new").model.head
+    assert describe(again) == describe(head)
+    assert getattr(again, "width", None) == getattr(head, "width", None)
+    assert getattr(getattr(again, "inner", None), "width", None) == getattr(getattr(head, "inner", None), "width", None)
+
+
+def test_what_became_of_an_argument_since_counts():
+    head = TwoStreamHead(top_k=2)
+    head.top_k = 5
+    assert describe(head)["init_args"] == {"top_k": 5, "normalize": True}
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (NotKept(), "constructor's 'width' is not kept; keep a plain value as self.width"),
-        (Changed(), "keep every constructor argument, unchanged, as an attribute"),
-        (OfAnother(CosineHead()), "'inner' is kept as a CosineHead"),
-        (Swallowed(top_k=2), "it is another one"),
+        (OfAnother(torch.zeros(3)), "inner: cannot be saved, it is a Tensor"),
+        (Random(), "made again from {} it is another one"),
     ],
 )
 def test_a_part_that_cannot_be_described_is_an_error_before_anything_is_written(model, tmp_path, head, message):
-    model.head = head
+    model.model.head = head
     with pytest.raises(UserError, match=message) as info:
         model.save_pretrained(tmp_path / "new")
     assert "\n" not in str(info.value)
@@ -353,7 +377,7 @@ def test_what_a_users_stage_adds_to_the_tower_is_kept_without_the_other_stages(t
     assert not torch.equal(scores(model), scores(OVMultiLabelClassifier(tiny, LABELS).eval()))
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(scores(load(tmp_path / "saved")), scores(model))
-    edit(tmp_path / "saved", lambda saved: saved["stages"][1].update(class_path="gone.GoneStage"))
+    edit(tmp_path / "saved", lambda saved: saved["training"]["stages"][1].update(class_path="gone.GoneStage"))
     used = load(tmp_path / "saved", stages=[])
     assert torch.equal(scores(used), scores(model))
     used.save_pretrained(tmp_path / "twice")
@@ -366,10 +390,10 @@ def test_a_class_inside_a_function_cannot_be_saved():
         pass
 
     with pytest.raises(UserError, match="define this one at the top of a module"):
-        describe(Local(), Head)
-    assert describe(Swallowed(top_k=16), Head)["init_args"] == {}
-    assert describe(MaxPatchHead(0.5), Head)["init_args"] == {"factor": 0.5}
-    assert describe(TemplatePrompt("a {}"), PromptLearner)["init_args"] == {"templates": ["a {}"]}
+        check_importable(Local())
+    assert describe(Swallowed(top_k=16))["init_args"] == {"top_k": 16}
+    assert describe(MaxPatchHead(0.5))["init_args"] == {"factor": 0.5}
+    assert describe(TemplatePrompt("a {}"))["init_args"] == {"templates": ["a {}"]}
 
 
 # ---------------------------------------------------------------------- the folder
@@ -406,7 +430,7 @@ def test_other_files_are_never_removed(model, saved, tiny, tmp_path):
 
 def test_a_saved_model_is_replaced_and_its_card_kept(model, saved, tmp_path):
     (saved / "README.md").write_text("my own words")
-    model.vocabulary = None
+    model.model.vocabulary = None
     model.save_pretrained(saved)
     assert not (saved / "labels.json").exists()
     assert (saved / "README.md").read_text() == "my own words"
@@ -453,8 +477,8 @@ class FakeHub:
     def __init__(self, folder, monkeypatch):
         self.folder, self.calls = folder, []
         monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", lambda token=None: self)
-        monkeypatch.setattr("ovml.saving.hub.hf_hub_download", lambda name, file, **_: str(folder / name / file))
-        monkeypatch.setattr("ovml.saving.hub.snapshot_download", self.snapshot)
+        monkeypatch.setattr("ovml.saving.load.hf_hub_download", lambda name, file, **_: str(folder / name / file))
+        monkeypatch.setattr("ovml.saving.load.snapshot_download", self.snapshot)
 
     def create_repo(self, repo_id, **kwargs):
         self.calls.append(("create", kwargs["private"]))
@@ -488,8 +512,8 @@ def test_push_and_load_from_the_hub(model, tmp_path, monkeypatch):
 
 def test_no_repository_is_made_for_a_model_that_cannot_be_saved(model, tmp_path, monkeypatch):
     hub = FakeHub(tmp_path, monkeypatch)
-    model.head = NotKept()
-    with pytest.raises(UserError, match="keep a plain value"):
+    model.model.head = OfAnother(torch.zeros(3))
+    with pytest.raises(UserError, match="cannot be saved"):
         model.push_to_hub("me/my-model")
     assert hub.calls == []
 

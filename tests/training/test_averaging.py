@@ -130,7 +130,7 @@ def test_a_cut_run_resumes_to_the_same_average(runs, stage):
 
 def test_the_next_stage_starts_from_the_average(runs):
     vision, prompt = (checkpoint(runs / "whole", stage)["state_dict"] for stage in ("vision", "prompt"))
-    assert {name for name in vision if not torch.equal(vision[name], prompt[name])} == {"prompt.context"}
+    assert {name for name in vision if not torch.equal(vision[name], prompt[name])} == {"model.prompt.context"}
 
 
 def test_what_was_validated_is_what_the_checkpoint_holds(runs):

@@ -15,13 +15,27 @@ from ovml.cli.main import main
 from ovml.distillation import Distillation
 from ovml.heads import CosineHead, OptimalTransportHead, QueryHead, TwoStreamHead
 from ovml.losses import RankingLoss, ZLPRLoss
-from ovml.saving.checkpoint import signature
+from ovml.utils.parts import describe
 
 VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "sea", "sun", "tree", "house"))
 SHORT = {"epochs": 1, "warmup_epochs": 0}
 STAGE = "[{class_path: ovml.training.HeadStage, init_args: {epochs: 3, warmup_epochs: 1}}]"
-QUERY = ["--model.head", "ovml.heads.QueryHead", "--model.head.num_heads", "1", "--model.head.hidden_dim", "16"]
-ZLPR = ["--model.loss", "ovml.losses.ZLPRLoss", "--model.loss.scale", "20", "--model.loss.learned", "true"]
+QUERY = [
+    "--model.head",
+    "ovml.heads.QueryHead",
+    "--model.head.num_heads",
+    "1",
+    "--model.head.hidden_dim",
+    "16",
+]
+ZLPR = [
+    "--model.loss",
+    "ovml.losses.ZLPRLoss",
+    "--model.loss.scale",
+    "20",
+    "--model.loss.learned",
+    "true",
+]
 
 
 class Factor(Distillation):
@@ -41,10 +55,16 @@ def make(tiny, **parts):
     return OVMultiLabelClassifier(tiny, VOCABULARY, **parts)
 
 
+def features_of(model):
+    """Features of the adapted and of the original tower, as a training step has them."""
+    kept = torch.ones(4, dtype=torch.bool)
+    return model.objective._features(model.model, model.teacher, batch(), kept, model.stage)
+
+
 def steps(model, size=2):
     """A few steps of the stage's optimizer; the names of all that changed."""
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW(model.stage.parameter_groups(model), lr=0.01)
+    optimizer = torch.optim.AdamW(model.stage.parameter_groups(model.learning_parts), lr=0.01)
     for _ in range(size):
         optimizer.zero_grad()
         with_trainer(model).training_step(batch(), 0).backward()
@@ -55,21 +75,23 @@ def steps(model, size=2):
 @pytest.mark.parametrize("distillation", [None, Factor])
 def test_head_loss_and_distillation_learn_and_nothing_else(tiny, distillation):
     model = make(tiny, distillation=distillation and distillation())
-    parts = {n for n, _ in model.named_parameters() if n.startswith(("head.", "loss.", "distillation."))}
+    parts = {n for n, _ in model.named_parameters() if n.startswith(("model.head.", "objective."))}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == parts
-    assert ("distillation.factor" in parts) == (distillation is not None)
+    assert ("objective.distillation.factor" in parts) == (distillation is not None)
     with torch.no_grad():
-        features = model.encode_images(batch()["pixel_values"])
+        features = model.model.encode_images(batch()["pixel_values"])
     assert steps(model) == parts
     with torch.no_grad():
-        again = model.encode_images(batch()["pixel_values"])
+        again = model.model.encode_images(batch()["pixel_values"])
     assert all(torch.equal(a, b) for a, b in zip(features, again, strict=True))
-    assert torch.equal(model.zero_shot().image_encoder(batch()["pixel_values"]).global_embeds, features.global_embeds)
+    assert torch.equal(
+        model.zero_shot().model.image_encoder(batch()["pixel_values"]).global_embeds, features.global_embeds
+    )
 
 
 def test_the_vision_tower_keeps_no_graph(tiny):
     model = with_trainer(make(tiny))
-    student, teacher = model._student_and_teacher(batch(), torch.ones(4, dtype=torch.bool))
+    student, teacher = features_of(model)
     assert not any(part.requires_grad for part in (*student, *teacher))
     assert all(torch.equal(a, b) for a, b in zip(student, teacher, strict=True))
 
@@ -79,27 +101,27 @@ def test_a_distillation_without_parameters_changes_no_gradient(tiny):
     for weight in (0.0, 1.0):
         model = with_trainer(make(tiny, distillation_weight=weight))
         model.training_step(batch(), 0).backward()
-        gradients.append([p.grad for p in model.head.parameters()])
+        gradients.append([p.grad for p in model.model.head.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_after_a_vision_stage_the_tower_stays_as_that_left_it(tiny):
     model = make(tiny, stages=[VisionStage(**SHORT), HeadStage(**SHORT), PromptStage(epochs=1)])
-    assert "image_encoder.visual_projection.weight" in steps(model)
+    assert "model.image_encoder.visual_projection.weight" in steps(model)
     model.start_stage(model.stages[1])
-    assert all(name.startswith(("head.", "loss.")) for name in steps(model))
-    student, teacher = model._student_and_teacher(batch(), torch.ones(4, dtype=torch.bool))
+    assert all(name.startswith(("model.head.", "objective.loss.")) for name in steps(model))
+    student, teacher = features_of(model)
     assert not torch.equal(student.global_embeds, teacher.global_embeds)
     assert not student.global_embeds.requires_grad
     model.start_stage(model.stages[2])
-    assert steps(model) == {"prompt.context"}
+    assert steps(model) == {"model.prompt.context"}
 
 
 def test_a_head_that_reads_the_original_is_given_it(tiny):
     model = with_trainer(make(tiny, head=OptimalTransportHead(), loss=ZLPRLoss(), distillation_weight=0))
-    _, teacher = model._student_and_teacher(batch(), torch.ones(4, dtype=torch.bool))
+    _, teacher = features_of(model)
     assert teacher is not None
-    assert steps(model, 1) <= {"head.log_temperature", "head.log_local_temperature"}
+    assert steps(model, 1) <= {"model.head.log_temperature", "model.head.log_local_temperature"}
 
 
 @pytest.mark.parametrize("head", [TwoStreamHead(3), CosineHead()])
@@ -114,13 +136,13 @@ def test_nothing_that_learns_is_one_line(tiny, head):
 def test_a_saved_model_scores_the_same_to_the_last_bit(tiny, tmp_path, dtype):
     model = make(tiny)
     steps(model)
-    model._label_embeds.clear()  # they are of the old type
+    model.model._label_embeds.clear()  # they are of the old type
     model.to(dtype).save_pretrained(tmp_path / "saved")
     again = OVMultiLabelClassifier.from_pretrained(tmp_path / "saved")
     pixels = batch()["pixel_values"].to(dtype)
     with torch.no_grad():
         assert torch.equal(again(pixels), model.eval()(pixels))
-    assert list(map(signature, again.stages)) == list(map(signature, model.stages))
+    assert list(map(describe, again.stages)) == list(map(describe, model.stages))
 
 
 def fit(config, root, *arguments):
@@ -139,7 +161,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path, monkeypatch)
         assert fit(config, tmp_path / "cut", *ended_by(ControlC, "head", 1)) == 130
         assert fit(config, tmp_path / "cut", "--ckpt_path", "last") == 0
     whole, resumed = learned(tmp_path / "whole"), learned(tmp_path / "cut")
-    assert all(name.startswith(("head.", "loss.", "prompt.")) for name in whole)
+    assert all(name.startswith(("model.head.", "objective.loss.", "model.prompt.")) for name in whole)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -148,7 +170,7 @@ def test_fit_by_the_command_on_the_demo(tmp_path, capsys):
     assert fit("demo.yaml", tmp_path / "runs", *data, "--trainer.max_epochs", "1") == 0
     run = tmp_path / "runs" / "version_0"
     assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "head"}
-    assert learned(tmp_path / "runs")["head.layers.0.query.change"].any()
+    assert learned(tmp_path / "runs")["model.head.layers.0.query.change"].any()
     assert "run: " in capsys.readouterr().out
 
 

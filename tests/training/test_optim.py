@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from ovml.training.optim import WarmupCosineLR, layer_decay_groups, warmup_cosine
+from ovml.training.optim import layer_decay_groups, warmup_cosine, warmup_cosine_schedule
 
 STEPS_PER_EPOCH = 1000
 BLOCK_NAMES = {
@@ -48,7 +48,7 @@ def two_groups(lr=1e-3):
 
 
 def scheduler_for(optimizer, epochs=20):
-    return WarmupCosineLR(optimizer, epochs * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, min_lr=1e-6)
+    return warmup_cosine_schedule(optimizer, epochs * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, min_lr=1e-6)
 
 
 def steps(optimizer, scheduler, count):
@@ -158,7 +158,7 @@ def test_no_parameter_appears_twice_and_adamw_takes_the_groups(num_layers):
     ids = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(ids) == len(set(ids)) == 3 + 16 * num_layers
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
-    WarmupCosineLR(optimizer, 10)
+    warmup_cosine_schedule(optimizer, 10)
     assert len({group["name"] for group in optimizer.param_groups}) == len(groups)
 
 

@@ -1,106 +1,81 @@
-"""`ovml doctor`: what is installed here and whether it works, as plain text for a report of an issue."""
+"""`ovml doctor`: what is installed here and whether it works, as plain text for a bug report."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import NoReturn
 
-from ovml import __version__
-from ovml.utils.errors import UserError
+from ovml.cli.command import Command
+from ovml.utils.resources import DEMO, RESOURCES
 
-NEEDED = {
-    "torch": "torch",
-    "lightning": "lightning",
-    "transformers": "transformers",
-    "torchmetrics": "torchmetrics",
-    "datasets": "datasets",
-    "pillow": "PIL",
-    "numpy": "numpy",
-    "tokenizers": "tokenizers",
-    "safetensors": "safetensors",
-    "pyarrow": "pyarrow",
-    "jsonargparse": "jsonargparse",
-    "rich": "rich",
-    "tensorboard": "tensorboard",
-}
-"""Distributions and the modules that they give."""
-OPTIONAL = ("matplotlib", "h5py", "torchvision", "ray", "gradio", "onnxruntime")
-GIGA = 1024**3
-
-Line = tuple[str, Callable[[], str]]
+NEEDED = (
+    *("torch", "lightning", "transformers", "torchmetrics", "datasets", "pillow", "numpy"),
+    *("tokenizers", "safetensors", "pyarrow", "jsonargparse", "rich", "tensorboard"),
+)
+OPTIONAL = ("matplotlib", "h5py", "torchvision", "ray", "gradio", "onnxruntime", "peft")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see '{self.prog} --help'")
+class Doctor(Command):
+    """Prints versions, checks the embedded model, and what `torch.utils.collect_env` finds."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add nothing."""
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Print a line `name: value` for each check; exit with 1 if one fails."""
+        if broken := print_checks(checks()):
+            sys.exit(f"ovml: broken: {', '.join(broken)}")
 
 
-def doctor(argv: list[str]) -> None:
-    """Print a line `name: value` for everything that matters; exit with 1 where something needed is broken."""
-    _Parser(prog="ovml doctor", description="Show what is installed here and whether it works.").parse_args(argv[1:])
-    if broken := print_lines(lines()):
-        sys.exit(f"ovml: broken: {', '.join(broken)}")
-
-
-def print_lines(found: Iterator[Line]) -> list[str]:
-    """Print each line, whatever breaks in finding it out.
+def print_checks(found: Iterator[tuple[str, Callable[[], str]]]) -> list[str]:
+    """Print each check's result, or its error.
 
     Returns:
-        Names of the lines that broke.
+        Names of the checks that failed.
     """
     broken = []
     for name, value in found:
         try:
             text = value()
-        except Exception as error:  # of a broken installation any may come
+        except Exception as error:  # a broken installation may raise any
             broken.append(name)
-            text = f"broken ({type(error).__name__}: {error})"
-        print(f"{name}: {' '.join(without_home(text).split())}", flush=True)
+            text = f"broken ({type(error).__name__}: {' '.join(str(error).split())})"
+        print(f"{name}: {without_home(text)}", flush=True)
     return broken
 
 
 def without_home(text: str) -> str:
-    """The text without the home folder's name, which often is a person's."""
+    """The text with `~` for the home folder, whose name often is a person's."""
     home = str(Path.home())
     return text.replace(home + os.sep, "~" + os.sep) if len(home) > 1 else text
 
 
-def lines() -> Iterator[Line]:
-    """Everything that is said, in its order."""
-    yield "ovml", lambda: f"{__version__} in {Path(__file__).parents[1]}"
-    yield "python", lambda: f"{platform.python_version()} in {sys.prefix}"
-    yield "platform", platform.platform
-    yield "hf offline", _offline
-    # From here on nothing asks the network, whatever the libraries do when they are imported.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    for distribution, module in NEEDED.items():
-        yield distribution, lambda d=distribution, m=module: _needed(d, m)  # type: ignore[misc]
+def checks() -> Iterator[tuple[str, Callable[[], str]]]:
+    """Names and functions of all checks."""
+    yield "ovml", lambda: f"{metadata.version('ovml')} in {RESOURCES.parent}"
+    offline = ", ".join(f"{n}={os.environ.get(n, 'not set')}" for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    yield "hf offline", lambda: offline
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below asks the network
+    for distribution in NEEDED:
+        yield distribution, partial(_needed, distribution)
     for distribution in OPTIONAL:
-        yield distribution, lambda d=distribution: _optional(d)  # type: ignore[misc]
-    yield "cpu cores", _cores
-    yield "memory", _memory
-    yield "torch threads", _threads
+        yield distribution, partial(_optional, distribution)
     yield "bfloat16 on cpu", _bfloat16
-    yield "cuda", _cuda
-    yield "mps", _mps
-    yield "embedded weights", _weights
-    yield "embedded model", _scores
-    yield "hf cache", lambda: str(_hf_cache())
-    yield "free at hf cache", lambda: _free(_hf_cache())
-    yield "datasets cache", lambda: str(_datasets_cache())
-    yield "free at datasets cache", lambda: _free(_datasets_cache())
+    yield "embedded model", _embedded_model
+    yield "hf cache", lambda: _folder("huggingface_hub.constants", "HF_HUB_CACHE")
+    yield "datasets cache", lambda: _folder("datasets.config", "HF_DATASETS_CACHE")
     yield "free here", lambda: _free(Path.cwd())
+    yield "environment", _environment
 
 
-def _needed(distribution: str, module: str) -> str:
-    import_module(module)
+def _needed(distribution: str) -> str:
+    import_module("PIL" if distribution == "pillow" else distribution)
     return metadata.version(distribution)
 
 
@@ -111,107 +86,45 @@ def _optional(distribution: str) -> str:
         return "not installed"
 
 
-def _offline() -> str:
-    found = [f"{name}={os.environ[name]}" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if name in os.environ]
-    return f"{'yes' if any(_is_on(text.split('=')[1]) for text in found) else 'no'} ({', '.join(found) or 'not set'})"
-
-
-def _is_on(value: str) -> bool:
-    return value.upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _cores() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{os.cpu_count()}, of which {usable} may be used"
-
-
-def _memory() -> str:
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return "unknown"
-    limit = Path("/sys/fs/cgroup/memory.max")
-    try:
-        allowed = f", of which {int(limit.read_text()) / GIGA:.1f} GiB may be used"
-    except (OSError, ValueError):  # no such limit
-        allowed = ""
-    return f"{total / GIGA:.1f} GiB{allowed}"
-
-
-def _threads() -> str:
-    import torch
-
-    return f"{torch.get_num_threads()} (OMP_NUM_THREADS: {os.environ.get('OMP_NUM_THREADS', 'not set')})"
-
-
 def _bfloat16() -> str:
     from ovml.training.precision import multiplies_bfloat16
 
-    return "fast" if multiplies_bfloat16("cpu") else "slow, for want of instructions: train with precision 32-true"
-
-
-def _cuda() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
-        return f"none ({built})"
-    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    names = [f"{device.name}, {device.total_memory / GIGA:.1f} GiB" for device in devices]
-    return f"{'; '.join(names)} (CUDA {torch.version.cuda})"
-
-
-def _mps() -> str:
-    import torch
-
-    return "yes" if torch.backends.mps.is_available() else "none"
-
-
-def _weights() -> str:
-    import transformers
-
-    from ovml.encoders.checkpoints import DEMO, checkpoint_path, load_clip
-
-    transformers.utils.logging.disable_progress_bar()
-    size = sum(file.stat().st_size for file in Path(checkpoint_path(DEMO)).iterdir())
-    parameters = sum(parameter.numel() for parameter in load_clip(DEMO).parameters())
-    return f"{DEMO} loads, {parameters:,} parameters, {size / 1e6:.1f} MB"
-
-
-def _scores() -> str:
-    """Score a drawn scene of one object, in which the model is known to be right."""
-    from ovml.classifier import OVMultiLabelClassifier
-    from ovml.data.synthetic.scenes import draw_scene, object_names
-
-    scene = draw_scene(*SCENE)
-    (thing,) = scene.objects
-    expected = object_names(thing)[1]
-    model = OVMultiLabelClassifier("ovml-demo", stages=[]).eval()
-    best = model.predict_labels(scene.image, [*OTHERS, expected], top_k=1)[0]
-    if best.label != expected:  # type: ignore[union-attr]
-        raise RuntimeError(f"finds {best.label!r} in a drawn {expected!r}")  # type: ignore[union-attr]
-    return f"finds the {expected} of a drawn scene among {len(OTHERS) + 1} labels"
+    return "fast" if multiplies_bfloat16("cpu") else "slow, the processor lacks it: train with precision 32-true"
 
 
 SCENE = (0, "pretrain", 11)
-OTHERS = ("blue star", "yellow ring", "green fish", "black cross")
+LABELS = ("blue star", "yellow ring", "green fish", "black cross", "purple square")
 
 
-def _hf_cache() -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
+def _embedded_model() -> str:
+    """Score a drawn scene of one object, for which the model is known to be right."""
+    import transformers
 
-    return Path(HF_HUB_CACHE)
+    from ovml.data.synthetic.scenes import draw_scene
+    from ovml.inference.tagger import Tagger
+    from ovml.saving import load_model
+
+    transformers.utils.logging.disable_progress_bar()
+    ((_, ranked),) = Tagger(load_model(DEMO), LABELS, top_k=1).tag([draw_scene(*SCENE).image])
+    if ranked[0].label != LABELS[-1]:
+        raise RuntimeError(f"finds {ranked[0].label!r} in a drawn {LABELS[-1]!r}")
+    return f"{DEMO} finds the {LABELS[-1]} of a drawn scene among {len(LABELS)} labels"
 
 
-def _datasets_cache() -> Path:
-    from datasets.config import HF_DATASETS_CACHE
-
-    return Path(HF_DATASETS_CACHE)
+def _folder(module: str, name: str) -> str:
+    folder = Path(getattr(import_module(module), name))
+    return f"{folder}, {_free(folder)} free"
 
 
 def _free(folder: Path) -> str:
-    """Free space on the disk of a folder, which may not have been made yet."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return f"{shutil.disk_usage(folder).free / GIGA:.1f} GiB"
+    """Free space on the disk of a folder, which may not exist yet."""
+    folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
+
+
+def _environment() -> str:
+    """What torch's own bug reports hold, without the processor's flags and vulnerabilities."""
+    from torch.utils.collect_env import get_pretty_env_info
+
+    lines = get_pretty_env_info().splitlines()
+    return "\n".join(["", *(line for line in lines if not line.startswith(("Flags:", "Vulnerability ")))])

@@ -1,43 +1,59 @@
-"""`ovml explain`: one picture that shows where in an image its best labels are found."""
+"""`ovml explain`: a figure that shows where in an image its best labels are found."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ovml.cli.options import Parser, add_scoring_options, at_least, chosen_labels, chosen_model
+from ovml.cli.command import (
+    Command,
+    add_label_options,
+    add_model_options,
+    at_least,
+    check_file,
+    check_output,
+    chosen_labels,
+)
+from ovml.utils.console import show
 from ovml.utils.errors import UserError
+from ovml.utils.files import atomic_write
+from ovml.utils.images import load_image
 
 
-def explain_command(argv: list[str]) -> None:
-    """Draw why labels were ranked as they were."""
-    args = make_parser().parse_args(argv[1:])
-    if args.out.suffix.lower() != ".png":
-        raise UserError(f"--out {args.out}: cannot tell what to write; let the name end in .png")
-    if args.out.exists() and args.image.exists() and args.out.samefile(args.image):
-        raise UserError(f"--out {args.out}: is the image itself; give another name")
-    names = chosen_labels(args)
+class Explain(Command):
+    """Draws why labels are ranked as they are."""
 
-    from ovml.inference.explain import explain
-    from ovml.metrics.plots.files import save_png
-    from ovml.utils.images import load_image
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the image, labels, model and figure."""
+        parser.add_argument("image", type=Path, metavar="IMAGE")
+        add_label_options(parser)
+        add_model_options(parser)
+        parser.add_argument(
+            "--top-k", type=at_least(1), default=8, metavar="N", help="labels drawn, best first (default: 8)"
+        )
+        parser.add_argument(
+            "--out", type=Path, default=Path("explain.png"), metavar="FILE", help="the figure (default: explain.png)"
+        )
+        parser.add_argument("--font", type=Path, metavar="FILE", help=".ttf or .otf file, for labels in other scripts")
 
-    image = load_image(args.image)
-    model = chosen_model(args, names)
-    picture = explain(model, image, names, args.top_k, args.prompt, args.font)
-    print(f"picture: {save_png(picture, args.out)}")
+    def run(self, args: argparse.Namespace) -> None:
+        """Read the image, load the model, draw."""
+        check_output(args.out, [".png"], overwrite=True)
+        if args.out.exists() and args.image.exists() and args.out.samefile(args.image):
+            raise UserError(f"--out {args.out}: is the image itself; give another name")
+        check_file("--font", args.font)
+        labels = chosen_labels(args)
+        image = load_image(args.image)
 
+        from ovml.cli.models import model_for
+        from ovml.inference.explain import explain
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options of `ovml explain`."""
-    parser = Parser(prog="ovml explain", description="Show where in an image its best labels are found.")
-    parser.add_argument("image", type=Path, metavar="IMAGE")
-    add_scoring_options(parser)
-    parser.add_argument(
-        "--top-k", type=at_least(1), default=8, metavar="N", help="labels drawn, best first (default: 8)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("explain.png"), metavar="FILE", help="the picture (default: explain.png)"
-    )
-    parser.add_argument("--font", type=Path, metavar="FILE", help="a .ttf or .otf file, for labels in other scripts")
-    return parser
+        figure = explain(model_for(args, labels), image, labels, args.top_k, args.prompt, args.font)
+        try:
+            with atomic_write(args.out) as beside:
+                figure.save(beside, "PNG", optimize=True)
+        except OSError as error:
+            raise UserError(
+                f"--out {args.out}: cannot be written ({error.strerror or error}); choose another place"
+            ) from error
+        show(f"figure: {args.out}")

@@ -5,56 +5,71 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.options import Parser, add_scoring_options, at_least, chosen_labels
+from ovml.cli.command import (
+    Command,
+    add_label_options,
+    add_model_options,
+    at_least,
+    check_extra,
+    check_output,
+    chosen_labels,
+)
+from ovml.utils.console import show
 from ovml.utils.errors import UserError
 
+SUFFIXES = {"onnx": ".onnx", "torch.export": ".pt2"}
+"""Endings of the formats' files, as in `ovml.inference.export`, which imports torch."""
 
-def export_command(argv: list[str]) -> None:
-    """Write image tower and head for onnxruntime or torch, and the label embeddings beside them."""
-    args = make_parser().parse_args(argv[1:])
-    names = chosen_labels(args)
 
-    import transformers
+class Export(Command):
+    """Writes image tower and head for onnxruntime or torch, and the label embeddings beside them."""
 
-    from ovml.inference.export import FORMATS, check_target, export_model
-    from ovml.inference.tagger import load_model
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add labels, model, format and output."""
+        add_label_options(parser)
+        add_model_options(parser)
+        parser.add_argument(
+            "--format", metavar="NAME", help=f"{' or '.join(SUFFIXES)} (default: by the ending of --out, else onnx)"
+        )
+        parser.add_argument("--out", type=Path, metavar="FILE", help="model.onnx or model.pt2 (default: model.onnx)")
+        parser.add_argument(
+            "--opset", type=at_least(1), metavar="N", help="ONNX operator set (default: torch's choice)"
+        )
+        parser.add_argument("--overwrite", action="store_true", help="overwrite --out and its labels")
 
-    out = args.out or Path(f"model{FORMATS.get(args.format or 'onnx', '')}")
-    format = check_target(out, args.format, args.overwrite)
-    transformers.utils.logging.disable_progress_bar()
-    model = load_model(args.model)
-    if args.prompt is not None and names is None and model.vocabulary is None:
-        raise UserError("--prompt: there are no labels to embed with it; give --labels 'a,b' or --labels-file FILE")
-    exported = export_model(model, out, format, names, args.prompt, args.opset, args.overwrite)
+    def run(self, args: argparse.Namespace) -> None:
+        """Load the model, export it, compare the file with the model."""
+        labels = chosen_labels(args)
+        if args.format not in (None, *SUFFIXES):
+            raise UserError(f"--format {args.format!r}: unknown; it is one of {', '.join(SUFFIXES)}")
+        out = args.out or Path(f"model{SUFFIXES[args.format or 'onnx']}")
+        check_output(out, [SUFFIXES[args.format]] if args.format else list(SUFFIXES.values()), args.overwrite)
+        if out.suffix == SUFFIXES["onnx"]:
+            check_extra("export", "onnx", "onnxscript")
+        elif args.opset is not None:
+            raise UserError("--opset: only the format onnx has one; leave it out")
 
-    side, dim = model.image_spec.size, model.prompt.text_encoder.embed_dim
-    print(f"{out}: {_megabytes(exported.path)}; pixel_values [B, 3, {side}, {side}], label_embeds [L, {dim}] -> logits")
-    if exported.data is not None:
-        print(f"{out}.data: {_megabytes(exported.data)}; the weights, keep it beside {out.name}")
-    if exported.labels is not None:
-        labels = names or model.vocabulary
-        print(f"{out.with_name(exported.labels.name)}: label embeddings of {len(labels or ()):,} labels")
-    if exported.difference is None:
-        print("not checked: pip install onnxruntime, and export again")
-    else:
-        print(f"checked: logits differ from the model's by {exported.difference:.1e} at most")
+        from ovml.cli.models import chosen_model
+        from ovml.inference.export import export_model
+
+        model = chosen_model(args)
+        if args.prompt is not None and labels is None and model.vocabulary is None:
+            raise UserError("--prompt: there are no labels to embed with it; give --labels 'a,b' or --labels-file FILE")
+        exported = export_model(model, out, args.format, labels, args.prompt, args.opset, args.overwrite)
+
+        side, dim = model.image_processor.size, model.embed_dim
+        tensors = f"pixel_values [B, 3, {side}, {side}], label_embeds [L, {dim}] -> logits"
+        show(f"{out}: {_megabytes(exported.path)}; {tensors}")
+        if exported.data is not None:
+            show(f"{out}.data: {_megabytes(exported.data)}; the weights, keep it beside {out.name}")
+        if exported.labels is not None:
+            number = len(labels or model.vocabulary or ())
+            show(f"{out.with_name(exported.labels.name)}: label embeddings of {number:,} labels")
+        if exported.difference is None:
+            show("not checked: pip install onnxruntime, and export again")
+        else:
+            show(f"checked: logits differ from the model's by {exported.difference:.1e} at most")
 
 
 def _megabytes(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:,.1f} MB"
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The options of `ovml export`."""
-    parser = Parser(
-        prog="ovml export",
-        description="Write image tower and head as one file, with the label embeddings as an input.",
-    )
-    add_scoring_options(parser)
-    parser.add_argument(
-        "--format", metavar="NAME", help="onnx or torch.export (default: what --out ends in, else onnx)"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="model.onnx or model.pt2 (default: model.onnx)")
-    parser.add_argument("--opset", type=at_least(1), metavar="N", help="ONNX operator set (default: torch's choice)")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out and its labels, whatever is there")
-    return parser

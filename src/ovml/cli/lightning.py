@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from rich.console import Console
 
+import ovml.data
 from ovml.classifier import OVMultiLabelClassifier
-from ovml.cli.main import config_path
+from ovml.cli.command import with_flags
 from ovml.data import MultiLabelDataModule
 from ovml.metrics.tables import calibration_table, results_table
+from ovml.training.callbacks import EvaluationPlots
 from ovml.training.callbacks.run import EpochSeed, PredictionWriter, stage_checkpoint
 from ovml.training.distributed import cuts_models
-from ovml.training.stages import RunFolder, Stage, fit_stages, write_aside
-from ovml.utils.console import is_quiet
-from ovml.utils.errors import UserError
+from ovml.training.fit import fit_stages
+from ovml.training.run_folder import RunFolder
+from ovml.training.stages import Stage
+from ovml.utils.console import is_quiet, show
+from ovml.utils.errors import UserError, one_line
+from ovml.utils.files import write_text
 
-if TYPE_CHECKING:
-    from ovml.training.callbacks.plots import EvaluationPlots
+ROOMS = (
+    "ovml.data",
+    "ovml.distillation",
+    "ovml.heads",
+    "ovml.losses",
+    "ovml.metrics",
+    "ovml.prompts",
+    "ovml.training",
+    "ovml.training.callbacks",
+)
+"""Packages whose classes may be named without their module."""
+
+# jsonargparse looks bare names such as `LocalHead` up among imported classes.
+for _room in map(import_module, ROOMS):
+    for _name in _room.__all__:
+        getattr(_room, _name)
 
 
 class _Parser(LightningArgumentParser):
@@ -55,18 +75,17 @@ class OVMLCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Write once what two places need, and offer pictures."""
+        """Add `--plots`; link what model and data share."""
         parser.add_argument(
-            "--plots", action="store_true", help="draw what each evaluation finds; needs pip install 'ovml[plots]'"
+            "--plots", action="store_true", help="draw figures of each evaluation; needs pip install 'ovml[plots]'"
         )
-        parser.link_arguments("model.clip", "data.init_args.clip")
         parser.link_arguments("data", "model.labels", compute_fn=lambda data: data.vocabulary, apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
-        """Checkpoints do not override the configuration: it stands beside them, in the run folder."""
+        """Do nothing: the configuration is the one in the run folder, not the checkpoint's."""
 
     def fit(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
-        """Train every stage, or go on where a run stopped; print the results, if it is no `fast_dev_run`."""
+        """Train every stage, or resume a run; print the results, unless it is a `fast_dev_run`."""
         ckpt_path = kwargs.get("ckpt_path")
         root = self._trainer_config["default_root_dir"]
         run = RunFolder.find(ckpt_path, root) if ckpt_path else None
@@ -74,15 +93,15 @@ class OVMLCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         if self._trainer_config.get("fast_dev_run"):
-            Console().print("fast_dev_run: every stage ran; no run is kept")
+            show("fast_dev_run: every stage ran; no run is kept")
         else:
-            Console().print(results_table(run.results, "validation"))
-            Console().print(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}", soft_wrap=True)
+            show(results_table(run.results, "validation", model.evaluation.titles))
+            show(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}")
 
     def _new_run(self) -> RunFolder:
         run = RunFolder.new(self._trainer_config["default_root_dir"])
         if not self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
-            write_aside(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
+            write_text(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
         return run
 
     def validate(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
@@ -104,7 +123,7 @@ class OVMLCLI(LightningCLI):
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
         if self.trainer.is_global_zero:
-            Console().print(f"predictions: {writer.path}", soft_wrap=True)
+            show(f"predictions: {writer.path}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a trainer with a rich progress bar; loggers are added per stage."""
@@ -136,7 +155,7 @@ class OVMLCLI(LightningCLI):
         callbacks = copy.deepcopy(config.get("callbacks")) or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         if self._get(self.config_init, "plots"):
-            callbacks.append(_plots(run.path / stage.name))
+            callbacks.append(EvaluationPlots(str(run.path / stage.name)))
         logger = copy.deepcopy(config.get("logger"))
         if logger is None or logger is True:
             logger = self._default_loggers(stage, run)
@@ -165,7 +184,7 @@ class OVMLCLI(LightningCLI):
         root = self._trainer_config["default_root_dir"]
         run = RunFolder.find(ckpt_path, root) if ckpt_path else None
         folder = (run.path if run else Path(root)) / f"{verb}_plots"
-        plots = _plots(folder) if self._get(self.config_init, "plots") else None
+        plots = EvaluationPlots(str(folder)) if self._get(self.config_init, "plots") else None
         if plots is not None:
             self.trainer.callbacks.append(plots)  # type: ignore[attr-defined]
 
@@ -188,37 +207,46 @@ class OVMLCLI(LightningCLI):
                 model.load_learned(file)
                 evaluate(file.parent.name, model)
             if self.trainer.is_global_zero:
-                write_aside(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
+                write_text(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
         if self.trainer.is_global_zero:
-            Console().print(results_table(rows, verb))
+            show(results_table(rows, verb, model.evaluation.titles))
             if (probabilities := calibration_table(rows, verb)) is not None:
-                Console().print(probabilities)
+                show(probabilities)
             if plots is not None:
-                Console().print(f"pictures: {folder}", soft_wrap=True)
-
-
-def _plots(folder: Path) -> EvaluationPlots:
-    from ovml.training.callbacks.plots import EvaluationPlots
-
-    return EvaluationPlots(str(folder))
+                show(f"figures: {folder}")
 
 
 def run_lightning(argv: list[str]) -> None:
     """Run one of Lightning's commands."""
     try:
         with quiet_libraries():
-            OVMLCLI(with_run_config(find_configs(argv)))
+            OVMLCLI(argv)
     except ValueError as error:
         # The parser tries one type after another and wraps what it caught.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        raise cause or error from None
+        if cause is None:
+            raise
+        raise UserError(with_flags(one_line(cause), _flags())) from cause
+
+
+def _flags() -> dict[str, str]:
+    """The options of arguments, which errors name as `root` or `data.root`."""
+    flags: dict[str, str] = {}
+    modules = [cls for cls in vars(ovml.data).values() if inspect.isclass(cls) and issubclass(cls, LightningDataModule)]
+    groups: dict[str, list[type]] = {"trainer": [Trainer], "model": [OVMultiLabelClassifier], "data": modules}
+    for group, classes in groups.items():
+        names = {name for cls in classes for name in inspect.signature(cls).parameters}
+        flags |= {f"{group}.{name}": f"--{group}.{name}" for name in names}
+        if group != "trainer":
+            flags |= {name: f"--{group}.{name}" for name in names}
+    return flags | {"clip": "--model.clip"}  # which data.clip follows
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Leave out what the libraries say about matters that ovml has settled."""
+    """Silence messages of the libraries about what ovml handles itself."""
     import datasets
     import transformers
 
@@ -244,33 +272,5 @@ def quiet_libraries() -> Iterator[None]:
 
 class _ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Without the run's version, which stands in the path."""
+        """All but the run's version, which is part of the path."""
         return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
-
-
-def find_configs(argv: list[str]) -> list[str]:
-    """Replace bare names of packaged configurations by their paths."""
-    out = []
-    for position, arg in enumerate(argv):
-        if position and argv[position - 1] in ("--config", "-c"):
-            arg = config_path(arg)
-        elif arg.startswith("--config="):
-            arg = f"--config={config_path(arg.removeprefix('--config='))}"
-        out.append(arg)
-    return out
-
-
-def with_run_config(argv: list[str]) -> list[str]:
-    """Where only a checkpoint is given, add the configuration that stands in its run folder."""
-    if any(arg in ("--config", "-c") or arg.startswith("--config=") for arg in argv):
-        return argv
-    for position, arg in enumerate(argv):
-        value = arg.removeprefix("--ckpt_path=") if arg.startswith("--ckpt_path=") else None
-        if arg == "--ckpt_path" and position + 1 < len(argv):
-            value = argv[position + 1]
-        if value == "last":
-            raise UserError("--ckpt_path last: give --config too, or the run's folder instead of 'last'")
-        if value is not None:
-            run = RunFolder.find(value, "")
-            return [argv[0], "--config", str(run.path / "config.yaml"), *argv[1:]]
-    return argv

@@ -1,4 +1,4 @@
-"""Data modules. To add a data set, subclass `FolderDataModule` or `MultiLabelDataModule` and write one YAML."""
+"""Data modules. To add a data set, subclass `FolderDataModule` or `MultiLabelDataModule`."""
 
 from ovml.data.base import MultiLabelDataModule
 from ovml.data.folder import FolderDataModule
@@ -8,11 +8,9 @@ from ovml.data.nuswide.datamodule import NUSWIDEDataModule
 from ovml.data.openimages.datamodule import OpenImagesDataModule
 from ovml.data.rand_augment import RandAugment
 from ovml.data.synthetic.demo import DemoDataModule
-from ovml.data.synthetic.emoji import EmojiDataModule
 
 __all__ = [
     "DemoDataModule",
-    "EmojiDataModule",
     "FolderDataModule",
     "HubDataModule",
     "JSONDataModule",

@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import datasets
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
 from ovml.data.features import FeatureRows, FeatureStore
+from ovml.data.plain import PlainRow, plain_dataset
 from ovml.data.rand_augment import RandAugment
-from ovml.data.rows import EvalSampler, OnBroken, RowReader, TensorRows, TensorStream, TrainSampler, Transform, collate
-from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
-from ovml.encoders.checkpoints import DEFAULT, ImageSpec, load_image_spec
+from ovml.data.rows import OnBroken, RowReader, TensorRows, TensorStream, Transform, collate
+from ovml.data.samplers import EvalSampler, TrainSampler
+from ovml.data.transforms import TrainTransform
+from ovml.encoders.checkpoints import DEFAULT, load_image_processor
+from ovml.encoders.image_processor import ImageProcessor
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
-
-if TYPE_CHECKING:
-    import datasets
 
 logger = logging.getLogger(__name__)
 
@@ -30,51 +31,47 @@ Split = Literal["train", "validation", "test"]
 
 
 class MultiLabelDataModule(pl.LightningDataModule):
-    """Multi-label images through `datasets`. A subclass gives a vocabulary and a data set per split.
+    """Multi-label images. A subclass gives a vocabulary and the rows of each split.
 
-    Rows have the columns `image` (`datasets.Image`), `positive` and `negative` (lists of label ids, which are
-    columns of the vocabulary) and `image_id`. Batches are dicts: `pixel_values [B, 3, H, W]`, `labels [B, L]` int8
-    (1 present, 0 absent, -1 unknown) and `image_id`, a list of strings. A streamed set
-    (`datasets.IterableDataset`) serves as well.
+    Rows are plain dicts (`ovml.data.plain.PlainRow`), or for sets too large for that a `datasets.Dataset` with the
+    columns `image` (`datasets.Image`), `positive` and `negative` (lists of label ids, which are columns of the
+    vocabulary) and `image_id`, or a stream of such rows (`datasets.IterableDataset`). Batches are dicts:
+    `pixel_values [B, 3, H, W]`, `labels [B, L]` int8 (1 present, 0 absent, -1 unknown) and `image_id`, a list of
+    strings.
 
-    Each picture of an evaluation set counts once, whatever the number of processes. A broken picture in training is
-    named once in the log, counted in `broken`, and replaced by another; in evaluation it ends the run with its name.
+    With several processes each evaluation image still counts once. A training image that cannot be read is logged once,
+    counted in `broken` and replaced by another one; in evaluation it raises an error that names it.
 
     Args:
-        clip: Checkpoint whose image size and normalisation are used (linked to `model.clip` on the command line).
+        clip: Checkpoint whose image processor prepares images where no trainer brings a model with its own.
         batch_size: Images per training batch and process.
         eval_batch_size: Images per evaluation batch. Default: `batch_size`.
         num_workers: Worker processes per data loader.
         augment: Random resized crop and flip in training.
-        crop_scale: Least and greatest share of a picture's area that a training crop takes.
-        rand_augment: Random operations on the training crops; `ovml.data.RandAugment` is the MKT paper's.
-        resize: Short side in pixels before the centre crop in evaluation. Default: the crop's own size.
-        normalization: `clip`: the checkpoint's own mean and standard deviation; `imagenet`: ImageNet's, as in the
-            published MKT code.
-        skip_broken: Leave pictures that cannot be read out of the evaluation, with a warning that names them.
-        seed: Seed of the order and the augmentation of the training images. Default: that of
-            `lightning.pytorch.seed_everything`, which the command line calls, else 0.
+        crop_scale: Minimum and maximum share of the image area that a training crop covers.
+        rand_augment: Random operations on the training crops; the MKT paper uses `ovml.data.RandAugment`.
+        skip_broken: Skip evaluation images that cannot be read, with a warning that names them.
+        seed: Seed of the order and the augmentation of the training images. Default: the seed of
+            `lightning.pytorch.seed_everything`, which the command line calls, or 0.
 
     Example:
-        >>> import datasets
         >>> from PIL import Image
-        >>> class TwoPictures(MultiLabelDataModule):
+        >>> class TwoImages(MultiLabelDataModule):
         ...     vocabulary = LabelVocabulary(seen=("cat", "dog"), unseen=("black cat",))
         ...     def dataset(self, split):
-        ...         pictures = [Image.new("RGB", (80, 80)) for _ in range(2)]
-        ...         rows = {"image": pictures, "positive": [[0, 2], []], "negative": [[], []], "image_id": ["a", "b"]}
-        ...         return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-        >>> batch = next(iter(TwoPictures("ovml-demo", batch_size=2).test_dataloader()))
+        ...         image = Image.new("RGB", (80, 80))
+        ...         return [{"image": image, "positive": ["cat", "black cat"]}, {"image": image, "positive": []}]
+        >>> batch = next(iter(TwoImages("ovml-demo", batch_size=2).test_dataloader()))
         >>> batch["labels"].tolist(), batch["pixel_values"].shape
         ([[1, 0, 1], [0, 0, 0]], torch.Size([2, 3, 72, 72]))
     """
 
     exhaustive: bool = True
-    """Whether a label that a row does not list is absent (else it is unknown)."""
+    """Whether labels that a row does not list are absent; otherwise they are unknown."""
     shuffle_buffer: int = 1000
-    """Rows among which the shuffling of a streamed training split draws."""
+    """Size of the shuffle buffer of a streamed training split, in rows."""
     streamed_rows: int | None = None
-    """Rows of the training split, where it is streamed: the length of an epoch."""
+    """Number of rows of a streamed training split: the length of an epoch."""
 
     def __init__(
         self,
@@ -85,8 +82,6 @@ class MultiLabelDataModule(pl.LightningDataModule):
         augment: bool = True,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         rand_augment: RandAugment | None = None,
-        resize: int | None = None,
-        normalization: Literal["clip", "imagenet"] = "clip",
         skip_broken: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -94,7 +89,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         if batch_size < 1:
             raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
         if rand_augment is not None and not augment:
-            raise UserError("data.rand_augment works on training crops, which data.augment false turns off; drop one")
+            raise UserError("data.rand_augment needs training crops, which data.augment false turns off; remove one")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -106,35 +101,31 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.augment = augment
         self.crop_scale = crop_scale
         self.rand_augment = rand_augment
-        self.resize = resize
-        self.normalization = normalization
 
-    @cached_property
-    def image_spec(self) -> ImageSpec:
-        """Size, resize and normalisation of the pictures; the checkpoint is asked when they are first needed.
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """How images are resized, cropped and normalized: as the model of the attached trainer does it.
 
-        Raises:
-            UserError: `resize` does not go with the checkpoint.
+        Without a trainer the checkpoint `clip` is asked.
         """
-        spec = load_image_spec(self.clip)
-        if self.resize is not None:
-            if spec.squash or self.resize < spec.size:
-                why = "takes whole pictures, nothing is cut" if spec.squash else f"cuts {spec.size} pixels from it"
-                raise UserError(f"data.resize {self.resize}: {self.clip} {why}; give --data.resize null")
-            spec = replace(spec, resize=self.resize if self.resize > spec.size else None)
-        return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD) if self.normalization == "imagenet" else spec
+        model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+        return getattr(model, "image_processor", None) or self._own_processor
 
     @cached_property
+    def _own_processor(self) -> ImageProcessor:
+        return load_image_processor(self.clip)
+
+    @property
     def eval_transform(self) -> Transform:
-        """From picture to pixel values in evaluation."""
-        return EvalTransform(self.image_spec)
+        """From image to pixel values in evaluation."""
+        return self.image_processor
 
-    @cached_property
+    @property
     def train_transform(self) -> Transform:
-        """From picture to pixel values in training."""
+        """From image to pixel values in training."""
         if not self.augment:
             return self.eval_transform
-        return TrainTransform(self.image_spec, scale=self.crop_scale, rand_augment=self.rand_augment)
+        return TrainTransform(self.image_processor, scale=self.crop_scale, rand_augment=self.rand_augment)
 
     @property
     @abstractmethod
@@ -142,15 +133,26 @@ class MultiLabelDataModule(pl.LightningDataModule):
         """The labels, seen ones first."""
 
     @abstractmethod
-    def dataset(self, split: Split) -> datasets.Dataset | datasets.IterableDataset:
-        """Rows of one split; label ids index the vocabulary.
+    def dataset(self, split: Split) -> datasets.Dataset | datasets.IterableDataset | Iterable[PlainRow]:
+        """Rows of one split.
 
         Raises:
             UserError: The split is not there, or is empty.
         """
 
+    def rows_of(self, split: Split) -> datasets.Dataset | datasets.IterableDataset:
+        """Rows of one split, plain dicts as a data set in memory.
+
+        Raises:
+            UserError: As for `dataset`, or a plain row is malformed.
+        """
+        rows = self.dataset(split)
+        if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+            return rows
+        return plain_dataset(rows, self.vocabulary, f"{type(self).__name__}: {split} split")
+
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches; the order depends on seed and epoch alone, so that a resumed run repeats it."""
+        """Shuffled batches; the order depends on the seed and the epoch only, so a resumed run repeats it."""
         return self._loader("train", self.train_transform, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -167,26 +169,26 @@ class MultiLabelDataModule(pl.LightningDataModule):
         if not self.streamed_rows:
             raise UserError(
                 "the training split is streamed and its number of rows is not known, so an epoch has no length; "
-                "say it (--data.streamed_rows N)"
+                "give it (--data.streamed_rows N)"
             )
         return self.streamed_rows
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Log every broken picture once."""
+        """Log every broken image once."""
         for message in batch.pop("broken", ()):
             if message not in self.broken:
                 self.broken.add(message)
                 training = bool(self.trainer and self.trainer.training)
-                logger.warning("%s (%s)", message, "replaced by another picture" if training else "left out")
+                logger.warning("%s (%s)", message, "replaced by another image" if training else "skipped")
         return batch
 
     def _loader(self, split: Split, transform: Transform, batch_size: int) -> DataLoader[Any]:
-        rows = self.dataset(split)
+        rows = self.rows_of(split)
         training = split == "train"
         reader = RowReader(transform, len(self.vocabulary), self.exhaustive, self.seed)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         on_broken: OnBroken = "replace" if training else "skip" if self.skip_broken else "raise"
-        source: TensorRows | TensorStream | FeatureRows
+        source: TensorRows | TensorStream
         sampler = None
         if hasattr(rows, "select"):
             store = self.feature_stores.get(split)

@@ -1,12 +1,10 @@
-"""Annotations on disk: read once from a data set's own files, kept as Arrow, opened memory-mapped."""
+"""Cache of annotations: read once from a data set's files, written as Arrow, opened memory-mapped."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from ovml.utils.errors import UserError
+from ovml.utils.files import atomic_write
 
 FORMAT = 1
-"""Raised whenever the same files would give another table; part of every key."""
+"""Version of the cached tables, part of every key; increase it when the same files give another table."""
 
 FEATURES = datasets.Features(
     {
@@ -30,17 +29,17 @@ FEATURES = datasets.Features(
         "image_id": datasets.Value("string"),
     }
 )
-"""Columns of every data set: the picture, ids of the labels present and of those verified absent, a name."""
+"""Columns of every data set: image, ids of the labels present, ids of the labels verified absent, name."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A data set's rows with what was counted while they were read.
+    """Rows of a data set, and counts from reading its files.
 
     Attributes:
         rows: Memory-mapped.
-        counts: For instance how many pairs were marked both ways.
-        folder: Where both are kept.
+        counts: For instance how many rows repeat an annotation.
+        folder: Cache folder of both.
     """
 
     rows: datasets.Dataset
@@ -49,7 +48,7 @@ class Table:
 
 
 def cache_root(cache_dir: str | Path | None) -> Path:
-    """The folder of all tables: the given one, or `ovml` in that of the `datasets` library."""
+    """Folder of all tables: the given one, or `ovml` in the cache of the `datasets` library."""
     return Path(cache_dir).expanduser() if cache_dir else Path(datasets.config.HF_DATASETS_CACHE) / "ovml"
 
 
@@ -59,15 +58,17 @@ def cached_table(
     inputs: Sequence[Path],
     settings: Mapping[str, Any],
     make: Callable[[dict[str, int]], Iterable[pa.RecordBatch]],
+    features: datasets.Features = FEATURES,
 ) -> Table:
-    """Open a table, after making it where its inputs or settings have changed.
+    """Open a table; make it first if its inputs or settings have changed.
 
     Args:
         cache_dir: See `cache_root`.
         name: First part of the folder's name.
-        inputs: Files that the table depends on, by path, size and time of change.
-        settings: All else that it depends on; must be JSON.
-        make: Yields the rows in batches of `record_batch`, and may fill the dict it is given with counts.
+        inputs: Files that the table depends on, by path, size and modification time.
+        settings: Everything else that it depends on; must be JSON.
+        make: Yields the rows in batches of `record_batch`; may fill the dict that it gets with counts.
+        features: Columns of the batches.
 
     Raises:
         UserError: The cache folder cannot be written, or what `make` raises. Nothing half-written remains.
@@ -75,8 +76,10 @@ def cached_table(
     with cached_folder(cache_dir, name, inputs, settings) as (folder, aside):
         if aside is not None:
             counts: dict[str, int] = {}
-            schema = FEATURES.arrow_schema
-            with pa.OSFile(str(aside / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            with (
+                pa.OSFile(str(aside / "rows.arrow"), "wb") as sink,
+                pa.ipc.new_stream(sink, features.arrow_schema) as writer,
+            ):
                 for batch in make(counts):
                     writer.write_batch(batch)
             (aside / "counts.json").write_text(json.dumps(counts))
@@ -88,7 +91,7 @@ def cached_table(
 def cached_folder(
     cache_dir: str | Path | None, name: str, inputs: Sequence[Path], settings: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Path | None]]:
-    """Give a folder's final place and, where it is not there yet, a folder aside to fill; it is renamed at the end.
+    """Yield a cache folder's path and, if it does not exist yet, a temporary folder to fill, which is renamed to it.
 
     Raises:
         UserError: The folder cannot be written.
@@ -99,30 +102,24 @@ def cached_folder(
     if folder.is_dir():
         yield folder, None
         return
-    aside = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield folder, aside
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first; its table is the same
-                raise
+        with atomic_write(folder) as aside:
+            aside.mkdir(exist_ok=True)
+            yield folder, aside
     except OSError as error:
-        if error.filename is not None and str(aside.parent) not in str(error.filename):
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.is_dir():
+            return  # another process was first; its table is the same
+        if error.filename is not None and str(folder.parent) not in str(error.filename):
             raise  # about another file
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
         raise UserError(
-            f"{aside.parent}: cannot write the cache of annotations ({reason}); "
+            f"{folder.parent}: cannot write the cache of annotations ({reason}); "
             "free some space, or give another folder (--data.cache_dir DIR)"
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 class Ragged:
-    """Lists of unequal length in two arrays, as Arrow keeps them.
+    """Lists of unequal length in two arrays, as in Arrow.
 
     Args:
         rows: Row of each value `[V]`, ascending.
@@ -148,13 +145,13 @@ class Ragged:
 def record_batch(
     paths: pa.Array | Sequence[str], positive: pa.Array, negative: pa.Array | None, image_ids: pa.Array | Sequence[str]
 ) -> pa.RecordBatch:
-    """Rows of a table, for `cached_table`.
+    """Make a batch of rows for `cached_table`.
 
     Args:
-        paths: Of the pictures.
+        paths: Paths of the images.
         positive: Lists of label ids.
-        negative: Lists of label ids; `None` for no such mark.
-        image_ids: Names of the pictures.
+        negative: Lists of label ids; `None` for none.
+        image_ids: Names of the images.
     """
     schema = FEATURES.arrow_schema
     paths = paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())

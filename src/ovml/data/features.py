@@ -1,21 +1,19 @@
-"""Image features of a data set's rows on disk, in the place of its pictures."""
+"""Image features of a data set's rows on disk, read instead of the images."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ovml.data.rows import NO_ROW, RowReader
+from ovml.data.rows import RowReader, TensorRows
 from ovml.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class FeatureStore:
@@ -37,7 +35,7 @@ class FeatureStore:
         Args:
             path: File.
             shape: `(N, 1+P, D)`.
-            dtype: `float32`, or `float16` at half the size and with rounded features.
+            dtype: `float32`, or `float16` for half the size and rounded features.
 
         Raises:
             UserError: The disk has no room for it.
@@ -46,7 +44,7 @@ class FeatureStore:
         if size > free:
             raise UserError(
                 f"{path.parent}: image features take {size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
-                "free some space, give another folder, or leave the feature cache out"
+                "free some space, give another folder, or turn the feature cache off"
             )
         np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape).flush()
         return cls(path, writable=True)
@@ -55,7 +53,7 @@ class FeatureStore:
         return len(self.features)
 
     def write(self, start: int, features: Tensor) -> None:
-        """Keep the features `[B, 1+P, D]` of the rows from `start` on."""
+        """Write the features `[B, 1+P, D]` of the rows from `start` on."""
         self.features[start : start + len(features)] = features.float().cpu().numpy()
 
     def read(self, row: int) -> Tensor:
@@ -63,8 +61,8 @@ class FeatureStore:
         return torch.from_numpy(self.features[row].astype(np.float32))
 
 
-class FeatureRows(Dataset[dict[str, Any]]):
-    """Rows whose pictures are kept as features; read by `(epoch, index)` as `TensorRows` are.
+class FeatureRows(TensorRows):
+    """Rows with image features from a store instead of images.
 
     Args:
         rows: With columns `positive`, `negative` and `image_id`.
@@ -73,23 +71,9 @@ class FeatureRows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, rows: datasets.Dataset, store: FeatureStore, reader: RowReader) -> None:
-        self.rows = rows.select_columns(["positive", "negative", "image_id"])
+        super().__init__(rows.select_columns(["positive", "negative", "image_id"]), reader)
         self.store = store
-        self.reader = reader
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Read rows by `(epoch, index)`; called by the data loader with a whole batch."""
-        if keys == [(0, NO_ROW)]:
-            return [{}]
-        columns = self.rows[[index for _, index in keys]]
-        return [
-            {
-                "features": self.store.read(index),
-                "labels": self.reader.targets(columns["positive"][position], columns["negative"][position]),
-                "image_id": str(columns["image_id"][position]),
-            }
-            for position, (_, index) in enumerate(keys)
-        ]
+    def _read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
+        labels = self.reader.targets(row["positive"], row["negative"])
+        return {"features": self.store.read(index), "labels": labels, "image_id": str(row["image_id"])}

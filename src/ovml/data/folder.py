@@ -1,32 +1,32 @@
-"""The base class of data sets that are pictures in a folder with annotations beside them."""
+"""The base class of data sets with images in a folder and annotations beside them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import datasets
 
 from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import Table
 from ovml.data.image_files import ImageCheck, check_images, lost_paths
+from ovml.data.plain import PlainRow, plain_table
+from ovml.data.samplers import hold_out
 from ovml.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class FolderDataModule(MultiLabelDataModule):
-    """Pictures below a root folder. A subclass reads the annotations; pictures that are missing are left out.
+    """Images below a root folder. A subclass reads the annotations; missing images are skipped.
 
     Args:
         root: Folder of the data set.
-        cache_dir: Where annotations are kept after they were read once. Default: that of `datasets`.
-        max_missing: Greatest share of a split's pictures that may be missing or unreadable. More is an error: figures
-            of different shares are not comparable.
-        validation_size: Training pictures that are held out for validation, drawn once and the same in every run.
-            Default: the set's own validation split or, where it has none, the test split, as published code does.
+        cache_dir: Folder of the cached annotations. Default: the cache of `datasets`.
+        max_missing: Maximum share of a split's images that may be missing or unreadable. More is an error, because
+            results on different images are not comparable.
+        validation_size: Number of training images to hold out for validation, the same ones in every run. Default:
+            the data set's validation split or, if it has none, the test split, as published code does.
         kwargs: See `MultiLabelDataModule`.
 
     Raises:
@@ -34,32 +34,28 @@ class FolderDataModule(MultiLabelDataModule):
 
     Example:
         >>> import tempfile
-        >>> import pyarrow as pa
         >>> from PIL import Image
         >>> from ovml import LabelVocabulary
-        >>> from ovml.data.cache import cached_table, record_batch
-        >>> class OnePicture(FolderDataModule):
+        >>> class OneImage(FolderDataModule):
         ...     vocabulary = LabelVocabulary(seen=("sea", "sand"), unseen=("palm",))
         ...     def read_annotations(self, split):
-        ...         def make(counts):  # here one batch of one row
-        ...             yield record_batch([str(self.root / "a.png")], pa.array([[0, 2]]), None, ["a"])
-        ...         return cached_table(self.cache_dir, f"one-{split}", [], {"root": str(self.root)}, make)
+        ...         return [{"image": "a.png", "positive": ["sea", "palm"]}]
         >>> with tempfile.TemporaryDirectory() as root:
         ...     Image.new("RGB", (80, 80)).save(f"{root}/a.png")
-        ...     OnePicture(root, cache_dir=f"{root}/cache").dataset("train")[0]["positive"]
+        ...     OneImage(root, cache_dir=f"{root}/cache").dataset("train")[0]["positive"]
         [0, 2]
     """
 
     title: str = "data set"
-    """Its name in messages."""
+    """Name of the data set in messages."""
     source: str = ""
-    """Where it is handed out, for messages."""
+    """Where to download it, for messages."""
     has_validation: bool = True
-    """Whether it has a validation split of its own."""
+    """Whether the data set has a validation split."""
     min_bytes: int = 0
-    """Smaller picture files count as missing."""
+    """Smaller image files count as missing."""
     placeholder_copies: int = 0
-    """Pictures of which there are so many identical copies count as missing; 0 for never."""
+    """Number of identical copies from which images count as missing placeholders; 0 turns this off."""
 
     def __init__(
         self,
@@ -80,35 +76,42 @@ class FolderDataModule(MultiLabelDataModule):
     def check_root(self) -> None:
         """Raise a `UserError` unless the root is a folder."""
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; --data.root is where {self.title} lies{self._from_where()}")
+            raise UserError(
+                f"{self.root}: no such folder; --data.root is the folder of {self.title}{self._from_where()}"
+            )
 
     @abstractmethod
-    def read_annotations(self, split: Split) -> Table:
-        """Rows of a split as the data set lists them, by `ovml.data.cache.cached_table`.
+    def read_annotations(self, split: Split) -> Table | Iterable[PlainRow]:
+        """Rows of a split as the data set lists them, called only for splits that the data set has.
 
-        Asked only for splits that the data set has. Paths of pictures are absolute.
+        Plain dicts with paths that start from `root`; or for sets of millions of images, which should not be in memory
+        as a whole, batches of rows by `ovml.data.cache.cached_table`, with absolute paths.
 
         Raises:
             UserError: A file is missing or not of the form expected; the message names the file and what it needs.
         """
 
     def annotations(self, split: Split) -> Table:
-        """Rows of a split as the data set lists them, missing pictures and all."""
+        """Rows of a split as the data set lists them, missing images included."""
         if split not in self._tables:
-            self._tables[split] = self.read_annotations(split)
+            found = self.read_annotations(split)
+            if not isinstance(found, Table):
+                where = f"{self.root}: {split} split"
+                found = plain_table(found, self.vocabulary, where, self.root, self.cache_dir)
+            self._tables[split] = found
             if len(self._tables[split].rows) == 0:
                 raise UserError(f"{self.root}: the {split} split of {self.title} lists no image")
         return self._tables[split]
 
     def check(self, split: Split) -> ImageCheck:
-        """Which pictures of a split are on disk; looked up once and kept."""
+        """Which images of a split are on disk; looked up once, then cached."""
         return check_images(self.annotations(split), self.cache_dir, self.min_bytes, self.placeholder_copies)
 
     def dataset(self, split: Split) -> datasets.Dataset:
-        """Rows of a split without those whose picture is missing.
+        """Rows of a split without those whose image is missing.
 
         Raises:
-            UserError: More than `max_missing` of the pictures are missing, or the split is empty.
+            UserError: More than `max_missing` of the images are missing, or the split is empty.
         """
         own = self._own_split(split)
         check = self.check(own)
@@ -116,19 +119,14 @@ class FolderDataModule(MultiLabelDataModule):
         rows = self.annotations(own).rows
         kept = check.kept
         if self.validation_size and own == "train":
-            if not 0 < self.validation_size < len(kept):
-                raise UserError(
-                    f"validation_size must be less than the {len(kept):,} training images; got {self.validation_size}"
-                )
-            held_out = np.random.default_rng(0).permutation(len(kept))[: self.validation_size]
-            held_out.sort()
-            kept = kept[held_out] if split == "validation" else np.delete(kept, held_out)
+            trained, held_out = hold_out(len(kept), self.validation_size)
+            kept = kept[held_out if split == "validation" else trained]
         if len(kept) == 0:
             raise UserError(f"{self.root}: no image of the {split} split of {self.title} is there{self._from_where()}")
         return rows if len(kept) == len(rows) else rows.select(kept)
 
     def prepare_data(self) -> None:
-        """Read annotations and look for pictures, once on every machine: those of the splits that will be used."""
+        """Read the annotations and look for the images of the splits in use, once per machine."""
         stage = self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else "fit"
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
         for split in {self._own_split(split) for split in splits.get(stage, ("test",))}:
@@ -136,7 +134,7 @@ class FolderDataModule(MultiLabelDataModule):
 
     @property
     def own_splits(self) -> tuple[Split, ...]:
-        """Splits that the data set itself has."""
+        """Splits of the data set itself."""
         return ("train", "validation", "test") if self.has_validation else ("train", "test")
 
     def _own_split(self, split: Split) -> Split:
@@ -147,16 +145,16 @@ class FolderDataModule(MultiLabelDataModule):
         return "validation" if self.has_validation else "test"
 
     def accept(self, split: Split, check: ImageCheck) -> None:
-        """Raise a `UserError` where more than `max_missing` of a split's pictures are lost."""
+        """Raise a `UserError` if more than `max_missing` of a split's images are lost."""
         lost = len(check.lost)
         if lost > self.max_missing * check.listed:
             example = lost_paths(self.annotations(split), check.lost[:1])[0]
             share = lost / check.listed
             raise UserError(
                 f"{self.title}: {lost:,} of the {check.listed:,} images of the {split} split ({share:.1%}) are missing "
-                f"or unreadable, the first of them {example}; get them{self._from_where(' from ')}, or accept figures "
-                f"that compare with few others (--data.max_missing {share + 0.005:.2f})"
+                f"or unreadable, the first of them {example}; get them{self._from_where(' from ')}, or accept results "
+                f"that are not comparable with others (--data.max_missing {share + 0.005:.2f})"
             )
 
-    def _from_where(self, link: str = "; it is handed out at ") -> str:
+    def _from_where(self, link: str = "; download it from ") -> str:
         return link + self.source if self.source else ""

@@ -1,4 +1,4 @@
-"""Which of the pictures that annotations name are really on disk."""
+"""Checks which annotated images are on disk and readable."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from PIL import Image
 
 from ovml.data.cache import Table, cached_folder
 from ovml.utils.errors import UserError
+from ovml.utils.files import atomic_write, write_text
 from ovml.utils.images import load_image
 from ovml.utils.progress import track
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What became of the pictures of a table.
+    """Result of looking for the images of a table.
 
     Attributes:
         listed: Number of rows.
-        missing: Rows whose file is not there, or is no more than a failed download.
-        unreadable: Rows whose file is there but cannot be read; known only after `verify_images`.
-        folder: Where the result is kept.
+        missing: Rows whose file does not exist or is a failed download.
+        unreadable: Rows whose file exists but cannot be read; known after `verify_images`.
+        folder: Cache folder of the result.
     """
 
     listed: int
@@ -52,7 +54,7 @@ class ImageCheck:
         """Rows that can be used."""
         return np.flatnonzero(~self._is_lost())
 
-    def _is_lost(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _is_lost(self) -> Mask:
         mask = np.zeros(self.listed, dtype=bool)
         mask[self.missing] = mask[self.unreadable] = True
         return mask
@@ -61,31 +63,35 @@ class ImageCheck:
 def check_images(
     table: Table, cache_dir: str | Path | None, min_bytes: int = 0, placeholder_copies: int = 0
 ) -> ImageCheck:
-    """Look for the pictures of a table; the result is kept until one of their folders changes.
+    """Look for the image files of a table; the result is cached until one of their folders changes.
 
     Args:
-        table: Its rows name the pictures.
+        table: Its rows name the images. Images that are part of the rows need no file.
         cache_dir: See `ovml.data.cache.cache_root`.
         min_bytes: Smaller files count as missing.
-        placeholder_copies: Files of which there are at least so many identical ones count as missing: what a server
-            hands out in the place of a deleted picture. 0 turns this off.
+        placeholder_copies: Files with at least so many identical copies count as missing: placeholders that a server
+            sends for deleted images. 0 turns this off.
 
     Raises:
         UserError: The cache cannot be written.
     """
+    is_inside = _is_inside(table)
+    if is_inside.all():
+        none = np.zeros(0, dtype=np.int64)
+        return ImageCheck(len(table.rows), none, none, table.folder)
     folders = [Path(f) for f in _folders(table)]
     settings = {"table": table.folder.name, "min_bytes": min_bytes, "placeholder_copies": placeholder_copies}
     inputs = [folder for folder in folders if folder.is_dir()]
     with cached_folder(cache_dir, f"{table.folder.name}-images", inputs, settings) as (folder, aside):
         if aside is not None:
-            # A size costs a system call for each file, so it is asked for only where it decides.
+            # A file's size takes a system call, so it is read only if it is needed.
             found = _files(inputs, min_bytes, with_size=bool(min_bytes or placeholder_copies))
             if placeholder_copies:
                 sizes = dict(found)
                 fakes = set(_placeholders(sizes, placeholder_copies))
                 found = ((path, size) for path, size in sizes.items() if path not in fakes)
             is_found = pc.is_in(_paths(table), value_set=_strings(path for path, _ in found)).to_numpy()
-            np.save(aside / "missing.npy", np.flatnonzero(~is_found))
+            np.save(aside / "missing.npy", np.flatnonzero(~(is_found | is_inside)))
             np.save(aside / "unreadable.npy", np.zeros(0, dtype=np.int64))
     missing, unreadable = (np.load(folder / f"{name}.npy") for name in ("missing", "unreadable"))
     return ImageCheck(len(table.rows), missing, unreadable, folder)
@@ -94,32 +100,36 @@ def check_images(
 def verify_images(
     table: Table, check: ImageCheck, depth: Literal["header", "full"] = "full", workers: int | None = None
 ) -> ImageCheck:
-    """Open every picture that was found, and remember those that cannot be read.
+    """Open every image that was found, and record those that cannot be read.
 
     Args:
-        table: Its rows name the pictures.
-        check: What `check_images` found.
-        depth: `header` looks at each file's first bytes, `full` decodes it, which alone finds truncated ones.
+        table: Its rows name the images.
+        check: Result of `check_images`.
+        depth: `header` reads each file's header; `full` decodes it, which also finds truncated files.
         workers: Threads. Default: one per core.
     """
     present = np.setdiff1d(np.arange(check.listed), check.missing)
-    is_inside = pc.struct_field(table.rows.data.column("image"), "bytes").is_valid().to_numpy()
-    present = present[~is_inside[present]]  # pictures that are part of the rows have no file
+    present = present[~_is_inside(table)[present]]
     is_broken = _has_broken_header if depth == "header" else _is_broken
     paths = (path.as_py() for path in _paths(table).take(pa.array(present)))
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         results = track(pool.map(is_broken, paths), f"reading {len(present):,} images", total=len(present))
         unreadable = present[np.fromiter(results, dtype=bool, count=len(present))]
-    aside = check.folder / f"unreadable.part-{os.getpid()}.npy"
-    np.save(aside, unreadable)
-    aside.rename(check.folder / "unreadable.npy")
+    with atomic_write(check.folder / "unreadable.npy") as beside, open(beside, "wb") as file:
+        np.save(file, unreadable)
     return ImageCheck(check.listed, check.missing, unreadable, check.folder)
 
 
 def lost_paths(table: Table, rows: Sequence[int] | Indices) -> list[str]:
-    """Paths of the pictures in some rows."""
+    """Paths of the images in some rows."""
     paths: list[str] = _paths(table).take(pa.array(rows, pa.int64())).to_pylist()
     return paths
+
+
+def _is_inside(table: Table) -> Mask:
+    """Rows whose image is part of the row."""
+    mask: Mask = pc.struct_field(table.rows.data.column("image"), "bytes").is_valid().to_numpy()
+    return mask
 
 
 def _paths(table: Table) -> pa.ChunkedArray:
@@ -127,7 +137,7 @@ def _paths(table: Table) -> pa.ChunkedArray:
 
 
 def _strings(values: Iterator[str]) -> pa.ChunkedArray:
-    """Millions of strings at a fraction of the memory that Python's own would take."""
+    """An Arrow array of many strings, which takes a fraction of the memory of Python strings."""
     pieces = []
     while piece := list(islice(values, 1 << 20)):
         pieces.append(pa.array(piece, pa.string()))
@@ -135,15 +145,15 @@ def _strings(values: Iterator[str]) -> pa.ChunkedArray:
 
 
 def _folders(table: Table) -> list[str]:
-    """Folders of the pictures; kept with the table, since millions of paths take seconds."""
+    """Folders of the images; cached with the table, because millions of paths take seconds."""
     file = table.folder / "folders.json"
     if not file.is_file():
         folders: set[str] = set()
         for chunk in _paths(table).chunks:
-            folders.update(pc.unique(pc.replace_substring_regex(chunk, r"/[^/]*$", "")).to_pylist())
+            folders.update(pc.unique(pc.replace_substring_regex(chunk, r"/[^/]*$", "")).drop_null().to_pylist())
         try:
-            file.write_text(json.dumps(sorted(folders)))
-        except OSError:  # a read-only cache: found again the next time
+            write_text(file, json.dumps(sorted(folders)))
+        except OSError:  # a read-only cache: computed again the next time
             return sorted(folders)
     found: list[str] = json.loads(file.read_text())
     return found

@@ -1,4 +1,4 @@
-"""RandAugment on Pillow pictures: random operations, each at a random strength."""
+"""RandAugment on Pillow images: random operations, each at a random strength."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ovml.utils.errors import UserError
 
 Fill = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
-"""From a picture, a strength in -1..1 and the colour of what lies outside the picture to a picture of the same size.
-Operations that know no direction take the strength's absolute value."""
+"""Maps an image, a strength in -1..1 and a fill colour to an image of the same size. Operations without a direction use
+the absolute value of the strength."""
 
 GREY: Fill = (128, 128, 128)
 MAX_MAGNITUDE = 10
@@ -28,12 +28,12 @@ def _solarize_add(image: Image.Image, added: int) -> Image.Image:
 
 
 def _factor(level: float) -> float:
-    """Factor of an enhancement, where 1 changes nothing."""
+    """Enhancement factor of a strength; 1 changes nothing."""
     return max(0.1, 1 + 0.9 * level)
 
 
 def _bits(level: float) -> int:
-    """Bits kept per channel; timm's 0 at the greatest magnitude is a black picture, which newer Pillow refuses."""
+    """Bits kept per channel; timm's 0 at the maximum magnitude makes a black image, which newer Pillow refuses."""
     return max(1, 4 - int(4 * abs(level)))
 
 
@@ -58,23 +58,23 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class RandAugment:
-    """Some operations one after the other, drawn for each picture with replacement; random numbers are torch's.
+    """Applies random operations to an image, drawn with replacement from torch's random numbers.
 
-    The defaults are the MKT paper's recipe, timm's `rand-m9-mstd0.5-inc1`. An operation's magnitude is drawn from a
-    normal distribution and clipped to 0..10, and its direction is as likely to be one as the other. At magnitude 0
-    the geometric operations, the enhancements, Solarize and SolarizeAdd change nothing; Posterize keeps 4 bits, and
-    AutoContrast, Equalize and Invert have no magnitude.
+    The defaults are the MKT paper's recipe, timm's `rand-m9-mstd0.5-inc1`. The magnitude of an operation is drawn from
+    a normal distribution and clipped to 0..10; both directions are equally likely. At magnitude 0 the geometric
+    operations, the enhancements, Solarize and SolarizeAdd change nothing; Posterize keeps 4 bits, and AutoContrast,
+    Equalize and Invert have no magnitude.
 
-    To have other operations, subclass and set `operations`.
+    For other operations, subclass and set `operations`.
 
     Args:
-        num_ops: Operations drawn per picture.
+        num_ops: Number of operations drawn per image.
         magnitude: Mean magnitude, 0 to 10.
         std: Standard deviation of the magnitude.
-        prob: Chance that an operation drawn is carried out. timm's is 0.5, that of Cubuk et al. (2020) is 1.
+        prob: Probability of applying a drawn operation: 0.5 in timm, 1 in Cubuk et al. (2020).
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
 
     Example:
         >>> RandAugment()(Image.new("RGB", (80, 60))).size
@@ -82,7 +82,7 @@ class RandAugment:
     """
 
     operations: ClassVar[Mapping[str, Operation]] = OPERATIONS
-    """What is drawn from, each as likely as the others."""
+    """Operations to draw from, with equal probability."""
 
     def __init__(self, num_ops: int = 2, magnitude: float = 9.0, std: float = 0.5, prob: float = 0.5) -> None:
         if num_ops < 1:
@@ -99,22 +99,22 @@ class RandAugment:
         self.prob = prob
 
     def __call__(self, image: Image.Image, fill: Fill = GREY) -> Image.Image:
-        """Change an RGB picture.
+        """Change an RGB image.
 
         Args:
-            image: The picture.
-            fill: Colour of what a geometric operation brings in from outside the picture.
+            image: The image.
+            fill: Colour of the areas that a geometric operation brings in from outside the image.
         """
         for name, level in self.draw():
             image = self.operations[name](image, level, fill)
         return image
 
     def draw(self) -> list[tuple[str, float]]:
-        """Names and strengths (-1..1) of the operations for one picture, without those that chance leaves out."""
+        """Draw names and strengths (-1..1) of the operations for one image."""
         names = list(self.operations)
         chosen = torch.randint(len(names), (self.num_ops,)).tolist()
         kept = (torch.rand(self.num_ops) < self.prob).tolist()
-        # In double precision, or else 0.9 is a little less, and what is cut to whole numbers falls by one.
+        # In double precision: in single, 0.9 is slightly less and values rounded down to integers fall by one.
         spread = self.std * torch.randn(self.num_ops, dtype=torch.float64)
         magnitudes = (self.magnitude + spread).clamp(0, MAX_MAGNITUDE)
         signs = 2 * torch.randint(2, (self.num_ops,)) - 1

@@ -1,43 +1,40 @@
-"""Rows of a `datasets` data set as tensors: reading pictures, dense targets, batches."""
+"""Rows of a `datasets` data set as tensors: reading images, dense targets, batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import datasets
 import numpy as np
 import torch
+from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from ovml.data.samplers import NO_ROW
 from ovml.utils.errors import UserError
 from ovml.utils.images import load_image
-
-if TYPE_CHECKING:
-    import datasets
 
 Transform = Callable[[Image.Image], Tensor]
 OnBroken = Literal["raise", "skip", "replace"]
 
-NO_ROW = -1
-"""Index that stands for no row."""
-
 MAX_REPLACEMENTS = 20
-"""Broken pictures in a row after which the whole set is taken for broken."""
+"""Number of unreadable images in succession after which reading stops with an error."""
 
 
 class RowReader:
     """Turns rows into tensors.
 
-    What a transform draws for a row depends on (seed, epoch, row) alone: not on the number of workers, not on the
-    order, and not on whether the run was interrupted.
+    The random numbers of a row's transform depend on (seed, epoch, row) only, not on the number of workers, the order
+    or an interruption of the run.
 
     Args:
-        transform: From RGB image to pixel values `[3, H, W]`; its random numbers are torch's.
+        transform: Turns an RGB image into pixel values `[3, H, W]`; draws random numbers from torch.
         num_labels: Size of the vocabulary.
-        exhaustive: Whether labels not listed are absent (0) or unknown (-1).
+        exhaustive: Whether labels that a row does not list are absent (0); otherwise they are unknown (-1).
         seed: Seed of the transform's random numbers.
     """
 
@@ -51,7 +48,7 @@ class RowReader:
         """One row as `pixel_values`, `labels` and `image_id`.
 
         Raises:
-            UserError: The picture cannot be read.
+            UserError: The image cannot be read.
         """
         image = read_image(row["image"], str(row["image_id"]))
         with seeded(row_seed(self.seed, epoch, index)):
@@ -69,9 +66,9 @@ class RowReader:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator of the CPU for a while.
+    """Seed torch's CPU generator within a block.
 
-    `torch.manual_seed` would see to every device as well, at half a millisecond a call.
+    `torch.manual_seed` would seed every device too and takes half a millisecond.
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
@@ -87,7 +84,7 @@ def row_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def read_image(value: Any, image_id: str) -> Image.Image:
-    """The picture of a row: what an undecoded `datasets.Image` column holds, or any picture.
+    """Decode the image of a row: an undecoded `datasets.Image` value, or any image.
 
     Raises:
         UserError: It is missing or broken; the message names it.
@@ -98,11 +95,9 @@ def read_image(value: Any, image_id: str) -> Image.Image:
     if content is not None:
         return load_image(content, name=path or image_id)
     if path is None:
-        raise UserError(f"{image_id}: the row holds no image; leave it out of the data set")
+        raise UserError(f"{image_id}: the row holds no image; remove it from the data set")
     if "://" in path:  # a file inside an archive or on a server: `datasets` knows how to open it
-        from datasets import Image as ImageFeature
-
-        return load_image(ImageFeature().decode_example({"bytes": None, "path": path}), name=path)
+        return load_image(datasets.Image().decode_example({"bytes": None, "path": path}), name=path)
     return load_image(path)
 
 
@@ -112,8 +107,8 @@ class TensorRows(Dataset[dict[str, Any]]):
     Args:
         rows: With columns `image`, `positive`, `negative` and `image_id`.
         reader: Turns a row into tensors.
-        on_broken: What a broken picture does: `raise` an error, `skip` it (its place stays empty), or have another row
-            `replace` it, drawn from (seed, epoch, row).
+        on_broken: What to do about an unreadable image: `raise` an error, `skip` it (its place stays empty), or
+            `replace` it by another row, drawn from (seed, epoch, row).
     """
 
     def __init__(self, rows: datasets.Dataset, reader: RowReader, on_broken: OnBroken = "raise") -> None:
@@ -155,17 +150,17 @@ class TensorRows(Dataset[dict[str, Any]]):
 
 
 class TensorStream(IterableDataset[dict[str, Any]]):
-    """A streamed data set of tensors: the share of this process and worker, each row once an epoch.
+    """A streamed data set of tensors: the share of this process and worker, each row once per epoch.
 
     Args:
         rows: With columns `image`, `positive`, `negative` and `image_id`.
         reader: Turns a row into tensors.
-        on_broken: As for `TensorRows`; the row that replaces a broken one is the next of the stream.
-        rank: Of this process.
+        on_broken: As for `TensorRows`; the next row of the stream replaces a broken one.
+        rank: Rank of this process.
         world_size: Number of processes.
-        buffer_size: Rows among which the shuffling draws; 0 keeps the order.
-        epoch_size: Rows that every process yields in an epoch, starting again where the stream is shorter. Training
-            over several processes needs it: all must take the same number of steps. It also gives the stream a length.
+        buffer_size: Size of the shuffle buffer in rows; 0 keeps the order.
+        epoch_size: Rows that every process yields per epoch; a shorter stream starts again. Training with several
+            processes needs it, because all must take the same number of steps. It also gives the stream a length.
     """
 
     def __init__(
@@ -178,8 +173,6 @@ class TensorStream(IterableDataset[dict[str, Any]]):
         buffer_size: int = 0,
         epoch_size: int | None = None,
     ) -> None:
-        from datasets.distributed import split_dataset_by_node
-
         rows = undecoded(rows)
         if buffer_size:
             rows = rows.shuffle(seed=reader.seed, buffer_size=buffer_size)
@@ -192,9 +185,9 @@ class TensorStream(IterableDataset[dict[str, Any]]):
         self.epoch_size = epoch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation; called before every epoch."""
+        """Set the epoch, which selects the order and the augmentation."""
         self.epoch = epoch
-        if self.shuffled:  # `datasets` would reorder the shards of any other stream too
+        if self.shuffled:  # `datasets` would reorder the shards of an unshuffled stream too
             self.rows.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -214,7 +207,7 @@ class TensorStream(IterableDataset[dict[str, Any]]):
                 if share is not None and index >= share:
                     return
                 try:
-                    # Other workers and processes count from 0 as well; no two rows draw the same numbers.
+                    # A number that no other worker or process uses, so that no two rows draw the same random numbers.
                     place = (index * workers + number) * self.world_size + self.rank
                     item = self.reader.read(row, self.epoch, place)
                 except UserError as error:
@@ -231,16 +224,16 @@ class TensorStream(IterableDataset[dict[str, Any]]):
                 index += 1
             if share is None:
                 if index == 0 and self.world_size > 1:
-                    yield {}  # an empty batch: the process must take part in the others' sums
+                    yield {}  # an empty batch: the process must take part in the collective sums
                 return
             if index == start:
                 raise UserError(
-                    f"the stream has no picture for worker {number} of process {self.rank} to train on; "
+                    f"the stream has no image for worker {number} of process {self.rank} to train on; "
                     "use fewer workers or processes, or more shards"
                 )
 
     def _share(self, number: int, workers: int) -> int | None:
-        """Rows of this process that a worker yields: in proportion to its shards, of which it may have none."""
+        """Number of this process's rows that a worker yields, in proportion to its shards (it may have none)."""
         if self.epoch_size is None:
             return None
         shards = int(self.rows.num_shards)
@@ -250,23 +243,21 @@ class TensorStream(IterableDataset[dict[str, Any]]):
 
 
 def _all_broken(broken: Sequence[str]) -> UserError:
-    return UserError(f"{len(broken)} pictures in a row cannot be read; the first: {broken[0]}")
+    return UserError(f"{len(broken)} images in a row cannot be read; the first: {broken[0]}")
 
 
 def undecoded(rows: Any) -> Any:
-    """The same rows with pictures as bytes or path, so that a broken one can be named."""
-    from datasets import Image as ImageFeature
-
-    if rows.features is not None and isinstance(rows.features.get("image"), ImageFeature):
-        return rows.cast_column("image", ImageFeature(decode=False))
+    """Return the rows with undecoded images, so that an error can name the broken one."""
+    if rows.features is not None and isinstance(rows.features.get("image"), datasets.Image):
+        return rows.cast_column("image", datasets.Image(decode=False))
     return rows
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack rows into a batch; `broken` has a message for every picture that could not be read."""
+    """Stack rows into a batch; `broken` lists a message for every image that cannot be read."""
     whole = [row for row in rows if "labels" in row]
     empty = torch.empty(0)
-    # Rows whose features are kept on disk have these in the place of pictures.
+    # Rows of a feature cache have features instead of pixel values.
     given = "features" if whole and "features" in whole[0] else "pixel_values"
     return {
         given: torch.stack([row[given] for row in whole]) if whole else empty,
@@ -274,27 +265,3 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "image_id": [row["image_id"] for row in whole],
         "broken": [message for row in rows for message in row.get("broken", [])],
     }
-
-
-class TrainSampler(DistributedSampler[Any]):
-    """Draws `(epoch, index)`, so that augmentation can depend on the epoch; the same number on every process."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in super().__iter__())
-
-
-class EvalSampler(DistributedSampler[Any]):
-    """Every row exactly once over all processes, in order.
-
-    The sampler of torch repeats rows until all processes have the same number; metrics would count those twice.
-    A process that is left without a row draws `NO_ROW`, an empty batch: it must take part in the others' sums.
-    """
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((0, index) for index in self._share())
-
-    def __len__(self) -> int:
-        return len(self._share())
-
-    def _share(self) -> Sequence[int]:
-        return range(self.rank, len(self.dataset), self.num_replicas) or [NO_ROW]  # type: ignore[arg-type]

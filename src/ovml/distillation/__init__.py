@@ -1,4 +1,4 @@
-"""Distillation: keep the adapted vision tower near the original CLIP. To add one, subclass `Distillation`."""
+"""Distillation losses keep the trained vision tower close to the original CLIP. To add one, subclass `Distillation`."""
 
 from ovml.distillation.base import Distillation
 from ovml.distillation.feature import CosineDistillation, FeatureL1

@@ -1,4 +1,4 @@
-"""The base class of all distillations."""
+"""The base class of all distillation losses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
+from ovml.utils.parts import Part
 
 
-class Distillation(nn.Module, ABC):
-    """Compares the features of the adapted tower with those of the frozen original on the same images.
+class Distillation(Part, nn.Module, ABC):
+    """Base class of losses that compare features of the trained vision tower with those of the original CLIP.
 
-    Subclass it, write `forward`, and name the class on the command line: `--model.distillation my_pkg.MyDistillation`.
-    Its parameters learn in the vision stage, or in `HeadStage`.
+    To add one, subclass it, implement `forward`, and pass the class on the command line:
+    `--model.distillation my_pkg.MyDistillation`. Its parameters are trained in the vision stage, or in `HeadStage`.
 
     Example:
         >>> class PatchL2(Distillation):
@@ -28,16 +29,16 @@ class Distillation(nn.Module, ABC):
         """Return a scalar.
 
         Args:
-            student: Global embeddings `[B, D]` and patch embeddings `[B, P, D]` of the tower that learns.
-            teacher: The same of the original; they carry no gradient.
+            student: Global embeddings `[B, D]` and patch embeddings `[B, P, D]` of the trained tower.
+            teacher: Features of the original CLIP for the same images, without gradient.
         """
 
 
 def full_precision(embeds: Tensor) -> Tensor:
-    """Half precision as float32: near the teacher a distance is smaller than what half precision tells apart."""
+    """Convert half precision to float32, because distances to the teacher may be below half precision's resolution."""
     return embeds.float() if embeds.dtype in (torch.float16, torch.bfloat16) else embeds
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """`1 - cos` of embeddings `[..., D]`, in full precision; returns `[...]`."""
+    """Return `1 - cos` of embeddings `[..., D]`, as `[...]`, in float32 or wider."""
     return 1 - F.cosine_similarity(full_precision(student), full_precision(teacher), dim=-1)

@@ -1,4 +1,4 @@
-"""Distillation of the whole picture: global embeddings, image by image."""
+"""Distillation of global embeddings, image by image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ovml.encoders import ImageFeatures
 
 
 class FeatureL1(Distillation):
-    """Mean absolute difference of the global embeddings (He et al., AAAI 2023, sec. 3.3).
+    """Mean absolute difference of the global embeddings (MKT's distillation; He et al., AAAI 2023, arXiv 2207.01887).
 
     Example:
         >>> import torch
@@ -20,14 +20,14 @@ class FeatureL1(Distillation):
     """
 
     def forward(self, student: ImageFeatures, teacher: ImageFeatures) -> Tensor:
-        """Return `mean |student - teacher|` over the global embeddings `[B, D]`."""
+        """Return the mean of `|student - teacher|` over the global embeddings `[B, D]`."""
         return F.l1_loss(student.global_embeds, teacher.global_embeds)
 
 
 class CosineDistillation(Distillation):
-    """Mean over images of `1 - cos(s_b, t_b)`, the global embeddings (DistilBERT; Sanh et al., 2019, arXiv 1910.01108).
+    """Mean of `1 - cos` of the global embeddings of student and teacher (DistilBERT; Sanh et al., arXiv 1910.01108).
 
-    Directions are compared, lengths are free: what plain CLIP, which scores by the cosine, does not see costs nothing.
+    Only directions are compared. Changes of length cost nothing, as they do not affect plain CLIP's cosine scores.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Distillation patch by patch."""
+"""Distillation of patch embeddings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ovml.utils.errors import UserError
 
 
 class PatchDistillation(Distillation):
-    """Mean over images and patches of a distance between the patch embeddings.
+    """Mean distance of the patch embeddings of student and teacher, over images and patches.
 
-    `mean_{b,p} (1 - cos(s_bp, t_bp))`, or with `"l1"` MKT's own measure (see `FeatureL1`) of every patch,
-    `mean_{b,p,d} |s_bpd - t_bpd|`. The cosine over regions is how CLIPSelf teaches a dense map
-    (Wu et al., ICLR 2024, arXiv 2310.01403), there from crops of the picture and here from the original's own patches.
+    `"cosine"` is `mean_{b,p} (1 - cos(s_bp, t_bp))`; `"l1"` applies the distance of `FeatureL1` to each patch,
+    `mean_{b,p,d} |s_bpd - t_bpd|`. CLIPSelf (Wu et al., ICLR 2024, arXiv 2310.01403) distils regions with the cosine
+    too; its targets come from image crops, whereas here they are the original CLIP's patches.
 
-    It holds what the local stream of a head scores, where a distillation of global embeddings does not reach.
+    This loss constrains the local stream of a head, which distillation of global embeddings does not.
 
     Args:
         distance: `"cosine"` or `"l1"`.
 
     Raises:
-        UserError: It is neither.
+        UserError: `distance` is neither.
 
     Example:
         >>> import torch

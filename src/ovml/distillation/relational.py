@@ -1,4 +1,4 @@
-"""Distillation of how the images of a batch relate to each other."""
+"""Distillation of the similarities between the images of a batch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from ovml.encoders import ImageFeatures
 
 
 class RelationalDistillation(Distillation):
-    """Images that are alike to the original stay alike (Tung and Mori, ICCV 2019, arXiv 1907.09682).
+    """Similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682).
 
-    With `S` and `T` the global embeddings `[B, D]` of student and teacher, and `n` dividing each row by its L2 norm:
-    `loss = ||n(S S') - n(T T')||_F^2 / B^2`. The space may turn as a whole, so much more may change than under
-    `FeatureL1`, the fit to the text tower included: a companion of another distillation rather than its substitute.
+    `loss = ||n(S S') - n(T T')||_F^2 / B^2`, with the global embeddings `S` and `T` `[B, D]` of student and teacher,
+    and `n` dividing each row by its L2 norm. The loss ignores rotations of the whole space, which break the fit to
+    the text tower, so combine it with another distillation.
 
-    It is a small number, at most `4 / B`: the paper multiplies it by 3,000. Each of several processes compares its own
-    images alone, so that, unlike ovml's other losses, it depends on how a batch is divided. Of one image nothing can be
-    said, and it is 0.
+    The loss is at most `4 / B`; the paper multiplies it by 3,000. With several processes each compares its own images
+    only, so the loss depends on how a batch is divided. For a single image it is 0.
 
     Example:
         >>> student, turned = torch.randn(5, 8), torch.linalg.qr(torch.randn(8, 8)).Q
@@ -35,7 +34,7 @@ class RelationalDistillation(Distillation):
 
 
 def _similarities(embeds: Tensor) -> Tensor:
-    # Autocast would take the product in half precision, whose error is as large as what is compared.
+    # In half precision, as under autocast, the error would be as large as the differences.
     with torch.autocast(embeds.device.type, enabled=False):
         embeds = full_precision(embeds)
         return F.normalize(embeds @ embeds.T, dim=-1)

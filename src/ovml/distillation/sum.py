@@ -1,4 +1,4 @@
-"""Several distillations at once."""
+"""Weighted sum of distillation losses."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ovml.utils.errors import UserError
 
 
 class SumDistillation(Distillation):
-    """Weighted sum of ovml's distillations: `sum_i w_i loss_i`, those of weight 0 not computed.
+    """Weighted sum of ovml's distillation losses, `sum_i w_i loss_i`. Losses of weight 0 are not computed.
 
-    The whole is multiplied by the model's `distillation_weight`. For a sum with a distillation of your own subclass
+    Training multiplies the sum by the model's `distillation_weight`. To include a loss of your own, subclass
     `Distillation` and call both.
 
     Args:
         feature: Weight of `FeatureL1`.
         cosine: Weight of `CosineDistillation`.
         relational: Weight of `RelationalDistillation`.
-        patch: Weight of `PatchDistillation` with the cosine.
+        patch: Weight of `PatchDistillation` with the cosine distance.
 
     Raises:
-        UserError: A weight is negative, or all are 0.
+        UserError: A weight is negative, or all weights are 0.
 
     Example:
         >>> zeros, ones = (ImageFeatures(f(2, 8), f(2, 4, 8)) for f in (torch.zeros, torch.ones))

@@ -11,6 +11,7 @@ from ovml.encoders.clip import (
     length_batches,
     pad_rows,
     restore_order,
+    widened,
 )
 from ovml.encoders.factory import make_encoders
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
@@ -27,4 +28,5 @@ __all__ = [
     "make_encoders",
     "pad_rows",
     "restore_order",
+    "widened",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,18 @@ from ovml.encoders.execution import (
     run_bidirectional_blocks,
     run_text_blocks,
     run_text_blocks_with_prefix,
+    widen,
 )
 from ovml.encoders.prefix import shared_length
 from ovml.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import CLIPModel, PreTrainedTokenizerBase
-
 
 class ImageFeatures(NamedTuple):
-    """What the vision tower gives for a batch of images. Neither embedding is L2-normalised.
+    """Output of the vision tower for a batch of images. Neither embedding is L2-normalised.
 
     Attributes:
-        global_embeds: Embeddings of whole pictures `[B, D]`: CLIP's class token, SigLIP's attention-pooled one.
-        patch_embeds: Patch embeddings `[B, P, D]`, row by row over the picture.
+        global_embeds: Global image embeddings `[B, D]`: CLIP's class token, or SigLIP's attention-pooled token.
+        patch_embeds: Patch embeddings `[B, P, D]`, in row-major order over the image.
 
     Example:
         >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
@@ -39,14 +37,19 @@ class ImageFeatures(NamedTuple):
     patch_embeds: Tensor
 
 
+def widened(features: ImageFeatures) -> ImageFeatures:
+    """The features in float32 where autocast is on."""
+    return ImageFeatures(*map(widen, features))
+
+
 class ImageTail(nn.Module):
     """The end of a vision tower: its last blocks, the layer norm and the projection.
 
     Args:
         layers: Transformer blocks.
-        post_layernorm: Applied to ALL tokens; `CLIPVisionModel` itself applies it to the class token only.
+        post_layernorm: Applied to all tokens; Hugging Face's `CLIPVisionModel` applies it to the class token only.
         visual_projection: Linear map `[W] -> [D]`.
-        execution: How the blocks are run.
+        execution: How the blocks run.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip
@@ -71,22 +74,22 @@ class ImageTail(nn.Module):
         self.execution = execution or Execution()
 
     def forward(self, hidden_states: Tensor) -> ImageFeatures:
-        """Run hidden states `[B, 1+P, W]` through the blocks to embeddings."""
+        """Run hidden states `[B, 1+P, W]` through the blocks and project them to embeddings."""
         hidden_states = run_bidirectional_blocks(self.layers, hidden_states, self.execution)
         return self.pool(self.post_layernorm(hidden_states))
 
     def pool(self, tokens: Tensor) -> ImageFeatures:
-        """Embeddings of the last, normed hidden states `[B, 1+P, W]`."""
+        """Project the last, normalised hidden states `[B, 1+P, W]` to embeddings."""
         embeds = self.visual_projection(tokens)
         return ImageFeatures(embeds[:, 0], embeds[:, 1:])
 
 
 class ImageEncoder(nn.Module):
-    """Vision tower of CLIP with the projection applied to every token (He et al., AAAI 2023, sec. 3.2).
+    """Vision tower of CLIP with the projection applied to every token (MKT; He et al., AAAI 2023, arXiv 2207.01887).
 
     Args:
-        clip: The model whose vision tower is used (its modules are shared, not copied).
-        execution: How the blocks are run.
+        clip: The `CLIPModel` whose vision tower is used. Its modules are shared, not copied.
+        execution: How the blocks run.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip
@@ -100,7 +103,7 @@ class ImageEncoder(nn.Module):
     tail_class: ClassVar[type[ImageTail]] = ImageTail
     visual_projection: nn.Module
 
-    def __init__(self, clip: CLIPModel, execution: Execution | None = None) -> None:
+    def __init__(self, clip: Any, execution: Execution | None = None) -> None:
         super().__init__()
         self.execution = execution or Execution()
         self.vision_model = clip.vision_model
@@ -117,10 +120,10 @@ class ImageEncoder(nn.Module):
         return len(self.vision_model.encoder.layers)
 
     def tail(self, num_layers: int) -> ImageTail:
-        """A view on the last `num_layers` blocks, the layer norm and the projection (shared, not copied).
+        """Return the last `num_layers` blocks, the layer norm and the projection (shared, not copied).
 
         Raises:
-            UserError: The tower has fewer blocks.
+            UserError: The tower has fewer blocks than `num_layers`.
         """
         if not 0 <= num_layers <= self.num_layers:
             raise UserError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
@@ -128,7 +131,7 @@ class ImageEncoder(nn.Module):
         return self.tail_class(layers, self.vision_model.post_layernorm, self.visual_projection, self.execution)
 
     def replace_tail(self, tail: ImageTail) -> None:
-        """Put other modules in the place of the last blocks, the layer norm and the projection."""
+        """Replace the last blocks, the layer norm and the projection by those of `tail`."""
         layers = self.vision_model.encoder.layers
         for position, layer in enumerate(tail.layers, start=self.num_layers - len(tail.layers)):
             layers[position] = layer
@@ -136,17 +139,17 @@ class ImageEncoder(nn.Module):
         self.visual_projection = tail.visual_projection
 
     def trunk(self, pixel_values: Tensor, num_tail_layers: int) -> Tensor:
-        """Hidden states `[B, 1+P, W]` that enter the last `num_tail_layers` blocks.
+        """Run all but the last `num_tail_layers` blocks; returns hidden states `[B, 1+P, W]`.
 
         Args:
             pixel_values: Normalised images `[B, 3, H, W]`.
-            num_tail_layers: Blocks left to run, by `tail(num_tail_layers)`.
+            num_tail_layers: Number of blocks left for `tail(num_tail_layers)`.
         """
         layers = self.vision_model.encoder.layers[: self.num_layers - num_tail_layers]
         return run_bidirectional_blocks(layers, self.embed_patches(pixel_values), self.execution)
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
-        """Hidden states `[B, 1+P, W]` that enter the first block."""
+        """Return the hidden states `[B, 1+P, W]` that enter the first block."""
         hidden_states: Tensor = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixel_values))
         return hidden_states
 
@@ -157,17 +160,17 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Text tower of CLIP from strings or token embeddings to text embeddings `[L, D]`, not L2-normalised.
+    """Text tower of CLIP: embeds strings or token embeddings as `[L, D]`, not L2-normalised.
 
-    The tower is causal and read at the end token, so tokens after it never matter: texts run in batches of
-    similar length, padded to the longest of the batch and never to the context length; and the tokens that a batch
-    begins with ("a photo of a") have the same states in every text, so they are computed once. The result is the same.
+    The tower is causal and read at the end token, so tokens after it have no effect. Two shortcuts follow, and neither
+    changes the result. Texts run in batches of similar length, padded to the longest text of the batch instead of the
+    context length. Tokens that all texts of a batch start with ("a photo of a") are computed once.
 
     Args:
-        clip: The model whose text tower is used (its modules are shared, not copied).
-        tokenizer: The checkpoint's tokenizer (a fast one, which gives character offsets).
-        batch_size: Texts run at once.
-        execution: How the blocks are run.
+        clip: The `CLIPModel` whose text tower is used. Its modules are shared, not copied.
+        tokenizer: The checkpoint's tokenizer; a fast one, because character offsets are needed.
+        batch_size: Number of texts per batch.
+        execution: How the blocks run.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -178,8 +181,8 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        clip: CLIPModel,
-        tokenizer: PreTrainedTokenizerBase,
+        clip: Any,
+        tokenizer: Any,
         batch_size: int = 256,
         execution: Execution | None = None,
     ) -> None:
@@ -202,11 +205,11 @@ class TextEncoder(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Most tokens that a text may have, start and end token included."""
+        """Maximum number of tokens of a text, including start and end token."""
         return int(self.text_model.embeddings.position_embedding.num_embeddings)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of each text with start and end token, unpadded, and each token's character span.
+        """Return the unpadded token ids of each text, with start and end token, and each token's character span.
 
         Raises:
             UserError: A text has more tokens than the tower has positions.
@@ -236,12 +239,12 @@ class TextEncoder(nn.Module):
         return restore_order(embeds, batches)
 
     def encode(self, token_embeds: Tensor, lengths: Tensor, num_shared: int = 0) -> Tensor:
-        """Run token embeddings through the tower and read it at the end token.
+        """Run token embeddings through the tower and read the output at the end token.
 
         Args:
-            token_embeds: `[N, T, W]`, without positions; what stands after the end token is ignored.
-            lengths: `[N]` number of tokens up to and with the end token.
-            num_shared: Tokens at the beginning that are the same in all rows, fewer than the shortest text's.
+            token_embeds: `[N, T, W]`, without position embeddings; tokens after the end token are ignored.
+            lengths: `[N]`, number of tokens up to and including the end token.
+            num_shared: Number of leading tokens that are the same in all rows; less than the shortest length.
 
         Returns:
             Text embeddings `[N, D]`.
@@ -254,7 +257,7 @@ class TextEncoder(nn.Module):
             hidden_states = run_text_blocks_with_prefix(text.encoder.layers, hidden_states, num_shared, self.execution)
             lengths = lengths - num_shared
         else:
-            # None where attention masks by itself (SDPA). Built outside of what is compiled, where it never is None.
+            # None for SDPA, which masks by itself. Made outside the compiled blocks, where it would never be None.
             mask = create_causal_mask(
                 config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
             )
@@ -275,12 +278,12 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-    """Stack rows of unequal length into `[N, T]`, filled with `value` at the end."""
+    """Stack rows of unequal length into `[N, T]`, padded with `value` at the end."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
 def restore_order(embeds: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> Tensor:
-    """Undo `length_batches`: rows of `embeds` (one tensor a batch) back in their first order."""
+    """Undo `length_batches`: concatenate `embeds` (one tensor per batch) in the original order of the rows."""
     order = torch.tensor([i for batch in batches for i in batch], device=embeds[0].device)
     return torch.cat(list(embeds))[torch.argsort(order)]

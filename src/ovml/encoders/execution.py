@@ -1,4 +1,4 @@
-"""How the towers run their blocks: as they are, compiled, or with activations computed twice instead of kept."""
+"""How the towers run their blocks: plain, compiled, or with gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ovml.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Execution:
-    """How a tower's blocks are run. The numbers are the same but for the last digits of float32.
+    """How a tower's blocks run. The options change results only in the last digits of float32.
 
     Attributes:
         compile: Run the blocks through `torch.compile`.
-        gradient_checkpointing: Of a block that learns keep the input only; compute the rest again in the backward pass.
+        gradient_checkpointing: Keep only the input of each trained block and recompute the rest in the backward pass.
     """
 
     compile: bool = False
@@ -29,9 +29,9 @@ class Execution:
 
 
 def run_bidirectional_blocks(layers: Iterable[nn.Module], hidden_states: Tensor, execution: Execution) -> Tensor:
-    """Run hidden states `[B, T, W]` through blocks whose tokens all see each other.
+    """Run hidden states `[B, T, W]` through blocks with bidirectional attention.
 
-    These are the vision towers' and, of SigLIP, the text tower's.
+    Vision towers and SigLIP's text tower consist of such blocks.
     """
     return _run(_bidirectional_block, layers, hidden_states, execution)
 
@@ -39,16 +39,19 @@ def run_bidirectional_blocks(layers: Iterable[nn.Module], hidden_states: Tensor,
 def run_text_blocks(
     layers: Iterable[nn.Module], hidden_states: Tensor, mask: Tensor | None, execution: Execution
 ) -> Tensor:
-    """Run hidden states `[N, T, W]` through causal blocks: CLIP's text tower. The mask is `None` with SDPA."""
+    """Run hidden states `[N, T, W]` through the causal blocks of CLIP's text tower. `mask` is `None` with SDPA."""
     return _run(_text_block, layers, hidden_states, execution, mask)
 
 
 def run_text_blocks_with_prefix(
     layers: Iterable[nn.Module], hidden_states: Tensor, num_shared: int, execution: Execution
 ) -> Tensor:
-    """Run hidden states `[N, T, W]` whose first `num_shared` tokens are the same in all rows; returns the others'.
+    """Run hidden states `[N, T, W]` whose first `num_shared` tokens are the same in all rows.
 
-    It calls the parts of a block one by one: see `is_whole`.
+    The modules inside a block are called one by one; see `is_whole`.
+
+    Returns:
+        Hidden states of the other tokens, `[N, T - num_shared, W]`.
     """
     packed = pack(hidden_states, num_shared)
     packed = _run(packed_block, layers, packed, execution, num_shared, len(hidden_states))
@@ -56,8 +59,16 @@ def run_text_blocks_with_prefix(
 
 
 def is_whole(layer: nn.Module) -> bool:
-    """Whether a block can only be called as a whole: torch wrapped it, say to put its shards together first (FSDP)."""
+    """Whether a block can only be called as a whole because torch wraps it, as FSDP does to gather its shards."""
     return type(layer).__module__.startswith("torch.")
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """The tensor in float32 where autocast is on.
+
+    In half precision different scores would round to the same number, and their order would be lost.
+    """
+    return tensor.float() if torch.is_autocast_enabled(tensor.device.type) else tensor
 
 
 def _bidirectional_block(layer: nn.Module, hidden_states: Tensor) -> Tensor:
@@ -73,13 +84,13 @@ def _text_block(layer: nn.Module, hidden_states: Tensor, mask: Tensor | None) ->
 def _run(
     block: Callable[..., Tensor], layers: Iterable[nn.Module], hidden_states: Tensor, execution: Execution, *args: Any
 ) -> Tensor:
-    # A batch of one would be compiled once more, since a size of 1 broadcasts; as it is, it costs next to nothing.
+    # torch.compile specialises on size 1 and would compile again; a batch of one is cheap without it.
     if execution.compile and len(hidden_states) > 1:
         block = _compiled(block)
     for layer in layers:
-        learns = hidden_states.requires_grad or any(p.requires_grad for p in layer.parameters())
-        # Frozen blocks run in one and the same mode, in training too, and so need no compiled form of their own.
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        trained = hidden_states.requires_grad or any(p.requires_grad for p in layer.parameters())
+        # Frozen blocks run without gradients in training too, so they are compiled for one mode only.
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             if execution.gradient_checkpointing and torch.is_grad_enabled():
                 hidden_states = checkpoint(block, layer, hidden_states, *args, use_reentrant=False)
             else:
@@ -89,20 +100,20 @@ def _run(
 
 @cache
 def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The compiled form of a block, one for all layers of all models: equal layers share what was compiled.
+    """Compile a block once for all layers of all models; equal layers share the compiled code.
 
-    It hangs on no module, so that copies, checkpoints and the names of weights know nothing of it. Sizes are symbols
-    from the first batch on: neither an epoch's last batch nor labels of another length compile anything anew.
+    No module holds the compiled function, so copies, checkpoints and parameter names do not change. Sizes are
+    symbolic, so a smaller last batch or longer labels do not compile again.
     """
     return torch.compile(block, dynamic=True)
 
 
 @cache
 def check_compiler(device: torch.device) -> None:
-    """See that `torch.compile` works on a device.
+    """Check that `torch.compile` works on a device.
 
     Raises:
-        UserError: It does not: on the CPU most often for want of a C++ compiler.
+        UserError: It does not work. On a CPU the usual reason is a missing C++ compiler.
     """
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.ones(2, device=device))

@@ -1,4 +1,4 @@
-"""Which encoders belong to a model."""
+"""Choice of the encoders for a model."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ovml.utils.errors import UserError
 
 
 def make_encoders(clip: Any, tokenizer: Any, execution: Execution | None = None) -> tuple[ImageEncoder, TextEncoder]:
-    """The encoders that belong to a model.
+    """Make the image encoder and the text encoder of a model.
 
     Args:
         clip: A `CLIPModel` or `SiglipModel`.
         tokenizer: The checkpoint's tokenizer.
-        execution: How the blocks are run.
+        execution: How the blocks run.
 
     Raises:
-        UserError: It is another model, or lacks a part that the encoders need.
+        UserError: The model is of another type, or lacks a module that the encoders need.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer

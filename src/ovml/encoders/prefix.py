@@ -1,4 +1,4 @@
-"""Texts that begin alike: a causal tower gives the tokens they share the same states, so these are computed once."""
+"""Shared prefixes of texts: in a causal tower, tokens that all texts start with are computed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def shared_length(rows: Sequence[Sequence[Any]]) -> int:
-    """How many tokens all rows begin with; of each row at least the last one stays its own.
+    """Count the leading tokens that all rows share. The last token of a row never counts as shared.
 
     >>> shared_length([[9, 1, 2, 5, 8], [9, 1, 2, 6, 7, 8]]), shared_length([[9, 1], [9, 1]])
     (3, 1)
@@ -22,30 +22,30 @@ def shared_length(rows: Sequence[Sequence[Any]]) -> int:
 
 
 def pack(hidden_states: Tensor, num_shared: int) -> Tensor:
-    """Put the shared tokens of `[N, T, W]`, taken from the first row, before all rows' own: `[S + N (T - S), W]`."""
+    """Pack `[N, T, W]` to `[S + N (T - S), W]`: the `S` shared tokens once, then the own tokens of all rows."""
     return torch.cat([hidden_states[0, :num_shared], hidden_states[:, num_shared:].flatten(0, 1)])
 
 
 def unpack(packed: Tensor, num_shared: int, num_texts: int) -> Tensor:
-    """The rows' own tokens `[N, T - S, W]` of what `pack` gave."""
+    """Return the own tokens `[N, T - S, W]` of packed rows."""
     return packed[num_shared:].reshape(num_texts, -1, packed.shape[-1])
 
 
 def packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: int) -> Tensor:
-    """A block of CLIP's text tower on packed tokens.
+    """Run a block of CLIP's text tower on packed tokens.
 
-    The shared tokens attend to each other; each row's own to the shared ones and to themselves.
+    Shared tokens attend to each other; the own tokens of a row attend to the shared tokens and to each other.
 
     Args:
         layer: A `CLIPEncoderLayer`.
-        packed: What `pack` gave, `[S + N (T - S), W]`.
-        num_shared: `S`.
-        num_texts: `N`.
+        packed: Output of `pack`, `[S + N (T - S), W]`.
+        num_shared: Number of shared tokens, `S`.
+        num_texts: Number of rows, `N`.
     """
     attention: Any = layer.self_attn
     dropout = attention.dropout if attention.training else 0.0
     normed = layer.layer_norm1(packed)  # type: ignore[operator]
-    # Queries, keys and values by head: of the shared tokens [1, H, S, d], of the rows' own [N, H, R, d].
+    # Queries, keys and values by head: shared tokens [1, H, S, d], own tokens [N, H, R, d].
     (query, key, value), (own_query, own_key, own_value) = zip(
         *(
             _heads(projection(normed), num_shared, num_texts, attention.head_dim)

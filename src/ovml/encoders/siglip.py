@@ -15,7 +15,7 @@ from ovml.encoders.execution import run_bidirectional_blocks
 from ovml.utils.errors import UserError
 
 SPACE = "▁"
-"""What stands for a blank in a sentencepiece token."""
+"""The character that sentencepiece writes for a space."""
 
 
 class SiglipImageTail(ImageTail):
@@ -24,8 +24,8 @@ class SiglipImageTail(ImageTail):
     Args:
         layers: Transformer blocks.
         post_layernorm: Applied to all tokens.
-        visual_projection: The head, a `SiglipMultiheadAttentionPoolingHead`.
-        execution: How the blocks are run.
+        visual_projection: The pooling head, a `SiglipMultiheadAttentionPoolingHead`.
+        execution: How the blocks run.
 
     Example:
         >>> from transformers import SiglipConfig, SiglipModel
@@ -37,27 +37,27 @@ class SiglipImageTail(ImageTail):
     """
 
     def pool(self, tokens: Tensor) -> ImageFeatures:
-        """Embeddings of the last, normed hidden states `[B, P, W]`: all pooled by the head, and each by itself."""
+        """Pool the last, normalised hidden states `[B, P, W]`: all together, and each by itself."""
         return pool_all_and_each(self.visual_projection, tokens)
 
 
 class SiglipImageEncoder(ImageEncoder):
     r"""Vision tower of SigLIP (Zhai et al., ICCV 2023, arXiv 2303.15343).
 
-    It has no class token and no projection: a head pools the last hidden states `x_p` by attention,
-    `a = W_o sum_p softmax_p(<q, W_k x_p>) W_v x_p + b`, and gives `a + MLP(LayerNorm(a))`.
+    SigLIP has no class token and no projection. A head pools the last hidden states `x_p` by attention,
+    `a = W_o sum_p softmax_p(<q, W_k x_p>) W_v x_p + b`, and returns `a + MLP(LayerNorm(a))`.
 
-    - Global embedding: the head's own output, which the model was trained to match with texts.
-    - Patch embedding: the head's output where `x_p` is all there is to attend to. The softmax over one token is 1, so
-      that query and key fall out and the value's path remains: `a_p = W_o W_v x_p + b`. That is how MaskCLIP (Zhou et
-      al., ECCV 2022, arXiv 2112.01071) reads dense features off a pooling by attention, here with the MLP
-      that follows. `a` is a weighted mean of the `a_p`, so both lie in the space of the label embeddings.
+    - Global embedding: the head's output, which the model was trained to match with texts.
+    - Patch embedding: the head's output for the single token `x_p`. The softmax over one token is 1, so query and key
+      cancel and the value path remains: `a_p = W_o W_v x_p + b`, followed by the same MLP. MaskCLIP (Zhou et al.,
+      ECCV 2022, arXiv 2112.01071) reads dense features from attention pooling in this way. `a` is a weighted mean of
+      the `a_p`, so global and patch embeddings share the space of the label embeddings.
 
-    `visual_projection` is the head: it learns where CLIP's projection does.
+    `visual_projection` is the head. It is trained wherever CLIP's projection is.
 
     Args:
-        clip: A `SiglipModel`, whose vision tower is used (its modules are shared, not copied).
-        execution: How the blocks are run.
+        clip: The `SiglipModel` whose vision tower is used. Its modules are shared, not copied.
+        execution: How the blocks run.
 
     Raises:
         UserError: The tower has no pooling head.
@@ -85,7 +85,7 @@ class SiglipImageEncoder(ImageEncoder):
             raise UserError("clip: this SiglipModel pools no image embedding; give one with vision_use_head")
 
     def replace_tail(self, tail: ImageTail) -> None:
-        """Put other modules in the place of the last blocks, the layer norm and the head."""
+        """Replace the last blocks, the layer norm and the head by those of `tail`."""
         layers = self.vision_model.encoder.layers
         for position, layer in enumerate(tail.layers, start=self.num_layers - len(tail.layers)):
             layers[position] = layer
@@ -93,15 +93,15 @@ class SiglipImageEncoder(ImageEncoder):
         self.vision_model.head = tail.visual_projection
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
-        """Hidden states `[B, P, W]` that enter the first block."""
+        """Return the hidden states `[B, P, W]` that enter the first block."""
         hidden_states: Tensor = self.vision_model.embeddings(pixel_values)
         return hidden_states
 
 
 def pool_all_and_each(head: Any, tokens: Tensor) -> ImageFeatures:
-    """A pooling head's output for all tokens together, and for each alone: see `SiglipImageEncoder`.
+    """Run a pooling head on all tokens together and on each token alone; see `SiglipImageEncoder`.
 
-    Both in one pass, since they have the values and all that follows in common.
+    One pass computes both, because they share the values and everything after the attention.
 
     Args:
         head: A `SiglipMultiheadAttentionPoolingHead`.
@@ -109,7 +109,7 @@ def pool_all_and_each(head: Any, tokens: Tensor) -> ImageFeatures:
     """
     attention = head.attention
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    # Two rows: a single one is multiplied by another routine, whose last bits depend on where in memory weights lie.
+    # Two rows: a single row uses another matrix routine, whose last bits depend on the weights' memory address.
     probe = head.probe.expand(-1, 2, -1)
     query, keys, values = (
         F.linear(states, weight, bias)
@@ -126,21 +126,21 @@ def pool_all_and_each(head: Any, tokens: Tensor) -> ImageFeatures:
 
 
 class SiglipTextEncoder(TextEncoder):
-    """Text tower of SigLIP from strings or token embeddings to text embeddings `[L, D]`, not L2-normalised.
+    """Text tower of SigLIP: embeds strings or token embeddings as `[L, D]`, not L2-normalised.
 
-    Its tokens see each other in both directions, padding too, and it is read at the last position whatever stands
-    there. So every text runs at the full length that it was trained with (64 tokens), and neither of the causal
-    tower's two savings applies: texts are not cut to the longest of a batch, and a beginning that they share is
-    computed for each. Texts are read in lower case, as in training.
+    Its attention is bidirectional and includes padding, and the output is read at the last position. So every text
+    runs at the full training length (64 tokens), and neither shortcut of CLIP's causal tower applies: texts are not
+    shortened to the longest of a batch, and a common beginning is computed for each text. Texts are lower-cased, as in
+    training.
 
     Args:
-        clip: A `SiglipModel`, whose text tower is used (its modules are shared, not copied).
-        tokenizer: The checkpoint's tokenizer. It pads with its own token on its own side.
-        batch_size: Texts run at once.
-        execution: How the blocks are run.
+        clip: The `SiglipModel` whose text tower is used. Its modules are shared, not copied.
+        tokenizer: The checkpoint's tokenizer; its padding token and padding side are used.
+        batch_size: Number of texts per batch.
+        execution: How the blocks run.
 
     Raises:
-        UserError: Image and text embeddings are of different width, or the tokenizer has no padding.
+        UserError: Image and text embeddings have different widths, or the tokenizer has no padding token.
 
     Example:
         `make_encoders(load_clip("google/siglip-base-patch16-224"), load_tokenizer("google/siglip-base-patch16-224"))`
@@ -155,7 +155,7 @@ class SiglipTextEncoder(TextEncoder):
         return text
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of each text with its end token, unpadded, and each token's character span.
+        """Return the unpadded token ids of each text, with its end token, and each token's character span.
 
         Raises:
             UserError: A text has more tokens than the tower has positions.
@@ -173,12 +173,12 @@ class SiglipTextEncoder(TextEncoder):
         ]
 
     def encode(self, token_embeds: Tensor, lengths: Tensor, num_shared: int = 0) -> Tensor:
-        """Pad token embeddings to the full length, run them through the tower and read it at the last position.
+        """Pad token embeddings to the full length, run them through the tower and read the last position.
 
         Args:
-            token_embeds: `[N, T, W]`, without positions; what stands after the end token is replaced by padding.
-            lengths: `[N]` number of tokens up to and with the end token.
-            num_shared: Not used: in both directions a common beginning is no longer common after the first block.
+            token_embeds: `[N, T, W]`, without position embeddings; tokens after the end token become padding.
+            lengths: `[N]`, number of tokens up to and including the end token.
+            num_shared: Ignored: with bidirectional attention, shared tokens differ after the first block.
 
         Returns:
             Text embeddings `[N, D]`.
@@ -190,7 +190,7 @@ class SiglipTextEncoder(TextEncoder):
         return embeds
 
     def pad(self, token_embeds: Tensor, lengths: Tensor) -> Tensor:
-        """Token embeddings `[N, T, W]` at the full length `[N, context_length, W]`, padded as the tokenizer pads."""
+        """Pad token embeddings `[N, T, W]` to `[N, context_length, W]` as the tokenizer pads."""
         place = torch.arange(self.context_length, device=token_embeds.device).expand(len(token_embeds), -1)
         if self.tokenizer.padding_side == "left":
             place = place - (self.context_length - lengths).unsqueeze(1)
@@ -201,17 +201,18 @@ class SiglipTextEncoder(TextEncoder):
 
 
 def token_spans(text: str, pieces: Sequence[str | None], unknown: str | None = None) -> list[tuple[int, int]]:
-    """Where sentencepiece tokens stand in a text, for a tokenizer that does not tell.
+    """Find the character spans of sentencepiece tokens, for tokenizers that do not report offsets.
 
-    Each piece's characters are looked for in order; what the tokenizer left out (punctuation, blanks) is passed over.
+    The characters of each piece are searched in order; characters that the tokenizer dropped (punctuation, spaces)
+    are skipped.
 
     Args:
-        text: What was tokenised.
-        pieces: Its tokens; `None` for one that stands for no characters.
-        unknown: The token that stands for characters that no piece has.
+        text: The tokenised text.
+        pieces: Its tokens; `None` for a token without characters.
+        unknown: The unknown token.
 
     Returns:
-        For each token begin and end; `(0, 0)` for `None`.
+        Start and end of each token; `(0, 0)` for `None`.
 
     >>> token_spans("a (red) cat", ["▁a", "▁re", "d", "▁cat", None])
     [(0, 1), (3, 5), (5, 6), (8, 11), (0, 0)]
@@ -227,7 +228,7 @@ def token_spans(text: str, pieces: Sequence[str | None], unknown: str | None = N
                 found = next((i for i in range(cursor, len(text)) if _is_word(text[i])), -1)
             else:
                 found = text.find(character, end)
-            if found < 0:  # the tokenizer wrote this character otherwise
+            if found < 0:  # the tokenizer normalised this character
                 continue
             begin, end = (found if position == 0 else begin), found + 1
         spans.append((begin, end))
@@ -240,7 +241,7 @@ def _is_word(character: str) -> bool:
 
 
 def _lower(text: str) -> str:
-    """Lower case, as long as it was: spans are those of the text itself."""
+    """Lower-case a text without changing its length, so that spans fit the original text."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered

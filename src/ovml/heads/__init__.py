@@ -1,4 +1,4 @@
-"""Heads: image features and label embeddings in, logits out. To add one, subclass `Head` in a file here."""
+"""Heads turn image features and label embeddings into logits. To add one, subclass `Head`."""
 
 from ovml.heads.base import Head
 from ovml.heads.cosine import CosineHead

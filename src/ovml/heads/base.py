@@ -7,13 +7,15 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from ovml.encoders import ImageFeatures
+from ovml.utils.parts import Part
 
 
-class Head(nn.Module, ABC):
-    """Scores images against labels. A head never owns labels, so any vocabulary can be scored.
+class Head(Part, nn.Module, ABC):
+    """Base class of heads, which score images against labels. A head stores no labels, so it scores any vocabulary.
 
-    Subclass it, write `forward`, and name the class on the command line: `--model.head my_pkg.MyHead`.
-    Parameters of a head learn in the vision stage, or in `HeadStage`, which leaves the towers as they are.
+    To add a head, subclass it, implement `forward`, and pass the class on the command line:
+    `--model.head my_pkg.MyHead`. Parameters of a head are trained in the vision stage, or in
+    `ovml.training.HeadStage`, which keeps the towers frozen.
 
     Example:
         >>> class MaxPatchHead(Head):
@@ -22,29 +24,32 @@ class Head(nn.Module, ABC):
     """
 
     def bind(self, embed_dim: int) -> Head:
-        """Make what needs the embeddings' width; returns the head itself.
+        """Create parameters whose shape depends on the embedding width; returns the head itself.
 
-        A classifier calls it with the width of its towers. Most heads need nothing. One that does makes its parameters
-        here, and does nothing where it has that width already.
+        The model calls it with the width of its towers. The default does nothing. A head that overrides it must leave
+        existing parameters of the right width unchanged.
 
         Args:
-            embed_dim: The width D of global, patch and label embeddings.
+            embed_dim: Width D of global, patch and label embeddings.
         """
         return self
 
     uses_teacher: bool = False
-    """Whether `training_logits` reads the features of the original CLIP."""
+    """Whether `training_logits` uses the features of the original CLIP."""
 
     def training_logits(
         self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: ImageFeatures | None
     ) -> tuple[Tensor, ...]:
-        """Logits `[B, L]` whose losses are summed in training. Default: those of `forward`.
+        """Return logits for training; their losses are summed. Default: the logits of `forward`.
 
         Args:
             features: See `forward`.
             label_embeds: See `forward`.
             targets: `[B, L]`: 1 present, 0 absent, -1 unknown.
-            teacher: Features of the original CLIP; `None` in stages that do not distil.
+            teacher: Features of the original CLIP; `None` in stages without distillation.
+
+        Returns:
+            One or more tensors `[B, L]`.
         """
         return (self(features, label_embeds),)
 
@@ -57,7 +62,7 @@ class Head(nn.Module, ABC):
             label_embeds: Label embeddings `[L, D]`, not L2-normalised.
 
         Returns:
-            Logits `[B, L]`; a greater one means that the label is more likely present.
+            Logits `[B, L]`; a higher logit means that the label is more likely present.
         """
 
 

@@ -1,4 +1,4 @@
-"""How much a head computes at once."""
+"""Chunks of labels or images that bound the memory of a head."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 CPU_BUDGET, DEVICE_BUDGET = 2**22, 2**26
-"""Label-patch similarities held at once: as many as a processor's cache holds (16 MB), and 256 MB on other devices."""
+"""Label-patch similarities per chunk: 16 MB on a CPU, about the size of its cache, and 256 MB on other devices."""
 
 
 def chunk_length(numbers_per_row: int, device: torch.device, budget: int | None = None) -> int:
-    """Rows that are taken at once, one at least.
+    """Return the number of rows per chunk, at least 1.
 
     Args:
-        numbers_per_row: Numbers that are held for each of them.
-        device: On which.
-        budget: Numbers held at once. Default: what suits the device.
+        numbers_per_row: Numbers in memory for each row.
+        device: Device of the rows.
+        budget: Numbers in memory at once. Default: `CPU_BUDGET` or `DEVICE_BUDGET`.
 
     >>> chunk_length(2**20, torch.device("cpu"))
     4
@@ -25,9 +25,9 @@ def chunk_length(numbers_per_row: int, device: torch.device, budget: int | None 
 
 
 def chunks(rows: Tensor, numbers_per_row: int, budget: int | None = None) -> list[Tensor]:
-    """Cut rows `[N, ...]` into chunks that fit the budget of their device.
+    """Split rows `[N, ...]` into chunks that fit the budget of their device.
 
-    Where a graph is traced there is one chunk: sizes are symbols then, over which no loop can run.
+    While a graph is traced there is one chunk, because a loop cannot run over symbolic sizes.
 
     >>> [len(chunk) for chunk in chunks(torch.zeros(5, 2), 2**21)]
     [2, 2, 1]

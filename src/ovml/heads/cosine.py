@@ -1,4 +1,4 @@
-"""Plain CLIP: cosine similarity of the whole picture and the label."""
+"""The head of plain CLIP: cosine similarity of image and label."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ovml.heads.base import Head
 
 
 class CosineHead(Head):
-    """Zero-shot CLIP as published (Radford et al., 2021): cosine of global and label embedding.
+    """Cosine similarity of global and label embeddings, as in zero-shot CLIP (Radford et al., ICML 2021).
 
     Example:
         >>> import torch
@@ -20,5 +20,5 @@ class CosineHead(Head):
     """
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
-        """Return cosine similarities `[B, L]` in -1..1."""
+        """Return cosine similarities `[B, L]` from -1 to 1."""
         return F.normalize(features.global_embeds, dim=-1) @ F.normalize(label_embeds, dim=-1).T

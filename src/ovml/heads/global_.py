@@ -1,4 +1,4 @@
-"""The global stream alone."""
+"""The head with the global stream alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ovml.heads.base import Head, normalize_over_labels
 
 
 def global_scores(features: ImageFeatures, label_embeds: Tensor) -> Tensor:
-    """Dot products `[B, L]` of global embeddings and label embeddings."""
+    """Return dot products `[B, L]` of global embeddings and label embeddings."""
     return features.global_embeds @ label_embeds.T
 
 
 class GlobalHead(Head):
-    """Class-token embedding against label embeddings, normalised over the labels (MKT's ablation).
+    """Dot products of global and label embeddings, divided by their L2 norm over the labels: MKT's global stream.
 
     Example:
         >>> import torch
@@ -24,5 +24,5 @@ class GlobalHead(Head):
     """
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
-        """Return `global / ||global||` over labels, `[B, L]`."""
+        """Return `global / ||global||`, `[B, L]`, with the norm over the labels of each image."""
         return normalize_over_labels(global_scores(features, label_embeds))

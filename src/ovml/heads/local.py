@@ -1,4 +1,4 @@
-"""The local stream alone: the patches that fit a label best."""
+"""The head with the local stream alone: the patches that match a label best."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from ovml.utils.errors import UserError
 
 
 def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budget: int | None = None) -> Tensor:
-    """Mean of the `top_k` largest dot products of a label with the patches (He et al., AAAI 2023, sec. 3.2).
+    """Return the mean of the `top_k` largest dot products of each label with the patches (MKT; He et al., AAAI 2023).
 
-    All `B * L * P` dot products at once would be most of what scoring a large vocabulary takes in memory, so the
-    labels are taken in chunks. A label's score depends on no other label: the result is the same, and so is the
-    gradient.
+    Labels are processed in chunks, because all `B * L * P` dot products at once would dominate the memory of a large
+    vocabulary. A label's score depends on no other label, so chunks change neither scores nor gradients.
 
     Args:
-        features: Of which the patch embeddings `[B, P, D]` are used.
-        label_embeds: `[L, D]`.
+        features: Image features; the patch embeddings `[B, P, D]` are used.
+        label_embeds: Label embeddings `[L, D]`.
         top_k: Number of patches averaged.
-        budget: Dot products held at once (those of one label at least). Default: what suits the device.
+        budget: Dot products in memory at once, at least those of one label. Default: see `ovml.heads.chunks`.
 
     Returns:
         Scores `[B, L]`.
@@ -42,10 +41,10 @@ def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budg
 
 
 class LocalHead(Head):
-    """Mean over the best `top_k` patches of each label, normalised over the labels.
+    """Mean dot product of the `top_k` best patches, divided by its L2 norm over the labels: MKT's local stream.
 
     Args:
-        top_k: Number of patches averaged per label (16 of 196 in the paper's training).
+        top_k: Number of patches averaged per label. The published code trains with 16 of 196.
 
     Example:
         >>> import torch
@@ -59,5 +58,5 @@ class LocalHead(Head):
         self.top_k = top_k
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
-        """Return `local / ||local||` over labels, `[B, L]`."""
+        """Return `local / ||local||`, `[B, L]`, with the norm over the labels of each image."""
         return normalize_over_labels(local_scores(features, label_embeds, self.top_k))

@@ -1,4 +1,4 @@
-"""RAM's matching of regions and labels by optimal transport."""
+"""RAM's head: matching of patches and labels by optimal transport."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ from ovml.utils.errors import UserError
 
 
 class OptimalTransportHead(Head):
-    r"""Regions matched to labels by optimal transport (RAM; Tan et al., CVPR 2025, arXiv 2503.15337).
+    r"""Matching of patches and labels by optimal transport (RAM; Tan et al., CVPR 2025, arXiv 2503.15337).
 
-    With cosines `S [P, L]` of patches and labels and `s [L]` of the whole picture:
+    With cosines `S [P, L]` of patches and labels and `s [L]` of the global embedding and labels:
 
     - cost `C = 1 - softmax_l(cost_scale * S)`: low where a patch prefers a label to all others;
-    - row marginal `a = softmax_p(max_l S / presence_temperature)`: patches that show some label carry the mass (label
-      presence detection); column marginal `b = 1 / L`;
+    - row marginal `a = softmax_p(max_l S / presence_temperature)`: patches that show any of the labels get more mass
+      (label presence detection); column marginal `b = 1 / L`;
     - plan `T = sinkhorn(C, a, b, epsilon)`, without gradient;
     - local logits `z_l = sum_p T_pl S_pl / local_temperature`, global logits `g_l = s_l / temperature`;
-    - the paper's score is `(softmax_l(g) + softmax_l(z)) / 2`. The head returns its **logarithm**: the same ranking
-      of labels and of images, without underflow, and of a size that losses can use.
+    - the paper's score is `(softmax_l(g) + softmax_l(z)) / 2`. The head returns its **logarithm**, which ranks labels
+      and images the same, does not underflow, and has a size that losses can use.
 
-    The plan, the softmaxes, and so all scores are of the label set that is given: a label scores otherwise among
-    others. `local_temperature` means as little across label sets as a softmax does: the columns of `T` sum to `1 / L`,
-    so `z` shrinks as labels are added. The published 2e-4 is for the 925 labels of NUS-WIDE.
+    Plan and softmaxes run over all labels, so a score depends on the set of labels that is scored. The columns of `T`
+    sum to `1 / L`, so `z` shrinks as labels are added and `local_temperature` fits one number of labels. The published
+    value 2e-4 is for the 925 labels of NUS-WIDE.
 
-    In training the plan is bound to what the original CLIP sees where (knowledge-constrained optimal transport), and
-    the losses of both logits are summed, as published. With `Q = softmax_p(20 * softmax_l(cost_scale * S'))` of the
-    original's cosines `S'`, the entries of absent labels set to the batch's least, the plan also pays `knowledge`
-    times its divergence from `Q`: the cost grows by `-knowledge * log Q`, epsilon by `knowledge`. The original's label
-    embeddings are those given: in the vision stage the prompt is as it was.
+    In training the original CLIP constrains the plan (knowledge-constrained optimal transport), and the losses of both
+    logits are summed, as published. `Q = softmax_p(20 * softmax_l(cost_scale * S'))`, with cosines `S'` of the
+    original CLIP and the entries of absent labels set to the minimum of the batch. The objective of the plan gains
+    `knowledge` times the divergence from `Q`: the cost grows by `-knowledge * log Q`, epsilon by `knowledge`. Student
+    and teacher use the same label embeddings, since the prompt is frozen in the vision stage.
 
     Args:
-        temperature: Where the temperature of the global logits starts (CLIP's is 0.01).
-        local_temperature: Where that of the local logits starts.
+        temperature: Initial temperature of the global logits (0.01 in CLIP).
+        local_temperature: Initial temperature of the local logits.
         epsilon: Weight of the plan's entropy.
-        iterations: Most iterations of Sinkhorn; at this epsilon it takes about ten. An exported model has them all.
+        iterations: Maximum number of Sinkhorn iterations. The default epsilon needs about ten. An exported model
+            always runs all of them.
         tolerance: See `ovml.heads.sinkhorn.sinkhorn`.
-        cost_scale: Factor of the cosines in the cost. The published code takes the CLIP's own, `logit_scale.exp()`:
-            100 of OpenAI's, 31 of `ovml-demo`.
-        presence_temperature: Of the row marginal.
-        learned: Whether both temperatures learn, as their logarithms, in the vision stage.
-        knowledge: Weight of the divergence from what the original CLIP sees, in training; 0 for none.
+        cost_scale: Factor of the cosines in the cost. The published code uses CLIP's `logit_scale.exp()`: 100 for
+            OpenAI's models, 31 for `ovml-demo`.
+        presence_temperature: Temperature of the row marginal.
+        learned: Whether both temperatures are trained in the vision stage, as logarithms.
+        knowledge: Weight of the divergence from the original CLIP in training; 0 for none.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
 
     Example:
         >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
@@ -97,14 +98,14 @@ class OptimalTransportHead(Head):
             self.log_local_temperature = nn.Parameter(torch.tensor(math.log(local_temperature)))
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
-        """Return the logarithm `[B, L]`, in float32 at least, of the paper's score; a row's scores sum to 1."""
+        """Return the logarithm `[B, L]` of the paper's score, in float32 or wider; `exp` of a row sums to 1."""
         whole, local = self._both_logits(features, label_embeds, None)
         return torch.logaddexp(whole.log_softmax(-1), local.log_softmax(-1)) - math.log(2)
 
     def training_logits(
         self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: ImageFeatures | None
     ) -> tuple[Tensor, ...]:
-        """Global logits `g` and local logits `z`, `[B, L]` each; the plan bound to the teacher where there is one."""
+        """Return global logits `g` and local logits `z`, `[B, L]` each; a teacher, if given, constrains the plan."""
         knowledge = None
         if self.knowledge and teacher is not None:
             knowledge = self._knowledge(teacher.patch_embeds, label_embeds, targets)
@@ -113,7 +114,7 @@ class OptimalTransportHead(Head):
     def _both_logits(
         self, features: ImageFeatures, label_embeds: Tensor, knowledge: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        # The plan's numbers are about 1 / (P * L), too small for half precision.
+        # Entries of the plan are about 1 / (P * L), too small for half precision.
         whole, patches, labels = (F.normalize(_wide(x), dim=-1) for x in (*features, label_embeds))
         size = patches.shape[1] * labels.shape[0]
         of_teacher = repeat(None) if knowledge is None else chunks(knowledge, size)
@@ -126,11 +127,11 @@ class OptimalTransportHead(Head):
 
     @torch.no_grad()
     def plan(self, cosines: Tensor, knowledge: Tensor | None = None) -> Tensor:
-        """The transport plan `[B, P, L]`; its sum is 1 for each image.
+        """Return the transport plan `[B, P, L]`; it sums to 1 for each image.
 
         Args:
             cosines: `[B, P, L]`.
-            knowledge: `log Q`, `[B, P, L]`, in training.
+            knowledge: `log Q`, `[B, P, L]`; given in training only.
         """
         cost, epsilon = 1 - (self.cost_scale * cosines).softmax(dim=-1), self.epsilon
         if knowledge is not None:
@@ -141,7 +142,7 @@ class OptimalTransportHead(Head):
 
     @torch.no_grad()
     def _knowledge(self, patch_embeds: Tensor, label_embeds: Tensor, targets: Tensor) -> Tensor:
-        """`log Q`, `[B, P, L]`: where the original CLIP sees each label, absent labels nowhere."""
+        """Return `log Q`, `[B, P, L]`: where the original CLIP finds each present label."""
         patches, labels = (F.normalize(_wide(x), dim=-1) for x in (patch_embeds, label_embeds))
         preferred = (self.cost_scale * patches @ labels.T).softmax(dim=-1)
         seen_at = (20 * preferred).log_softmax(dim=1)

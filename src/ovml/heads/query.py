@@ -1,4 +1,4 @@
-"""Labels as queries into the patches."""
+"""A transformer decoder with labels as queries and patches as keys and values."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ from ovml.utils.errors import UserError
 
 
 class QueryHead(Head):
-    r"""Each label asks the patches for what speaks for it (ML-Decoder, Ridnik et al., WACV 2023, arXiv 2111.12933).
+    r"""Transformer decoder with label embeddings as queries (ML-Decoder; Ridnik et al., WACV 2023, arXiv 2111.12933).
 
-    A transformer decoder whose queries are the label embeddings, as in ML-Decoder's zero-shot variant: no attention
-    between labels and all weights shared by them, so any labels can be scored and a label's score depends on no other.
-    That what the picture gives is shared by all labels, which select from it, is the idea of query-based knowledge
-    sharing too (QKS, Zhu et al., arXiv 2401.01181); QKS puts learned tokens between patches and labels, which are not
-    here.
+    As in ML-Decoder's zero-shot variant, labels do not attend to each other and share all weights, so any label can be
+    scored and a label's score depends on no other. Query-based knowledge sharing (QKS; Zhu et al., arXiv 2401.01181)
+    also lets labels select from features that they share; its learned tokens between patches and labels are not
+    implemented here.
 
-    With patches `x_p` and a label `q` of length one, a state `z_0 = 0`, for each layer `k`:
+    With L2-normalised patches `x_p` and label `q`, and a state that starts as `z = 0`, each layer computes
 
-    - `z = z + O Attention(query W_q (q + z), keys W_k x_p, values W_v x_p)`, in each of `num_heads` slices of the width
-      with weights `softmax_p(num_heads / temperature * <query, key>)`;
-    - `z = z + W_2 gelu(W_1 LayerNorm(z))`;
+    - `z = z + O Attention(query W_q (q + z), keys W_k x_p, values W_v x_p)`, where each of `num_heads` heads has
+      weights `softmax_p(num_heads / temperature * <query, key>)`;
+    - `z = z + W_2 gelu(W_1 LayerNorm(z))`.
 
-    and the score is `scale * <W z, q>`, the magnitude of `z` taking part as QKS has it. With `global_weight` w it is
+    The score is `scale * <W z, q>`; as in QKS, `z` is not normalised. With `global_weight` w it is
     `scale * ((1 - w) * <W z, q> + w * cos(global, q))`.
 
-    All square maps begin as the identity, `O` of later layers and `W_2` as zero, so before any training the score is
-    that of CLIP's patches, pooled by attention: with one head `SpatialSoftmaxHead`'s, number for number. The identity
-    is added rather than learned (`W = 1 + D`): weight decay draws towards CLIP, not towards zero.
+    Square maps start as the identity; `W_2`, and `O` of all layers but the first, start as zero. An untrained head
+    with `num_heads=1` therefore equals `SpatialSoftmaxHead`. The identity is added to a trained matrix (`W = 1 + D`),
+    so weight decay pulls the head towards CLIP instead of zero.
 
     Args:
-        num_heads: Slices of the width; must divide it.
-        hidden_dim: Width of the feed-forward branch. Default: four times the embeddings' width.
-        num_layers: Layers of attention and feed-forward.
-        temperature: Of the attention at the start.
+        num_heads: Number of attention heads; must divide the embedding width.
+        hidden_dim: Width of the feed-forward network. Default: four times the embedding width.
+        num_layers: Number of layers.
+        temperature: Initial temperature of the attention.
         scale: Factor of the scores.
-        global_weight: Share of the global stream, 0 to 1.
+        global_weight: Weight of the global stream, 0 to 1.
 
     Raises:
-        UserError: An argument is out of its range, the width does not fit, or `bind` was not called.
+        UserError: An argument is out of range, the width does not fit, or `bind` was not called.
 
     Example:
         >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
@@ -78,13 +77,13 @@ class QueryHead(Head):
         self.projection: NearIdentity | None = None
 
     def bind(self, embed_dim: int) -> QueryHead:
-        """Make the parameters; where they are there in this width, they stay.
+        """Create the parameters; existing ones of the same width are kept.
 
         Args:
-            embed_dim: The width D of the embeddings.
+            embed_dim: Embedding width D.
 
         Raises:
-            UserError: `num_heads` does not divide it, or the head has another width.
+            UserError: `num_heads` does not divide the width, or the head already has another width.
         """
         if self.projection is not None:
             width = len(self.projection.change)
@@ -103,7 +102,7 @@ class QueryHead(Head):
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return scores `[B, L]`."""
         if self.projection is None:
-            raise UserError("QueryHead: has no weights yet; call head.bind(embed_dim) first, a classifier does")
+            raise UserError("QueryHead: has no weights yet; call head.bind(embed_dim) first (a model does it itself)")
         patches, labels = F.normalize(features.patch_embeds, dim=-1), F.normalize(label_embeds, dim=-1)
         layers = cast("list[QueryLayer]", list(self.layers))
         keys_values = [layer.keys_values(patches) for layer in layers]
@@ -118,14 +117,14 @@ class QueryHead(Head):
 
 
 class QueryLayer(nn.Module):
-    """Attention of labels to patches and a feed-forward branch, which change nothing but by their first attention.
+    """One layer of `QueryHead`: attention of labels to patches, then a feed-forward network.
 
     Args:
-        embed_dim: The width D.
-        num_heads: Slices of it.
-        hidden_dim: Width of the feed-forward branch.
-        temperature: Of the attention.
-        first: Whether its attention counts from the start; the output of others begins as zero.
+        embed_dim: Embedding width D.
+        num_heads: Number of attention heads.
+        hidden_dim: Width of the feed-forward network.
+        temperature: Initial temperature of the attention.
+        first: Whether this is the first layer. Output maps of other layers start as zero.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, hidden_dim: int, temperature: float, first: bool) -> None:
@@ -140,7 +139,7 @@ class QueryLayer(nn.Module):
         self.back = _zero(nn.Linear(hidden_dim, embed_dim))
 
     def keys_values(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, H, P, D / H]` of patches `[B, P, D]`."""
+        """Return keys and values `[B, H, P, D / H]` of patches `[B, P, D]`."""
         return self._split(self.key(patches)), self._split(self.value(patches))
 
     def forward(self, labels: Tensor, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -148,11 +147,11 @@ class QueryLayer(nn.Module):
 
         Args:
             labels: `[l, D]`.
-            state: `[B, l, D]`, or what broadcasts to it.
+            state: `[B, l, D]`, or broadcastable to it.
             keys: `[B, H, P, D / H]`.
-            values: As the keys.
+            values: `[B, H, P, D / H]`.
         """
-        # The first layer asks the same of all images.
+        # In the first layer all images share the queries.
         asked = self._split(self.query(labels + state)).expand(keys.shape[0], -1, -1, -1)
         found = F.scaled_dot_product_attention(asked, keys, values, scale=self.sharpness)
         state = state + self.output(found.transpose(1, 2).flatten(2))
@@ -160,16 +159,16 @@ class QueryLayer(nn.Module):
         return changed
 
     def _split(self, rows: Tensor) -> Tensor:
-        """Cut the width: `[B, n, D]` to `[B, H, n, D / H]`."""
+        """Split the width into heads: `[B, n, D]` to `[B, H, n, D / H]`."""
         shape = (*rows.shape[:-1], self.num_heads, rows.shape[-1] // self.num_heads)
         return rows.reshape(shape).transpose(1, 2)
 
 
 class NearIdentity(nn.Module):
-    """The linear map `1 + D` of a width to itself; its change `D` learns, and begins as zero.
+    """Linear map `1 + D` with a trained square matrix `D` that starts as zero.
 
     Args:
-        embed_dim: The width.
+        embed_dim: Width of input and output.
 
     Example:
         >>> NearIdentity(2)(torch.tensor([1.0, 2.0])).tolist()

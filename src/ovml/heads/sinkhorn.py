@@ -1,4 +1,4 @@
-"""Entropic optimal transport."""
+"""Entropic optimal transport by Sinkhorn's algorithm."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def sinkhorn(
     iterations: int = 100,
     tolerance: float = 1e-4,
 ) -> Tensor:
-    r"""Transport plan of least cost and greatest entropy, by Sinkhorn's iterations (Cuturi, NeurIPS 2013).
+    r"""Compute the transport plan of entropy-regularised optimal transport (Cuturi, NeurIPS 2013, arXiv 1306.0895).
 
-    `T = argmin_{T >= 0} <T, C> - epsilon * H(T)` with row sums `a` and column sums `b`. Its form is
-    `T = exp(u + v - C / epsilon)`; `u` and `v` are fitted to rows and columns in turn, as logarithms, so that a small
-    epsilon does not underflow.
+    `T = argmin_{T >= 0} <T, C> - epsilon * H(T)` with row sums `a` and column sums `b`. The plan has the form
+    `T = exp(u + v - C / epsilon)`. The iterations fit `u` to the rows and `v` to the columns in turn, as logarithms,
+    so a small epsilon does not underflow.
 
-    A plan that meets its marginals is left as it is while others of the batch go on: a plan does not depend on what
-    it is computed with. No gradient flows through it.
+    Each plan of a batch stops on its own, so it does not depend on the rest of the batch. No gradient flows through
+    the plan.
 
     Args:
         cost: `[..., P, L]`.
         row_marginal: `[..., P]`, not negative.
-        column_marginal: `[..., L]`, not negative, of the same sum as the rows'.
-        epsilon: Weight of the entropy. Towards 0 the plan becomes that of least cost, and takes more iterations;
-            towards infinity `a b^T / sum(a)`.
-        iterations: Most updates of rows and columns.
-        tolerance: A plan is finished where its row sums differ from `row_marginal` by no more in sum (L1), as a share
-            of the marginal's sum. Its column sums are exact in any case.
+        column_marginal: `[..., L]`, not negative, with the same sum as `row_marginal`.
+        epsilon: Weight of the entropy. As it goes to 0, the plan approaches that of minimum cost and needs more
+            iterations; as it goes to infinity, the plan approaches `a b^T / sum(a)`.
+        iterations: Maximum number of updates of rows and columns.
+        tolerance: A plan stops when the L1 distance of its row sums from `row_marginal`, divided by the sum of the
+            marginal, is at most this value. Column sums are always exact.
 
     Returns:
-        The plan `[..., P, L]`, of the cost's type; computed in float32 at least.
+        The plan `[..., P, L]` in the dtype of `cost`, computed in float32 or wider.
 
     Raises:
         UserError: Shapes do not fit, or an argument is out of its range.
@@ -57,10 +57,10 @@ def sinkhorn(
     v = log_columns - (kernel + u.unsqueeze(-1)).logsumexp(dim=-2)
     for _ in range(iterations - 1):
         new_u = log_rows - (kernel + v.unsqueeze(-2)).logsumexp(dim=-1)
-        # The plan's row sums are `a * exp(u - new_u)`; rows without mass have none of it.
+        # The plan's row sums are `a * exp(u - new_u)`; for rows without mass this would be nan.
         error = (rows * (u - new_u).expm1().abs()).masked_fill(rows == 0, 0).sum(dim=-1)
         finished = (error <= tolerance * total).unsqueeze(-1)
-        # Where a graph is traced nothing can depend on values: the rest of the iterations changes nothing.
+        # A traced graph cannot branch on values; the remaining iterations then change nothing.
         if not torch.compiler.is_compiling() and bool(finished.all()):
             break
         u = torch.where(finished, u, new_u)

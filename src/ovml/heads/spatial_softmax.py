@@ -1,4 +1,4 @@
-"""DualCoOp's aggregation: each label weighs the regions by how well they fit it."""
+"""DualCoOp's aggregation: a softmax over the patches for each label."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ovml.utils.errors import UserError
 class SpatialSoftmaxHead(Head):
     r"""Class-specific region feature aggregation (DualCoOp; Sun et al., NeurIPS 2022, arXiv 2206.09541).
 
-    `s_l = scale * sum_p softmax_p(cos(x_p, y_l) / temperature) * cos(x_p, y_l)` over the patches `p`. It lies between
-    the mean of all patches (a high temperature) and the best patch (a low one). A label's score depends on no other
-    label. With `global_weight` w the sum becomes `(1 - w) * sum + w * cos(global, y_l)`.
+    `s_l = scale * sum_p softmax_p(cos(x_p, y_l) / temperature) * cos(x_p, y_l)` over the patches `p`. A high
+    temperature gives the mean of all patches, a low one the best patch. A label's score depends on no other label.
+    With `global_weight` w the sum becomes `(1 - w) * sum + w * cos(global, y_l)`.
 
-    The paper scores a positive and a negative prompt and compares the two; here there is one prompt, and a loss does
-    the rest. The published code has temperature 1/20 and scale 100.
+    The paper compares the scores of a positive and a negative prompt; this head uses one prompt. The published code
+    has temperature 1/20 and scale 100.
 
     Args:
-        temperature: Of the softmax over the patches.
-        scale: Factor of the scores; no ranking depends on it, losses with a margin do.
-        global_weight: Share of the global stream, 0 to 1.
+        temperature: Temperature of the softmax over the patches.
+        scale: Factor of the scores. It does not change rankings, but losses with a margin depend on it.
+        global_weight: Weight of the global stream, 0 to 1.
 
     Raises:
         UserError: An argument is out of its range.
@@ -56,13 +56,13 @@ class SpatialSoftmaxHead(Head):
 
 
 def with_global(local: Tensor, features: ImageFeatures, labels: Tensor, weight: float) -> Tensor:
-    """`(1 - weight) * local + weight * cos(global, label)`.
+    """Return `(1 - weight) * local + weight * cos(global, label)`, `[B, L]`.
 
     Args:
         local: Scores `[B, L]`.
-        features: Of which the global embeddings `[B, D]` are used.
-        labels: Label embeddings `[L, D]` of length one.
-        weight: 0 to 1; at 0 the global stream is left out.
+        features: Image features; the global embeddings `[B, D]` are used.
+        labels: L2-normalised label embeddings `[L, D]`.
+        weight: 0 to 1; at 0 the global stream is not computed.
     """
     if not weight:
         return local

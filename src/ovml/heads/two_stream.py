@@ -1,4 +1,4 @@
-"""MKT's head: the whole picture and its best patches."""
+"""MKT's head: the mean of a global and a local stream."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ovml.heads.local import local_scores
 
 
 class TwoStreamHead(Head):
-    """Mean of the local and the global stream, each normalised over the labels (He et al., AAAI 2023, sec. 3.2).
+    """Mean of the local and the global stream, each normalised over the labels (MKT; He et al., AAAI 2023).
 
-    `s = (local / ||local|| + global / ||global||) / 2`, the norms taken over the labels of a row. A score so
-    depends on the label set that it is scored with.
+    `s = (local / ||local|| + global / ||global||) / 2`, with norms over the labels of each image. A score therefore
+    depends on the set of labels that is scored.
 
     Args:
         top_k: Number of patches averaged per label in the local stream.
-        normalize: Off: the plain mean of both streams, which does not depend on the label set.
+        normalize: Whether to divide each stream by its norm. Without it a score does not depend on the other labels.
 
     Example:
         >>> import torch

@@ -1,95 +1,86 @@
-"""A picture that shows why labels were ranked as they were."""
+"""Figure that shows where in an image its best labels are found."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ovml.inference.patches import LabelEvidence, PatchGrid, find_evidence
+from ovml.inference.patches import Array, LabelEvidence, PatchGrid, find_labels
 from ovml.inference.tagger import Tagger
+from ovml.model import OpenVocabularyModel
+from ovml.prompts import PromptLearner
 from ovml.utils.errors import UserError
 from ovml.utils.images import ImageLike, load_image
-
-if TYPE_CHECKING:
-    from ovml.classifier import OVMultiLabelClassifier
-    from ovml.prompts import PromptLearner
-    from ovml.vocabulary import LabelVocabulary
+from ovml.vocabulary import LabelVocabulary
 
 CELL, GAP, MARGIN = 280, 24, 20
 LABEL_LINE, LINE = 22, 18
 INK, FAINT, PAPER = (25, 25, 30), (105, 105, 115), (255, 255, 255)
 HEAT = ((15, 10, 50), (90, 20, 115), (190, 55, 85), (248, 145, 15), (252, 253, 160))
-"""Colours from the least to the greatest similarity, evenly spaced; lighter throughout, so that greyscale serves."""
+"""Evenly spaced colours from the minimum to the maximum similarity; brightness increases, for greyscale prints."""
 HEAT_WEIGHT = 0.55
-"""Share of the heat map's colour in a pixel; the rest is the picture in grey."""
+"""Share of the heat map's colour in a pixel; the rest is the image in grey."""
+FADED = 0.3
+"""Share of the image in pixels outside the patches; the rest is white."""
 
 Font = Any  # FreeTypeFont, or Pillow's bitmap font
 
 
 def explain(
-    model: OVMultiLabelClassifier,
+    model: OpenVocabularyModel,
     image: ImageLike,
     labels: Sequence[str] | LabelVocabulary | None = None,
     top_k: int = 8,
     prompt: PromptLearner | str | Sequence[str] | None = None,
     font: str | Path | None = None,
 ) -> Image.Image:
-    """Draw a picture with, per label, where in it the label is found, and the scores.
+    """Draw a figure with a heat map, the best patches and the scores of each label.
 
     Args:
-        model: The classifier.
+        model: Scores the image.
         image: A PIL image, path, bytes or array.
         labels: Any names. Default: the model's vocabulary.
-        top_k: Labels that are drawn, best first; all of them are scored.
-        prompt: In the place of the model's own; see `Tagger`.
+        top_k: Number of labels drawn, best first; all labels are scored.
+        prompt: Replaces the model's own prompt; see `Tagger`.
         font: A TrueType file, for labels in a script that Pillow's own font lacks.
 
     Raises:
-        UserError: The image or the font cannot be read, or there are no proper labels.
+        UserError: The image or the font cannot be read, or the labels are invalid.
 
     Example:
-        >>> from ovml import OVMultiLabelClassifier
-        >>> from ovml.data.synthetic.scenes import draw_scene
-        >>> model = OVMultiLabelClassifier("ovml-demo")
-        >>> explain(model, draw_scene(0, "test", 0).image, ["red circle", "blue star"]).mode
+        >>> from ovml.model import OpenVocabularyModel
+        >>> model = OpenVocabularyModel("ovml-demo")
+        >>> explain(model, Image.new("RGB", (80, 60), "red"), ["red circle", "blue star"]).mode
         'RGB'
     """
     tagger = Tagger(model, labels, top_k=top_k, num_workers=0, prompt=prompt)
-    picture = load_image(image)
-    pixels = tagger.transform(picture)[None].to(model.device)
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
-        features = model.image_encoder(pixels)
-    model.train(training)
-    evidence = find_evidence(features, tagger.label_embeds(), tagger.labels, model.head, tagger.top_k)
-    patch_size = int(model.image_encoder.vision_model.config.patch_size)
-    return draw_explanation(picture, PatchGrid.of(picture.size, tagger.transform, patch_size), evidence, font)
+    rgb = load_image(image)
+    grid, evidence = find_labels(tagger, rgb, tagger.top_k)
+    return draw_explanation(rgb, grid, evidence, font)
 
 
 def draw_explanation(
-    picture: Image.Image, grid: PatchGrid, evidence: Sequence[LabelEvidence], font: str | Path | None = None
+    image: Image.Image, grid: PatchGrid, evidence: Sequence[LabelEvidence], font: str | Path | None = None
 ) -> Image.Image:
-    """Draw a picture and, per label, its heat map, its best patches and its scores.
+    """Draw the figure: the image, then a heat map with the best patches and scores for each label.
 
     Args:
-        picture: RGB.
-        grid: Where its patches lie.
-        evidence: In the order to draw.
+        image: RGB.
+        grid: Position of the patches.
+        evidence: The labels, in the order to draw.
         font: See `explain`.
 
     Raises:
         UserError: The font cannot be read.
     """
     large, small = _font(font, 17), _font(font, 13)
-    scale = CELL / max(picture.size)
-    width, height = (max(1, round(length * scale)) for length in picture.size)
-    shown = picture.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    scale = CELL / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    shown = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
     columns = min(1 + len(evidence), 3)
     lines = [_wrap(f"{rank}. {found.label}", large, CELL) for rank, found in enumerate(evidence, start=1)]
     caption_height = max([8 + LINE * 4, *(8 + LABEL_LINE * len(label) + 2 * LINE for label in lines)])
@@ -103,12 +94,12 @@ def draw_explanation(
         top = MARGIN + position // columns * (cell_height + GAP)
         place = left + (CELL - width) // 2, top
         if position == 0:
-            canvas.paste(_outside_faded(shown, grid), place)
+            canvas.paste(_cropped_area_faded(shown, grid), place)
             _legend(draw, left, top + height + 8, grid, evidence, (large, small))
-            continue
-        found = evidence[position - 1]
-        canvas.paste(heated(shown, grid, found), place)
-        _caption(canvas, left, top + height + 8, lines[position - 1], found, (large, small))
+        else:
+            found = evidence[position - 1]
+            canvas.paste(heat_map(shown, grid, found), place)
+            _caption(canvas, left, top + height + 8, lines[position - 1], found, (large, small))
     return canvas
 
 
@@ -121,31 +112,39 @@ def _font(path: str | Path | None, size: int) -> Font:
         raise UserError(f"{path}: not a font that Pillow can read; give a .ttf or .otf file") from error
 
 
-def _outside_faded(shown: Image.Image, grid: PatchGrid) -> Image.Image:
+def _cropped_area_faded(shown: Image.Image, grid: PatchGrid) -> Image.Image:
     inside = np.isfinite(grid.spread(np.zeros(grid.side**2), shown.size))
-    pixels = np.asarray(shown).astype(np.float64)
-    pixels[~inside] = 0.3 * pixels[~inside] + 0.7 * 255
+    return _faded(np.asarray(shown).astype(np.float64), ~inside)
+
+
+def _faded(pixels: Array, outside: Array) -> Image.Image:
+    pixels[outside] = FADED * pixels[outside] + (1 - FADED) * 255
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def heated(shown: Image.Image, grid: PatchGrid, found: LabelEvidence) -> Image.Image:
-    """The picture with a label's similarity to the patches laid over it, red where it is greatest."""
+def heat_map(shown: Image.Image, grid: PatchGrid, found: LabelEvidence) -> Image.Image:
+    """Draw a label's similarity to the patches over the image, and outline the best patches.
+
+    Args:
+        shown: RGB, of any size.
+        grid: Position of the patches.
+        found: The label.
+    """
     heat = grid.spread(found.similarity, shown.size)
-    least, greatest = found.similarity.min(), found.similarity.max()
+    minimum, maximum = found.similarity.min(), found.similarity.max()
     inside = np.isfinite(heat)
-    grey = np.asarray(shown.convert("L")).astype(np.float64)[..., None].repeat(3, axis=2)
-    colour = heat_colour((heat[inside] - least) / max(greatest - least, 1e-12))
-    grey[inside] = (1 - HEAT_WEIGHT) * grey[inside] + HEAT_WEIGHT * colour
-    grey[~inside] = 0.3 * grey[~inside] + 0.7 * 255
-    image = Image.fromarray(grey.round().astype(np.uint8))
+    pixels = np.asarray(shown.convert("L")).astype(np.float64)[..., None].repeat(3, axis=2)
+    colours = heat_colours((heat[inside] - minimum) / max(maximum - minimum, 1e-12))
+    pixels[inside] = (1 - HEAT_WEIGHT) * pixels[inside] + HEAT_WEIGHT * colours
+    image = _faded(pixels, ~inside)
     _outline(ImageDraw.Draw(image), shown.size, grid, found.patches)
     return image
 
 
-def heat_colour(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def heat_colours(values: Array) -> Array:
     """Colours `[..., 3]` in 0..255 of values in 0..1.
 
-    >>> heat_colour(np.array([0.0, 1.0])).tolist()
+    >>> heat_colours(np.array([0.0, 1.0])).tolist()
     [[15.0, 10.0, 50.0], [252.0, 253.0, 160.0]]
     """
     steps = np.linspace(0, 1, len(HEAT))
@@ -153,7 +152,7 @@ def heat_colour(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _outline(draw: ImageDraw.ImageDraw, size: tuple[int, int], grid: PatchGrid, patches: Sequence[int]) -> None:
-    """Draw the border of patches, not between two of them."""
+    """Draw the outer border of patches."""
     chosen = {divmod(patch, grid.side) for patch in patches}
     lines = []
     for patch in patches:
@@ -183,21 +182,16 @@ def _legend(
     fonts: tuple[Font, Font],
 ) -> None:
     large, small = fonts
-    draw.text((left, top), "picture", INK, large)
+    draw.text((left, top), "image", INK, large)
     count = len(evidence[0].patches) if evidence else 0
     lines = [
         f"heat: {grid.side} x {grid.side} patches' similarity to a label",
         "outlined: the patch of the local score" if count == 1 else f"outlined: the {count} patches of the local score",
     ]
-    if _leaves_out(grid):
-        lines.append("faded: cut off before the model sees it")
+    if grid.crops:
+        lines.append("faded: cropped, not seen by the model")
     for number, line in enumerate(lines):
         draw.text((left, top + LABEL_LINE + LINE * number), _fit(line, small, CELL), FAINT, small)
-
-
-def _leaves_out(grid: PatchGrid) -> bool:
-    x0, y0, x1, y1 = grid.box
-    return x0 >= 1 or y0 >= 1 or x1 <= grid.size[0] - 1 or y1 <= grid.size[1] - 1
 
 
 def _caption(
@@ -210,23 +204,23 @@ def _caption(
         top += LABEL_LINE
     scores = f"score {found.score:.3f}   global {found.global_score:.3f}   local {found.local_score:.3f}"
     draw.text((left, top), _fit(scores, small, CELL), FAINT, small)
-    least, greatest = (f"{value:.3g}" for value in (found.similarity.min(), found.similarity.max()))
-    draw.text((left, top + LINE), least, FAINT, small)
-    start = left + round(small.getlength(least)) + 6
-    bar = heat_colour(np.linspace(0, 1, 100))[None].repeat(8, axis=0)
+    minimum, maximum = (f"{value:.3g}" for value in (found.similarity.min(), found.similarity.max()))
+    draw.text((left, top + LINE), minimum, FAINT, small)
+    start = left + round(small.getlength(minimum)) + 6
+    bar = heat_colours(np.linspace(0, 1, 100))[None].repeat(8, axis=0)
     canvas.paste(Image.fromarray(bar.round().astype(np.uint8)), (start, top + LINE + 5))
-    draw.text((start + 106, top + LINE), greatest, FAINT, small)
+    draw.text((start + 106, top + LINE), maximum, FAINT, small)
 
 
-def _wrap(text: str, font: Font, width: int, most: int = 2) -> list[str]:
-    """Break text into lines that fit, the last one cut short where it does not.
+def _wrap(text: str, font: Font, width: int, max_lines: int = 2) -> list[str]:
+    """Break text into lines of a maximum width; the last one is shortened if it is too long.
 
     >>> _wrap("a b", ImageFont.load_default(10), 8)
     ['a', 'b']
     """
     lines: list[str] = []
     for word in text.split():
-        if lines and (len(lines) == most or font.getlength(f"{lines[-1]} {word}") <= width):
+        if lines and (len(lines) == max_lines or font.getlength(f"{lines[-1]} {word}") <= width):
             lines[-1] += f" {word}"
         else:
             lines.append(word)
@@ -234,7 +228,7 @@ def _wrap(text: str, font: Font, width: int, most: int = 2) -> list[str]:
 
 
 def _fit(text: str, font: Font, width: int) -> str:
-    """Text as it is, or its beginning with three dots, so that it fits."""
+    """Shorten text with three dots if it is wider than `width`."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:

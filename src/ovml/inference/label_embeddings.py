@@ -1,9 +1,8 @@
-"""Files of label embeddings: what to score images against, without the text tower."""
+"""Files of label embeddings, to score images without the text encoder."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ovml.utils.errors import UserError
+from ovml.utils.files import atomic_write
 from ovml.vocabulary import check_names
 
 FORMAT = "ovml-label-embeddings"
@@ -19,12 +19,12 @@ TENSOR = "label_embeds"
 
 
 class LabelEmbeddings(NamedTuple):
-    """Names and their embeddings.
+    """Label names with their embeddings.
 
     Attributes:
         labels: `L` names.
-        embeds: `[L, D]`, float32, as a head takes them: not L2-normalised.
-        metadata: What else the file says, as plain text by name.
+        embeds: `[L, D]`, float32, as heads take them: not L2-normalised.
+        metadata: Other text of the file by name.
     """
 
     labels: tuple[str, ...]
@@ -35,44 +35,36 @@ class LabelEmbeddings(NamedTuple):
 def write_label_embeddings(
     path: str | Path, labels: Sequence[str], embeds: Tensor, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file: the tensor `label_embeds`, and the names as JSON under `labels` in its metadata.
+    """Write a safetensors file with the tensor `label_embeds` and, in its metadata, the names as JSON under `labels`.
 
     Args:
-        path: It appears when it is complete.
+        path: The file; missing folders are made.
         labels: `L` names.
         embeds: `[L, D]`.
-        metadata: Further text by name.
+        metadata: Other text by name.
 
     Raises:
-        UserError: There is not one row for each name, or the file cannot be written.
+        UserError: The numbers of names and rows differ, or the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path = Path(path)
     if embeds.ndim != 2 or len(embeds) != len(labels):
         raise UserError(f"{path}: {len(labels)} labels need as many rows [L, D]; got {list(embeds.shape)}")
     names = json.dumps(list(labels), ensure_ascii=False)
-    aside = path.with_name(f".{path.name}.part-{os.getpid()}")
+    tensors = {TENSOR: embeds.detach().float().cpu().contiguous()}
+    content = save(tensors, {**(metadata or {}), "format": FORMAT, "labels": names})
     try:
-        aside.touch()
-        mode = aside.stat().st_mode
-        tensors = {TENSOR: embeds.detach().float().cpu().contiguous()}
-        save_file(tensors, aside, metadata={**(metadata or {}), "format": FORMAT, "labels": names})
-        aside.chmod(mode)  # safetensors lets nobody else read it
-        os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written ({reason}); give another path") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        with atomic_write(path) as beside:
+            beside.write_bytes(content)  # safetensors' save_file would make it unreadable for others
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); give another path") from error
 
 
 def read_label_embeddings(path: str | Path) -> LabelEmbeddings:
-    """Read what `write_label_embeddings` wrote.
+    """Read a file that `write_label_embeddings` wrote.
 
     Raises:
-        UserError: The file is missing, or is something else.
+        UserError: The file is missing or has another format.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""What the patches of a picture say of a label, and where in the picture they lie."""
+"""Which patches of an image match a label, and where in the image they lie."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ovml.data.transforms import EvalTransform
 from ovml.encoders import ImageFeatures
+from ovml.encoders.image_processor import ImageProcessor
 from ovml.heads import Head, TwoStreamHead
 from ovml.heads.base import normalize_over_labels
 from ovml.heads.global_ import global_scores
 from ovml.heads.local import local_scores
+from ovml.inference.tagger import Tagger
 from ovml.utils.errors import UserError
 
 Box = tuple[float, float, float, float]
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """The place of the patches in a picture.
+    """Position of the patches in an image.
 
     Attributes:
-        size: Width and height of the picture in pixels.
-        side: Patches in a row, and rows.
-        box: Left, top, right, bottom of what the patches cover, in pixels of the picture. It may reach beyond it.
+        size: Width and height of the image in pixels.
+        side: Number of patches per row, and of rows.
+        box: Left, top, right, bottom of the area that the patches cover, in pixels of the image. It may extend beyond
+            the image.
     """
 
     size: tuple[int, int]
@@ -36,71 +40,74 @@ class PatchGrid:
     box: Box
 
     @classmethod
-    def of(cls, size: tuple[int, int], transform: EvalTransform, patch_size: int) -> PatchGrid:
-        """The grid of a picture of this size: the transform resizes it and cuts a square from its middle.
+    def of(cls, size: tuple[int, int], processor: ImageProcessor, patch_size: int) -> PatchGrid:
+        """Compute the grid of an image.
 
         Args:
-            size: Width and height of the picture.
-            transform: What the picture goes through before the vision tower.
-            patch_size: Side of a patch in pixels of the cut.
+            size: Width and height of the image.
+            processor: Resizes the image and crops a square from its center.
+            patch_size: Side of a patch in pixels of the crop.
 
         Example:
-            >>> from ovml.encoders.checkpoints import ImageSpec
-            >>> PatchGrid.of((200, 100), EvalTransform(ImageSpec(64)), 8).box
+            >>> PatchGrid.of((200, 100), ImageProcessor(64), 8).box
             (50.0, 0.0, 150.0, 100.0)
         """
-        crop = transform.spec.size
+        crop = processor.size
         side = crop // patch_size
-        resized = transform.resized(*size)  # in whole pixels: the two directions are scaled a little differently
+        resized = processor.resized(*size)  # in whole pixels: the two directions are scaled a little differently
         (x0, x1), (y0, y1) = (
             [(start := (now - crop) // 2) * before / now, (start + side * patch_size) * before / now]
             for before, now in zip(size, resized, strict=True)
         )
         return cls(size, side, (x0, y0, x1, y1))
 
+    @property
+    def crops(self) -> bool:
+        """Whether a part of the image lies outside the grid."""
+        x0, y0, x1, y1 = self.box
+        return x0 >= 1 or y0 >= 1 or x1 <= self.size[0] - 1 or y1 <= self.size[1] - 1
+
     def patch_box(self, patch: int) -> Box:
-        """Left, top, right, bottom of a patch, in pixels of the picture; patches are counted row by row."""
+        """Left, top, right, bottom of a patch in pixels of the image; patches are numbered row by row."""
         (row, column), (x0, y0, x1, y1) = divmod(patch, self.side), self.box
         width, height = (x1 - x0) / self.side, (y1 - y0) / self.side
         left, top = x0 + column * width, y0 + row * height
         return left, top, left + width, top + height
 
-    def spread(self, values: np.ndarray[Any, Any], size: tuple[int, int] | None = None) -> np.ndarray[Any, Any]:
-        """Lay values of the patches over the picture, linear between the patches' centres.
+    def spread(self, values: Array, size: tuple[int, int] | None = None) -> Array:
+        """Interpolate values of the patches linearly between the centers of the patches.
 
         Args:
             values: One per patch, `[P]`.
-            size: Width and height of the map. Default: the picture's own.
+            size: Width and height of the map. Default: the image's.
 
         Returns:
-            A map `[H, W]`, NaN where the picture is outside of the patches.
+            A map `[H, W]`, NaN outside the grid.
         """
         width, height = size or self.size
         x = _weights(width, self.size[0], self.box[0], self.box[2], self.side)
         y = _weights(height, self.size[1], self.box[1], self.box[3], self.side)
-        spread: np.ndarray[Any, Any] = y @ values.reshape(self.side, self.side) @ x.T
+        spread: Array = y @ values.reshape(self.side, self.side) @ x.T
         return spread
 
 
-def _weights(pixels: int, length: int, start: float, end: float, side: int) -> np.ndarray[Any, Any]:
-    """Share `[pixels, side]` that each patch has in each pixel of one direction; rows outside of the grid are NaN."""
+def _weights(pixels: int, length: int, start: float, end: float, side: int) -> Array:
+    """Weight `[pixels, side]` of each patch in each pixel of one direction; NaN outside the grid."""
     place = ((np.arange(pixels) + 0.5) * length / pixels - start) / (end - start) * side
-    weights: np.ndarray[Any, Any] = np.clip(
-        1 - np.abs(np.clip(place - 0.5, 0, side - 1)[:, None] - np.arange(side)), 0, 1
-    )
+    weights: Array = np.clip(1 - np.abs(np.clip(place - 0.5, 0, side - 1)[:, None] - np.arange(side)), 0, 1)
     weights[(place < 0) | (place > side)] = np.nan
     return weights
 
 
 @dataclass(frozen=True)
 class LabelEvidence:
-    """How a picture fits one label.
+    """Scores of a label in an image, and the patches behind them.
 
     Attributes:
         label: The label.
-        score: What the model's head gives, by which labels are ranked.
-        global_score: Of the class token alone; normalised over the labels as the two-stream head does it.
-        local_score: Of the best patches alone, the same way.
+        score: The head's score, by which labels are ranked.
+        global_score: Score of the class token alone, normalised over the labels as in `TwoStreamHead`.
+        local_score: Score of the best patches alone, normalised likewise.
         similarity: Dot product of each patch with the label, `[P]`.
         patches: The patches that the local stream averages, best first.
     """
@@ -109,32 +116,53 @@ class LabelEvidence:
     score: float
     global_score: float
     local_score: float
-    similarity: np.ndarray[Any, Any]
+    similarity: Array
     patches: tuple[int, ...]
+
+
+def find_labels(tagger: Tagger, image: Image.Image, top_k: int | None = None) -> tuple[PatchGrid, list[LabelEvidence]]:
+    """Score an image against the tagger's labels, and find the patches that match each.
+
+    Args:
+        tagger: Model, labels and prompt.
+        image: RGB.
+        top_k: Number of labels to keep. Default: all.
+
+    Returns:
+        The grid of the patches, and the labels, best first.
+    """
+    model, training = tagger.model, tagger.model.training
+    model.eval()
+    with torch.inference_mode():
+        features = model.encode_images(model.image_processor(image)[None].to(model.device))
+    model.train(training)
+    patch_size = int(model.image_encoder.vision_model.config.patch_size)
+    grid = PatchGrid.of(image.size, model.image_processor, patch_size)
+    return grid, find_evidence(features, tagger.label_embeds(), tagger.labels, model.head, top_k)
 
 
 @torch.inference_mode()
 def find_evidence(
     features: ImageFeatures, label_embeds: Tensor, labels: Sequence[str], head: Head, top_k: int | None = None
 ) -> list[LabelEvidence]:
-    """Score one picture against labels, and find for each the patches that the local stream averages.
+    """Score the features of one image against labels, and find the patches that the local stream averages.
 
     Args:
-        features: Of one picture: `[1, D]` and `[1, P, D]`.
+        features: Features of one image: `[1, D]` and `[1, P, D]`.
         label_embeds: `[L, D]`.
-        labels: Their names.
-        head: The model's head. Where it has no local stream, the patches are those that MKT's would average.
-        top_k: Labels to keep. Default: all.
+        labels: `L` names.
+        head: The model's head. If it has no local stream, the patches are those that MKT's head would average.
+        top_k: Number of labels to keep. Default: all.
 
     Returns:
-        Best first.
+        The labels, best first.
 
     Raises:
-        UserError: There is not one picture, or not one name per embedding.
+        UserError: There is more than one image, or the numbers of names and embeddings differ.
     """
     if len(features.global_embeds) != 1 or len(labels) != len(label_embeds):
         raise UserError(
-            f"expected one picture and a name per label embedding; got {len(features.global_embeds)} pictures, "
+            f"expected one image and a name per label embedding; got {len(features.global_embeds)} images, "
             f"{len(labels)} names and {len(label_embeds)} embeddings"
         )
     num_patches = features.patch_embeds.shape[1]

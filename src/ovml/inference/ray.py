@@ -1,4 +1,4 @@
-"""Tagging over many machines, on Ray Data: images in, a folder of Parquet files out."""
+"""Tagging on many machines with Ray Data; the result is a folder of Parquet files."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from ovml.inference.tag_files import TagRow, arrow_table, read_parquet, utf8, write_parquet
+from ovml.inference.tag_files import tag_row, utf8, write_parquet
 from ovml.inference.tag_output import Written, check_settings
-from ovml.inference.tagger import Tagger, load_model
+from ovml.inference.tagger import Tagger
+from ovml.model import OpenVocabularyModel
 from ovml.utils.errors import UserError
+from ovml.utils.files import atomic_write
 from ovml.utils.images import ImageLike, find_images
 from ovml.vocabulary import LabelVocabulary
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 SETTINGS = "_settings.json"
-"""Begins with an underscore, so that readers of the folder pass it over."""
+"""Starts with an underscore, so that Parquet readers of the folder skip it."""
 ROWS_PER_FILE = 2048
 
 
 class TaggerOptions(NamedTuple):
-    """What makes a `Tagger`, as plain values that go to other machines; see there.
+    """Model and settings of a `Tagger`, as values that can be sent to other machines.
 
     Attributes:
-        model: What `ovml.inference.tagger.load_model` takes; every machine must find it there.
+        model: Name of the model; every machine must be able to load it.
+        load: Loads a model by name, such as `ovml.saving.load_model`.
         labels: Label names or a vocabulary. Default: the model's own.
         prompt: One template or several.
     """
 
     model: str
+    load: Callable[[str], OpenVocabularyModel]
     labels: Sequence[str] | LabelVocabulary | None = None
     top_k: int | None = 5
     threshold: float | Literal["calibrated"] | None = None
@@ -43,11 +44,10 @@ class TaggerOptions(NamedTuple):
     probabilities: bool = False
 
     def tagger(self, device: str) -> Tagger:
-        """The tagger on a device."""
-        model = load_model(self.model).to(device)
-        options = self._asdict()
-        del options["model"]
-        return Tagger(model, **options)
+        """Load the model to a device and make the tagger."""
+        settings = self._asdict()
+        load, name = settings.pop("load"), settings.pop("model")
+        return Tagger(load(name).to(device), **settings)
 
 
 def tag_with_ray(
@@ -61,23 +61,23 @@ def tag_with_ray(
 ) -> Written:
     """Tag images with one model per device of a Ray cluster.
 
-    The rows are those of `Tagger.write`, in any order. Each file in the folder is whole or not there. A second run of
-    the same settings leaves out the images that the folder has, so an interrupted run is taken up again by the same
-    call, on another cluster if need be. Images and `out` must be where all machines see them, under the same path.
+    The rows are those of `Tagger.write`, in any order, and files in the folder are always complete. A second run with
+    the same settings skips images that are in the folder, so the same call resumes an interrupted run, also on another
+    cluster. Images and `out` must be visible to all machines under the same path.
 
     Args:
         images: A folder of images, a text file of paths, one a line, or Parquet (a file or a folder of files) with a
             column `image` (paths, or structs of `bytes` and `path` as Hugging Face `datasets` writes them, or bytes)
             and, where that holds no path, a column `image_id`. Names of images must differ.
         options: Model, labels and settings.
-        out: Folder of Parquet files; made where it is missing.
-        workers: Models that run at once. Default: one per GPU, or one per machine where there is none.
-        device: Torch device of each. Default: `cuda` where the cluster has GPUs, of which each worker then gets one.
-        overwrite: Begin anew: delete the Parquet files in `out`.
+        out: Folder of Parquet files; it is made if it is missing.
+        workers: Number of models that run at once. Default: one per GPU, or one per machine if there is no GPU.
+        device: Torch device of each. Default: `cuda` if the cluster has GPUs; each worker then gets one.
+        overwrite: Delete the Parquet files in `out` and start over.
         on_rows: Called with the counts so far, after each file.
 
     Raises:
-        UserError: Ray is not installed, there are no images, the options are no good, or `out` was begun with other
+        UserError: Ray is not installed, there are no images, the options are invalid, or `out` was begun with other
             settings.
     """
     ray = _ray()
@@ -86,8 +86,8 @@ def tag_with_ray(
         options = options._replace(model=str(Path(options.model).absolute()))
     out.mkdir(parents=True, exist_ok=True)
     for path in out.glob("*.parquet"):
-        # On some file systems even a renamed file may be torn.
-        if overwrite or read_parquet(path) is None:
+        # On some file systems even a renamed file may be incomplete.
+        if overwrite or _names(path) is None:
             path.unlink()
     done = len(_done(out))
     check_settings(out, out / SETTINGS, settings, begun=done > 0)
@@ -96,7 +96,7 @@ def tag_with_ray(
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
     device = device or ("cuda" if gpus else "cpu")
     workers = workers or (gpus if device == "cuda" else len([n for n in ray.nodes() if n["Alive"]]))
-    # A core is left to the tasks that read the input: the workers never give theirs back.
+    # One core stays free for the tasks that read the input: workers keep theirs to the end.
     share = (cpus - 1) / workers
     dataset, num_rows = _dataset(ray, Path(images), workers)
     dataset = dataset.map_batches(
@@ -118,13 +118,13 @@ def tag_with_ray(
 
 
 class _Worker:
-    """A model on one device, which writes a file for each batch of rows that it is given.
+    """A model on one device that writes a Parquet file for each batch of rows.
 
     Args:
-        options: Make the tagger.
-        device: Where the model runs.
-        root: Folder that paths of images are relative to.
-        out: Folder to write to; images that it has are left out.
+        options: Model, labels and settings.
+        device: Torch device.
+        root: Folder that image paths are relative to.
+        out: Output folder; images that are in it are skipped.
     """
 
     def __init__(self, options: TaggerOptions, device: str, root: Path, out: Path) -> None:
@@ -133,22 +133,23 @@ class _Worker:
         self.out = out
         self.done = set(_done(out))
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: Any) -> Any:
         import pyarrow as pa
 
-        left = [(name, image) for name, image in _pictures(table, self.root) if name not in self.done]
+        left = [(name, image) for name, image in _images(table, self.root) if name not in self.done]
         names = [name for name, _ in left]
         tagged = self.tagger.tag((image for _, image in left), on_error="row")
-        rows = [TagRow.of(name, result) for name, (_, result) in zip(names, tagged, strict=True)]
+        rows = [tag_row(name, result) for name, (_, result) in zip(names, tagged, strict=True)]
         if rows:
-            # Where Ray runs a batch a second time, since a machine was lost, the file is written over.
+            # If Ray repeats a batch because a machine was lost, the file is overwritten.
             digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:32]
-            write_parquet(arrow_table(rows), self.out / f"{digest}.parquet")
-        return pa.table({"rows": [len(rows)], "errors": [sum(row.error is not None for row in rows)]})
+            with atomic_write(self.out / f"{digest}.parquet") as beside:
+                write_parquet(rows, beside)
+        return pa.table({"rows": [len(rows)], "errors": [sum(row["error"] is not None for row in rows)]})
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics of use to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray sends usage statistics
     try:
         import ray
         import ray.data
@@ -160,18 +161,29 @@ def _ray() -> Any:
 
 
 def _done(out: Path) -> list[str]:
-    """Names of the images that a folder has."""
-    tables = (read_parquet(path) for path in out.glob("*.parquet"))
-    return [name for table in tables if table is not None for name in table["image"].to_pylist()]
+    """Names of the images in a folder of Parquet files."""
+    return [name for path in out.glob("*.parquet") for name in _names(path) or ()]
+
+
+def _names(path: Path) -> list[str] | None:
+    """Names of the images in a Parquet file; `None` if it is incomplete."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names: list[str] = pq.read_table(path, columns=["image"])["image"].to_pylist()
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return names
 
 
 def _batch_size(num_rows: int, workers: int) -> int:
-    """Rows that a worker gets at once: few enough that none waits long for the last one."""
+    """Rows per batch: few enough that all workers finish at about the same time."""
     return max(1, min(ROWS_PER_FILE, -(-num_rows // (4 * workers))))
 
 
 def _dataset(ray: Any, images: Path, workers: int) -> tuple[Any, int]:
-    """Images as a data set of Ray, and their number."""
+    """Read the input as a Ray data set; returns it and its number of rows."""
     import pyarrow.dataset
 
     if not images.exists():
@@ -191,8 +203,8 @@ def _dataset(ray: Any, images: Path, workers: int) -> tuple[Any, int]:
     return ray.data.from_arrow([table.slice(start, size) for start in range(0, len(table), size)]), len(table)
 
 
-def _paths(images: Path) -> pa.Table:
-    """Names and places of the images that a folder or a file of paths has."""
+def _paths(images: Path) -> Any:
+    """Arrow table of names and paths of the images in a folder or a file of paths."""
     import pyarrow as pa
 
     def listed() -> Iterator[str]:
@@ -205,7 +217,7 @@ def _paths(images: Path) -> pa.Table:
     columns = pa.schema([("image_id", pa.string()), ("image", pa.struct([("path", pa.binary())]))])
     tables = [columns.empty_table()]
     while some := list(islice(paths, 2**14)):
-        # Names may be bytes of any kind, which strings of Arrow may not.
+        # File names may hold any bytes; Arrow strings are UTF-8.
         places = [{"path": os.fsencode(path)} for path in some]
         tables.append(pa.table({"image_id": list(map(utf8, some)), "image": places}, schema=columns))
     table = pa.concat_tables(tables).combine_chunks()
@@ -214,8 +226,8 @@ def _paths(images: Path) -> pa.Table:
     return table
 
 
-def _pictures(table: pa.Table, root: Path) -> Iterator[tuple[str, ImageLike]]:
-    """Names and pictures of the rows of an input."""
+def _images(table: Any, root: Path) -> Iterator[tuple[str, ImageLike]]:
+    """Yield name and image of each row of an Arrow table."""
     ids = table["image_id"].to_pylist() if "image_id" in table.column_names else [None] * len(table)
     for name, value in zip(ids, table["image"], strict=True):
         image = value.as_py()
@@ -224,5 +236,5 @@ def _pictures(table: pa.Table, root: Path) -> Iterator[tuple[str, ImageLike]]:
             path = os.fsdecode(image["path"]) if image.get("path") is not None else None
             image = image.get("bytes") or path
         name = str(utf8(path) if name is None else name)
-        # Of a row without an image the reader says that it is none.
+        # b"" for a row without an image: reading it gives the error of the row.
         yield name, root / image if isinstance(image, str) else image or b""

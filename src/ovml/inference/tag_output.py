@@ -1,38 +1,47 @@
-"""Writing tags to a file, a row an image in the order of the images, and taking an interrupted run up again.
+"""Tagging into a file, with resume after an interruption.
 
-While it is being written, `tags.jsonl` is `tags.jsonl.part`, and `tags.jsonl.part.json` holds the settings that it was
-begun with.
+The rows of `tags.csv` are collected as JSON Lines in `tags.csv.part`, a batch at a time; `tags.csv.part.json` holds the
+settings of the run. When all images are tagged, the part is renamed, or converted to CSV or Parquet.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from ovml.inference.tag_files import FILES, TagFile, TagRow, utf8
-from ovml.training.stages import write_aside
+from ovml.inference.tag_files import Row, image_name, tag_row, write_csv, write_parquet
 from ovml.utils.errors import UserError
+from ovml.utils.files import atomic_write, write_text
+from ovml.utils.images import ImageLike
 
-if TYPE_CHECKING:
-    from ovml.inference.tagger import Tagger
-    from ovml.utils.images import ImageLike
+SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 class Written(NamedTuple):
-    """Counts of a file of tags: rows in all, rows of them that an earlier run wrote, errors in the others."""
+    """Counts of a file of tags: all rows, rows that an earlier run wrote, images that this run could not read."""
 
     rows: int
     resumed: int
     errors: int
 
 
+class _Tagger(Protocol):
+    batch_size: int
+    top_k: int
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def tag(self, images: Iterable[ImageLike], on_error: Literal["row"]) -> Iterator[tuple[ImageLike, Any]]: ...
+
+
 def write_tags(
-    tagger: Tagger,
+    tagger: _Tagger,
     images: Iterable[ImageLike],
     out: str | Path,
     overwrite: bool = False,
@@ -41,111 +50,139 @@ def write_tags(
     """Tag images into a file; see `Tagger.write`."""
     out = Path(out)
     check_out(out, overwrite)
-    file = FILES[out.suffix.lower()](out, tagger.top_k)
-    settings_file = out.with_name(out.name + ".part.json")
-    with _writing(out):
+    part, settings_file = (out.with_name(out.name + suffix) for suffix in (".part", ".part.json"))
+    on_rows = on_rows or (lambda _: None)
+    with _file_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if overwrite:
             out.unlink(missing_ok=True)
-            file.discard()
-        check_settings(file.part, settings_file, tagger.settings(), begun=file.part.exists())
-        file.open(tagger.batch_size)
-    on_rows = on_rows or (lambda _: None)
-    finished = False
+            part.unlink(missing_ok=True)
+        check_settings(part, settings_file, tagger.settings(), begun=part.exists())
+        resumed, end, last_image = _whole_batches(part, tagger.batch_size)
+        file = open(part, "ab")  # noqa: SIM115 - closed below, where its errors are reported
+        file.truncate(end)
     try:
-        rest = _left(images, file)
-        written = Written(file.rows, file.rows, 0)
+        rest = _remaining(images, part, resumed, last_image)
+        written = Written(resumed, resumed, 0)
         on_rows(written)
-        tagged = enumerate(tagger.tag(rest, on_error="row"), start=file.rows)
+        tagged = enumerate(tagger.tag(rest, on_error="row"), start=resumed)
         while batch := list(islice(tagged, tagger.batch_size)):
-            rows = [TagRow.of(image_name(image, position), result) for position, (image, result) in batch]
-            with _writing(out):
-                file.write(rows)
-            errors = sum(row.error is not None for row in rows)
-            written = written._replace(rows=file.rows, errors=written.errors + errors)
+            rows = [tag_row(image_name(image, position), result) for position, (image, result) in batch]
+            with _file_errors(out):
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+                file.flush()
+            errors = sum(row["error"] is not None for row in rows)
+            written = Written(written.rows + len(rows), resumed, written.errors + errors)
             on_rows(written)
-        finished = True
     finally:
-        with _writing(out):
-            if finished:
-                file.finish()
-                settings_file.unlink()
-            else:
-                file.close()
+        with _file_errors(out), file:
+            os.fsync(file.fileno())
+    with _file_errors(out):
+        _finish(part, out, tagger.top_k)
+        settings_file.unlink()
     return written
 
 
-def _left(images: Iterable[ImageLike], file: TagFile) -> Iterator[ImageLike]:
-    """The images that an earlier run has not got to."""
+def _whole_batches(part: Path, batch_size: int) -> tuple[int, int, str | None]:
+    """Number of rows in the whole batches of an earlier run, their bytes, and the image of the last row.
+
+    A batch that is not whole is tagged again. Batches so hold the same images as in an uninterrupted run, which makes
+    the scores equal to the last bit.
+    """
+    rows, end, last = 0, 0, b""
+    if part.exists():
+        with open(part, "rb") as file:
+            lines = (line for line in file if line.endswith(b"\n"))
+            while len(batch := list(islice(lines, batch_size))) == batch_size:
+                rows, end, last = rows + batch_size, end + sum(map(len, batch)), batch[-1]
+    return rows, end, _parse(last, part, rows)["image"] if last else None
+
+
+def _remaining(images: Iterable[ImageLike], part: Path, rows: int, last_image: str | None) -> Iterator[ImageLike]:
+    """Skip the images that have a row; the last of them must be that of the last row."""
     rest = iter(images)
     done, last = 0, None
-    for done, last in enumerate(islice(rest, file.rows), start=1):  # noqa: B007 - of interest is the last one
+    for done, last in enumerate(islice(rest, rows), start=1):  # noqa: B007 - only the last one counts
         pass
     name = None if last is None else image_name(last, done - 1)
-    if done < file.rows or name != file.last_image:
-        found = f"there are {done:,} images" if done < file.rows else f"image {done:,} is {name}"
+    if done < rows or name != last_image:
+        found = f"there are {done:,} images" if done < rows else f"image {done:,} is {name}"
         raise UserError(
-            f"{file.part}: begun with other images: row {file.rows:,} is {file.last_image}, now {found}; give the same "
-            "images in the same order, or delete it, or use --overwrite to begin anew"
+            f"{part}: begun with other images: row {rows:,} is {last_image}, now {found}; give the same images in the "
+            "same order, or delete it, or use overwrite=True to start over"
         )
     return rest
 
 
-def image_name(image: ImageLike, position: int) -> str:
-    """How a row names its image: its path, or the position of what is no path.
+def _parse(line: bytes, part: Path, number: int) -> Row:
+    try:
+        row: Row = json.loads(line)
+        if row.keys() != {"image", "labels", "error"}:
+            raise ValueError("other keys")
+    except (ValueError, AttributeError) as error:
+        message = f"{part}: row {number:,} is damaged; delete it, or use overwrite=True to start over"
+        raise UserError(message) from error
+    return row
 
-    >>> image_name("a/b.png", 7), image_name(b"...", 7)
-    ('a/b.png', '7')
-    """
-    return utf8(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else str(position)
+
+def _finish(part: Path, out: Path, top_k: int) -> None:
+    """Turn the complete part into the file; the part goes when the file is safely on disk."""
+    if out.suffix.lower() == ".jsonl":
+        part.replace(out)
+        return
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.part-*"):  # of a run that was killed at this point
+        stale.unlink()
+    with open(part, "rb") as file, atomic_write(out) as beside:
+        rows = (_parse(line, part, number) for number, line in enumerate(file, start=1))
+        if out.suffix.lower() == ".csv":
+            write_csv(rows, beside, top_k)
+        else:
+            write_parquet(rows, beside)
+        with open(beside, "rb+") as converted:
+            os.fsync(converted.fileno())
+    part.unlink()
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raise a `UserError` where an output has an unknown ending or is already there."""
-    if out.suffix.lower() not in FILES:
-        raise UserError(f"{out}: cannot tell what to write; let the name end in {', '.join(FILES)}")
+    """Raise a `UserError` if an output has an unknown suffix, is a folder, or exists and is not to be overwritten."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{out}: cannot tell what to write; let the name end in {', '.join(SUFFIXES)}")
     if out.is_dir():
         raise UserError(f"{out}: is a folder; give a file")
     if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; give another name, or use --overwrite to begin anew")
+        raise UserError(f"{out}: exists already; give another name, or use overwrite=True to start over")
 
 
 def check_settings(part: Path, file: Path, settings: dict[str, Any], begun: bool) -> None:
-    """Compare settings with those that a part was begun with, or write them down where it was not begun.
-
-    Args:
-        part: For the message.
-        file: Holds the settings.
-        settings: Those of now.
-        begun: Whether the part was.
+    """Compare the settings with those that `file` has of an interrupted run, or save them if `part` was not begun.
 
     Raises:
-        UserError: They differ, or are not there.
+        UserError: They differ, or the file cannot be read.
     """
     if not begun:
-        write_aside(file, json.dumps(settings))
+        write_text(file, json.dumps(settings))
         return
     try:
         before = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{file}: the settings of the interrupted run {part} cannot be read; delete {part}, or use --overwrite to "
-            "begin anew"
+            f"{file}: the settings of the interrupted run {part} cannot be read; delete {part}, or use overwrite=True "
+            "to start over"
         ) from error
     differing = [name for name in settings if before.get(name) != settings[name]]
     if differing:
         raise UserError(
-            f"{part}: begun with another {', '.join(differing)}; give the same, or delete it, or use --overwrite to "
-            "begin anew"
+            f"{part}: begun with another {', '.join(differing)}; give the same, or delete it, or use overwrite=True "
+            "to start over"
         )
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def _file_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror or error}); choose another place, or make room and run the "
-            "same command again to go on"
+            "same command again to resume"
         ) from error

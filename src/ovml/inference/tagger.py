@@ -1,4 +1,4 @@
-"""Inference: images in, ranked labels out."""
+"""Tagging: rank labels for images."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from ovml.inference.tag_output import Written, write_tags
+from ovml.model import OpenVocabularyModel
+from ovml.prompts import PromptLearner, TemplatePrompt
 from ovml.utils.errors import UserError
 from ovml.utils.images import ImageLike, load_image
-
-if TYPE_CHECKING:
-    from ovml.classifier import OVMultiLabelClassifier
-    from ovml.inference.tag_output import Written
-    from ovml.prompts import PromptLearner
-    from ovml.vocabulary import LabelVocabulary
+from ovml.utils.parts import Part, class_path
+from ovml.vocabulary import LabelVocabulary
 
 
 class LabelScore(NamedTuple):
-    """A label and how well it fits: a score, which ranks the labels of one image, or a calibrated probability.
+    """A label and its score, which ranks the labels of one image, or its calibrated probability.
 
     >>> LabelScore("red circle", 0.7).label
     'red circle'
@@ -42,37 +41,37 @@ Prepared = list[tuple[ImageLike, "Tensor | UserError"]]
 
 
 class Tagger:
-    """Ranks a fixed list of labels for any number of images; the labels are embedded once.
+    """Ranks a fixed list of labels for any number of images. The labels are embedded once.
 
     Args:
-        model: The classifier.
+        model: Scores the images.
         labels: Label names or a vocabulary. Default: the model's own.
-        top_k: Labels per image; `None` for all.
-        batch_size: Images run at once.
-        threshold: Least score (or probability) of a label that is given out; an image may then have none.
-            `calibrated`: the probabilities from which on the model's calibration calls each label present.
-        num_workers: Threads that read pictures while the model runs; 0 to read them in between. Default: one per core,
-            eight at most.
-        prompt: Takes the place of the model's own prompt: a template such as `"a photo of a {}"`, several of them,
-            which are averaged, or a `PromptLearner`.
-        probabilities: Give calibrated probabilities in the place of scores. The labels are scored together with those
-            that the model was calibrated with; see `ovml.metrics.Calibration`.
+        top_k: Maximum number of labels per image; `None` for all.
+        batch_size: Images per batch.
+        threshold: Minimum score (or probability) of returned labels; an image may have none. `calibrated`: the
+            threshold that the model's calibration has for each label.
+        num_workers: Threads that read images while the model runs; 0 reads them in between. Default: one per core, at
+            most eight.
+        prompt: Replaces the model's own prompt: a template such as `"a photo of a {}"`, several templates, whose
+            embeddings are averaged, or a `PromptLearner`.
+        probabilities: Return calibrated probabilities instead of scores. The labels are scored together with those of
+            the calibration; see `ovml.metrics.Calibration`.
 
     Raises:
-        UserError: `top_k` or `batch_size` is less than 1, `num_workers` less than 0, a template lacks its `{}`, there
-            are no proper labels, or probabilities are asked of a model that was never calibrated.
+        UserError: `top_k` or `batch_size` is below 1, `num_workers` is below 0, a template has no `{}`, the labels are
+            invalid, or the model is not calibrated and probabilities are needed.
 
     Example:
         >>> from PIL import Image
-        >>> from ovml import OVMultiLabelClassifier
-        >>> tagger = Tagger(OVMultiLabelClassifier("ovml-demo"), ("red circle", "blue star"), top_k=1)
+        >>> from ovml.model import OpenVocabularyModel
+        >>> tagger = Tagger(OpenVocabularyModel("ovml-demo"), ("red circle", "blue star"), top_k=1)
         >>> len(list(tagger.tag([Image.new("RGB", (80, 80))] * 3)))
         3
     """
 
     def __init__(
         self,
-        model: OVMultiLabelClassifier,
+        model: OpenVocabularyModel,
         labels: Sequence[str] | LabelVocabulary | None = None,
         top_k: int | None = 5,
         batch_size: int = 32,
@@ -81,8 +80,6 @@ class Tagger:
         prompt: PromptLearner | str | Sequence[str] | None = None,
         probabilities: bool = False,
     ) -> None:
-        from ovml.data.transforms import EvalTransform
-
         for name, value, least in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}; got {value}")
@@ -102,23 +99,21 @@ class Tagger:
                 "or take its scores"
             )
         self._scored = self.vocabulary if self.calibration is None else self.calibration.together(self.vocabulary)
-        self.transform = EvalTransform(model.image_spec)
+        self.transform = model.image_processor
         self._label_embeds: Tensor | None = None
 
     def _bound(self, prompt: PromptLearner | str | Sequence[str]) -> PromptLearner:
-        from ovml.prompts import PromptLearner, TemplatePrompt
-
         prompt = prompt if isinstance(prompt, PromptLearner) else TemplatePrompt(prompt)
         return prompt if hasattr(prompt, "text_encoder") else prompt.bind(self.model.prompt.text_encoder)
 
     def label_embeds(self) -> Tensor:
-        """Embeddings `[L, D]` of all labels that are scored, those asked for first."""
-        # The model keeps the embeddings of its own prompt, the tagger those of another one.
+        """Embeddings `[L, D]` of the labels, followed by those of the calibration's other labels."""
+        # The model caches the embeddings of its own prompt, the tagger those of another one.
         device = self.model.device
         if self.prompt is None:
             return self.model.embed_labels(self._scored)
         if self._label_embeds is None:
-            # As the model embeds its own prompt: in full precision, since it is done once.
+            # In full precision, like the embeddings of the model's own prompt.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
                 self._label_embeds = self.prompt.to(device)(self._scored)
         return self._label_embeds.to(device)
@@ -138,15 +133,14 @@ class Tagger:
     ) -> Iterator[tuple[ImageLike, list[LabelScore] | UserError]]:
         """Yield each image with its ranked labels, in order.
 
-        Images are asked for as they are needed, two batches ahead, so an endless stream of them is no trouble.
+        At most two batches are taken ahead from `images`, which may be an endless stream.
 
         Args:
             images: PIL images, paths, bytes or arrays.
-            on_error: What an image that cannot be read does: `raise` an error, or be a `row` like any other, with the
-                error in the place of the labels.
+            on_error: For an image that cannot be read, `raise` the error, or yield it as a `row` instead of labels.
 
         Raises:
-            UserError: An image cannot be read; or `images` is one image, not several.
+            UserError: An image cannot be read, or `images` is a single image.
         """
         for batch, scores in self._score_batches(images):
             ranked = iter(self._rank(scores))
@@ -158,17 +152,33 @@ class Tagger:
                 else:
                     yield image, pixels
 
+    @overload
+    def predict(self, images: ImageLike) -> list[LabelScore]: ...  # type: ignore[overload-overlap]  # a path is one too
+
+    @overload
+    def predict(self, images: Sequence[ImageLike]) -> list[list[LabelScore]]: ...
+
+    def predict(self, images: ImageLike | Sequence[ImageLike]) -> list[LabelScore] | list[list[LabelScore]]:
+        """Return the ranked labels of one image, or a list of them for a list of images.
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+            return [tags for _, tags in self.tag(images)]
+        return next(self.tag([images]))[1]
+
     def score(self, images: Iterable[ImageLike]) -> Tensor:
-        """Scores (or probabilities) of all labels, a row per image, in order; `top_k` and `threshold` take no part.
+        """Return the scores (or probabilities) of all labels; `top_k` and `threshold` are not applied.
 
         Args:
             images: As for `tag`.
 
         Returns:
-            `[N, L]` float32 on the CPU; the columns are `labels`.
+            `[N, L]` float32 on the CPU, rows in the order of `images`, columns in the order of `labels`.
 
         Raises:
-            UserError: An image cannot be read; or `images` is one image, not several.
+            UserError: An image cannot be read, or `images` is a single image.
         """
         rows = [torch.empty(0, len(self.labels))]
         for batch, scores in self._score_batches(images):
@@ -185,25 +195,23 @@ class Tagger:
         overwrite: bool = False,
         on_rows: Callable[[Written], None] | None = None,
     ) -> Written:
-        """Tag images into a file, going on where an interrupted run of the same settings stopped.
+        """Tag images into a file, and resume an interrupted run of the same settings.
 
         Args:
-            images: As for `tag`; the same ones in the same order where a run is taken up again.
+            images: As for `tag`; to resume, the same images in the same order.
             out: `.jsonl`, `.csv` or `.parquet`; see `ovml.inference.tag_output`. It appears when it is complete.
-            overwrite: Begin anew, whatever is there.
+            overwrite: Overwrite `out` and start over.
             on_rows: Called with the counts so far, at the start and after each batch.
 
         Raises:
             UserError: The file exists, cannot be written, or was begun with other settings or other images.
         """
-        from ovml.inference.tag_output import write_tags
-
         return write_tags(self, images, out, overwrite, on_rows)
 
     def settings(self) -> dict[str, Any]:
-        """All that the result depends on beside the images, with digests for what is large."""
+        """Return everything that determines the result, except the images; weights and labels as digests."""
         text = self.model.prompt if self.prompt is None else self.prompt
-        model = f"{self.model.image_spec} {_describe(self.model.head)}"
+        model = f"{self.model.image_processor} {_describe(self.model.head)}"
         return {
             "model": _digest(model, self.model.image_encoder.state_dict(), self.model.head.state_dict()),
             "prompt": _digest(_describe(text), text.state_dict()),
@@ -214,7 +222,7 @@ class Tagger:
         }
 
     def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
-        """Batches of images, each with the scores `[R, L]` of those that can be read."""
+        """Yield batches of images with the scores `[R, L]` of those that can be read."""
         if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
             raise UserError("images: expected several images, got one; write [image]")
         label_embeds = self.label_embeds()
@@ -224,7 +232,7 @@ class Tagger:
             yield batch, self._score(torch.stack(readable), label_embeds) if readable else none
 
     def _prepare(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
-        """Batches of images with their pixel values, read while the caller is busy with the batch before."""
+        """Yield batches of images with their pixel values; the next batch is read while the caller works."""
         rest = iter(images)
         if self.num_workers == 0:
             while read := [(image, self._read(image)) for image in islice(rest, self.batch_size)]:
@@ -248,7 +256,7 @@ class Tagger:
             return self.transform(load_image(image))
         except UserError as error:
             return error
-        except Exception as error:  # a malformed picture may lead Pillow to any of them
+        except Exception as error:  # Pillow raises errors of any type on malformed images
             name = image if isinstance(image, (str, os.PathLike)) else "image"
             wrapped = UserError(f"{name}: broken image ({type(error).__name__}: {error}); replace the file")
             wrapped.__cause__ = error
@@ -258,45 +266,28 @@ class Tagger:
         model, training = self.model, self.model.training
         model.eval()
         with torch.inference_mode():
-            features = model.image_encoder(pixels.to(model.device))
-            scores = model.score(features, label_embeds)[:, : len(self.labels)].float()
+            features = model.encode_images(pixels.to(model.device))
+            scores = model.score(features, label_embeds)[:, : len(self.labels)]
         model.train(training)
         return scores if self.calibration is None else self.calibration.probabilities(scores)
 
     def _rank(self, scores: Tensor) -> list[list[LabelScore]]:
         best = scores.topk(self.top_k)
         return [
-            [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= self._least[c]]
+            [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= self._minimum[c]]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
     @cached_property
-    def _least(self) -> list[float]:
-        """Of each label the least score that is given out."""
+    def _minimum(self) -> list[float]:
+        """Minimum score of each label."""
         if self.threshold == "calibrated" and self.calibration is not None:
             return self.calibration.thresholds(self.vocabulary).tolist()
         return [-float("inf") if self.threshold is None else float(self.threshold)] * len(self.labels)
 
 
-def load_model(name: str | Path) -> OVMultiLabelClassifier:
-    """Load a trained model or a plain CLIP checkpoint.
-
-    Args:
-        name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
-            the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
-
-    Raises:
-        UserError: There is no such model, or it cannot be read.
-    """
-    from ovml.classifier import OVMultiLabelClassifier
-
-    return OVMultiLabelClassifier.from_pretrained(name)
-
-
-def _describe(part: nn.Module) -> str:
-    public = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
-    plain = {k: v for k, v in sorted(public.items()) if isinstance(v, (bool, int, float, str, list, dict))}
-    return f"{type(part).__module__}.{type(part).__qualname__} {plain}"
+def _describe(part: Part) -> str:
+    return f"{class_path(type(part))} {part!r}"
 
 
 def _digest(text: str, *states: Mapping[str, Tensor]) -> str:

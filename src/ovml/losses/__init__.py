@@ -1,4 +1,4 @@
-"""Losses: logits and targets in, a scalar out. To add one, subclass `Loss` in a file here."""
+"""Losses turn logits and targets into a scalar. To add one, subclass `Loss`."""
 
 from ovml.losses.base import Loss
 from ovml.losses.binary import AsymmetricLoss, BinaryCrossEntropy, PerLabelLoss

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from ovml.utils.parts import Part
 
-class Loss(nn.Module, ABC):
-    """A loss over multi-label logits. Parameters of a loss learn in the vision stage or `HeadStage`.
+
+class Loss(Part, nn.Module, ABC):
+    """Base class of multi-label losses. Parameters of a loss are trained in the vision stage or in `HeadStage`.
 
     Example:
         >>> class MeanAbsentScore(Loss):
@@ -22,7 +24,7 @@ class Loss(nn.Module, ABC):
 
         Args:
             logits: `[B, L]`.
-            targets: `[B, L]`: 1 present, 0 absent, -1 unknown (as torchmetrics' `ignore_index=-1`).
+            targets: Integers `[B, L]`: 1 present, 0 absent, -1 unknown (as `ignore_index=-1` in torchmetrics).
         """
 
 

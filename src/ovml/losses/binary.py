@@ -1,4 +1,4 @@
-"""Losses that ask of every label by itself whether it is present."""
+"""Losses that treat each label as a binary classification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovml.utils.errors import UserError
 
 
 class PerLabelLoss(ScaledLoss):
-    """The mean over images of the sum over labels of what each label costs by itself; write `per_label`.
+    """Base class of losses that are a sum over labels, averaged over images. Subclasses implement `per_label`.
 
     Example:
         >>> class Hinge(PerLabelLoss):
@@ -25,17 +25,19 @@ class PerLabelLoss(ScaledLoss):
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the scalar; logits and targets `[B, L]`, unknown labels taking no part."""
+        """Return a scalar; logits and targets are `[B, L]`, and unknown labels are ignored."""
         check_pair(logits, targets)
         return self.per_label(self.scaled(logits), targets).masked_fill(targets == -1, 0).sum(dim=1).mean()
 
     @abstractmethod
     def per_label(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of every label by itself, `[B, L]`; what it says of unknown labels is not read."""
+        """Return the loss of each label, `[B, L]`; values of unknown labels are ignored."""
 
 
 class BinaryCrossEntropy(PerLabelLoss):
-    """`-log sigmoid(z)` of a present label, `-log sigmoid(-z)` of an absent one; `z = scale * logit + offset`.
+    """Binary cross-entropy: sum over labels, mean over images.
+
+    A present label costs `-log sigmoid(z)`, an absent label `-log sigmoid(-z)`, with `z = scale * logit + offset`.
 
     Args:
         scale: See `ScaledLoss`.
@@ -49,26 +51,27 @@ class BinaryCrossEntropy(PerLabelLoss):
     """
 
     def per_label(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy `[B, L]`."""
+        """Return the cross-entropy `[B, L]`."""
         return F.binary_cross_entropy_with_logits(logits, (targets == 1).to(logits.dtype), reduction="none")
 
 
 class AsymmetricLoss(PerLabelLoss):
-    r"""Asymmetric loss (Ben-Baruch et al., ICCV 2021, arXiv 2009.14119): easy absent labels count less.
+    r"""Asymmetric loss, which weighs down easy absent labels (Ridnik et al., ICCV 2021).
 
-    With `p = sigmoid(scale * logit + offset)` and `q = max(p - clip, 0)`, a present label costs
-    `-(1 - p)^gamma_present * log(p)`, an absent one `-q^gamma_absent * log(1 - q)`: the easiest of them nothing.
+    The preprint is Ben-Baruch et al., arXiv 2009.14119. With `p = sigmoid(scale * logit + offset)` and
+    `q = max(p - clip, 0)`, a present label costs `-(1 - p)^gamma_present * log(p)`, an absent label
+    `-q^gamma_absent * log(1 - q)`. The loss is the sum over labels and the mean over images.
 
     Args:
-        gamma_absent: Focusing of absent labels.
-        gamma_present: Focusing of present labels.
-        clip: Absent labels of a lower probability cost nothing ("shifted probability").
+        gamma_absent: Focusing exponent of absent labels.
+        gamma_present: Focusing exponent of present labels.
+        clip: Probability shift: absent labels with a lower probability cost nothing.
         scale: See `ScaledLoss`.
         offset: See `ScaledLoss`.
         learned: See `ScaledLoss`.
 
     Raises:
-        UserError: A gamma is negative, or `clip` not from 0 to below 1.
+        UserError: A gamma is negative, or `clip` is not in [0, 1).
 
     Example:
         >>> AsymmetricLoss()(torch.tensor([[0.0, -4.0]]), torch.tensor([[1, 0]]))
@@ -95,7 +98,7 @@ class AsymmetricLoss(PerLabelLoss):
         self.clip = clip
 
     def per_label(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss `[B, L]`."""
+        """Return the asymmetric loss `[B, L]`."""
         present, absent = logits.sigmoid(), (logits.sigmoid() - self.clip).clamp(min=0)
         of_present = -((1 - present) ** self.gamma_present) * F.logsigmoid(logits)
         of_absent = -(absent**self.gamma_absent) * torch.log1p(-absent.clamp(max=1 - 1e-8))

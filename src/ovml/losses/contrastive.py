@@ -1,4 +1,4 @@
-"""Contrastive losses over pairs of image and label."""
+"""Contrastive loss over pairs of image and label."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ovml.losses.scaled import ScaledLoss
 class MultiMatchingLoss(ScaledLoss):
     r"""Multi-matching contrastive loss (RAM; Tan et al., CVPR 2025, arXiv 2503.15337).
 
-    All pairs of an image and a label of the batch are candidates of one softmax:
-    `loss = -mean_{present pairs} log(exp(z) / sum_{known pairs} exp(z'))`, `z = scale * logit + offset` (the offset
-    cancels). 0 for a batch without a present label.
+    One softmax runs over all pairs of an image and a label in the batch:
+    `loss = -mean_{present pairs} log(exp(z) / sum_{known pairs} exp(z'))`, with `z = scale * logit`. There is no
+    offset, because it would cancel. The loss is 0 for a batch without a present label. With several processes each
+    uses its own images only, so the loss depends on how a batch is divided.
 
     Args:
         scale: See `ScaledLoss`.
@@ -29,7 +30,7 @@ class MultiMatchingLoss(ScaledLoss):
         super().__init__(scale, 0.0, learned)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over present pairs; logits and targets `[B, L]`, unknown labels taking no part."""
+        """Return the mean over present pairs; logits and targets are `[B, L]`, and unknown labels are ignored."""
         check_pair(logits, targets)
         logits = self.scaled(logits)
         present, known = logits[targets == 1], logits[targets != -1]

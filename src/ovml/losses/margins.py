@@ -1,4 +1,4 @@
-"""Ranking losses whose margin fits the size of the scores."""
+"""Ranking losses whose margin adapts to the scale of the scores."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from ovml.utils.errors import UserError
 
 
 class LearnedMarginRankingLoss(Loss):
-    """MKT's ranking loss with a learned margin `m`: of pairs, `max(0, m + s_n - s_p) / m` in the place of `m = 1`.
+    """MKT's ranking loss with a trained margin `m`: each pair costs `max(0, m + s_n - s_p) / m`.
 
-    A pair costs 1 where both labels score alike, and nothing where the present one leads by `m`. Without the division
-    the margin would shrink to nothing; with it, pairs in the wrong order ask for a greater margin and pairs in the
-    right order for a smaller one.
+    A pair costs 1 if both labels have the same score, and 0 if the present label leads by `m`. The division keeps the
+    margin from shrinking to 0: pairs in the wrong order increase it, pairs in the right order decrease it.
 
     Args:
-        margin: Where it starts. Scores normalised over some hundred labels differ by a few hundredths.
+        margin: Initial margin. Scores that are normalised over hundreds of labels differ by a few hundredths.
 
     Raises:
         UserError: The margin is not positive.
@@ -38,15 +37,16 @@ class LearnedMarginRankingLoss(Loss):
         self.log_margin = nn.Parameter(torch.tensor(math.log(margin)))
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over images; logits and targets `[B, L]`."""
+        """Return the mean over images; logits and targets are `[B, L]`, and unknown labels are ignored."""
         return ranking_loss(logits.float() / self.log_margin.exp(), targets)
 
 
 class SpreadMarginRankingLoss(Loss):
-    """MKT's ranking loss with a margin taken from the data: `factor` standard deviations of an image's own scores.
+    """MKT's ranking loss with a margin of `factor` standard deviations of the image's own scores.
 
-    The scores of all known labels of an image give its margin `m`, a constant to the gradient; of pairs,
-    `max(0, m + s_n - s_p) / m` counts. So the share of violating pairs does not depend on the size of the scores.
+    The margin `m` of an image comes from the scores of its known labels and is a constant to the gradient; each pair
+    costs `max(0, m + s_n - s_p) / m`. The share of violating pairs therefore does not depend on the scale of the
+    scores.
 
     Args:
         factor: Margin in standard deviations.
@@ -66,12 +66,12 @@ class SpreadMarginRankingLoss(Loss):
         self.factor = factor
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over images; logits and targets `[B, L]`."""
+        """Return the mean over images; logits and targets are `[B, L]`, and unknown labels are ignored."""
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         known = targets != -1
         count = known.sum(dim=1, keepdim=True).clamp(min=1)
         scores = logits.detach().masked_fill(~known, 0)
         mean = scores.sum(dim=1, keepdim=True) / count
         spread = ((scores - mean).square() * known).sum(dim=1, keepdim=True).div(count).sqrt()
-        # Only differences count; of scores far from 0 with little spread, rounding would take them.
+        # Centred, because rounding would erase small differences between scores that are far from 0.
         return ranking_loss((logits - mean) / (self.factor * spread).clamp(min=1e-12), targets)

@@ -15,22 +15,22 @@ EPSILON = 1e-8
 
 
 class RankingLoss(Loss):
-    r"""Every present label should score above every absent one by a margin (He et al., AAAI 2023, eq. 5).
+    r"""Pairwise ranking loss of MKT: present labels should outscore absent labels by a margin (He et al., AAAI 2023).
 
     For an image with present labels `P` and absent labels `N`
 
     `loss = sum_{p in P, n in N} max(0, margin + s_n - s_p) / (#violating pairs + 1e-8)`
 
-    where the count of violating pairs is a constant to the gradient; the batch's loss is the mean over images,
-    with 0 for an image that lacks either kind. Unknown labels take no part.
+    where the number of violating pairs is a constant to the gradient. The loss of a batch is the mean over images; an
+    image without a present or without an absent label counts as 0. Unknown labels are ignored.
 
-    The all-pairs form builds `[B, L, L]`; this one sorts the present labels' scores and counts by binary search: same
-    value, same gradient.
+    The all-pairs form needs a tensor `[B, L, L]`. This implementation sorts the scores of present labels and counts by
+    binary search, with the same value and gradient.
 
     Args:
-        margin: By how much a present label should lead.
-        temperature: The scores are divided by it first. Scores that a head normalises over hundreds of labels are so
-            small that with 1, the paper's, nearly every pair violates the margin and the loss is close to linear.
+        margin: Score difference by which a present label should lead.
+        temperature: Divisor of the scores. Scores that a head normalises over hundreds of labels are so small that
+            with the published value 1 nearly every pair violates the margin, and the loss is almost linear.
 
     Raises:
         UserError: The temperature is not positive.
@@ -49,7 +49,7 @@ class RankingLoss(Loss):
         self.temperature = temperature
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over images; logits and targets `[B, L]`."""
+        """Return the mean over images; logits and targets are `[B, L]`, and unknown labels are ignored."""
         if self.temperature != 1:
             logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / self.temperature
         return ranking_loss(logits, targets, self.margin)
@@ -61,13 +61,13 @@ def ranking_loss(logits: Tensor, targets: Tensor, margin: float = 1.0) -> Tensor
     Args:
         logits: `[B, L]`; half precision is computed in float32.
         targets: `[B, L]`: 1 present, 0 absent, -1 unknown.
-        margin: By how much a present label should lead.
+        margin: Score difference by which a present label should lead.
 
     Returns:
         A float32 (or float64) scalar.
 
     Raises:
-        ValueError: Shapes or kinds do not fit, or the batch is empty.
+        ValueError: Shapes or dtypes do not fit, or the batch is empty.
 
     Example:
         >>> ranking_loss(torch.tensor([[0.9, 0.4]]), torch.tensor([[1, 0]]), margin=0.2)
@@ -81,7 +81,7 @@ def ranking_loss(logits: Tensor, targets: Tensor, margin: float = 1.0) -> Tensor
 
 
 class _Ranking(torch.autograd.Function):
-    """Value and gradient together: both come from the same counts."""
+    """Computes value and gradient together, from the same counts."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, margin: float) -> Tensor:
@@ -97,18 +97,18 @@ class _Ranking(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        # To half precision last: a gradient scaler's factor does not fit into float16.
+        # Convert to half precision last, because a gradient scaler's factor does not fit into float16.
         return (gradient * grad_output).to(ctx.dtype), None, None
 
 
 def _count_pairs(scores: Tensor, targets: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of hinges `[B]`, number of violating pairs `[B]`, and the gradient of the sum `[B, L]`.
+    """Return the sum of hinges `[B]`, the number of violating pairs `[B]`, and the gradient of the sum `[B, L]`.
 
-    A present label p asks for scores of at most `threshold_p = s_p - margin`. An absent label n violates those p whose
-    threshold lies below `s_n`: with a row's few thresholds in order, a binary search says how many, and adding the
-    absent scores up by that number says what each p suffers.
+    A present label p has the threshold `threshold_p = s_p - margin`. An absent label n violates all p whose threshold
+    is below `s_n`. The thresholds of a row are sorted, and a binary search gives the number that n violates. Sums of
+    absent scores, grouped by that number and accumulated, give the hinges of each p.
     """
-    # Sums run in float64: over thousands of labels float32 would lose the last digits.
+    # Sums use float64, because float32 would lose the last digits over thousands of labels.
     wide = torch.float32 if scores.device.type == "mps" else torch.float64
     rows, columns = (targets == 1).nonzero(as_tuple=True)
     per_row = torch.bincount(rows, minlength=len(scores))
@@ -117,11 +117,11 @@ def _count_pairs(scores: Tensor, targets: Tensor, margin: float) -> tuple[Tensor
     thresholds = scores.new_full((len(scores), width), torch.inf)
     thresholds[rows, slot] = scores[rows, columns] - margin
     ordered, order = thresholds.sort(dim=1)
-    # Both counts compare the same two rounded numbers, or a pair on the edge would count on one side.
+    # Both counts compare the same rounded numbers; otherwise a pair exactly at the margin could count only once.
     violated = torch.searchsorted(ordered, scores).mul_(targets == 0)
 
     def violations(values: Tensor) -> Tensor:
-        """Per row and threshold, in their first order: sum of the values `[B, L]` of all n that violate it."""
+        """Sum the values `[B, L]` of all n that violate each threshold; thresholds are in their original order."""
         sums = torch.zeros(len(scores), width + 1, dtype=wide, device=scores.device).scatter_add_(1, violated, values)
         at_least = sums[:, 1:].flip(1).cumsum(1).flip(1)
         return torch.empty_like(at_least).scatter_(1, order, at_least)[rows, slot]

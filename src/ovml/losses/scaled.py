@@ -1,4 +1,4 @@
-"""Losses of scaled logits."""
+"""Base class of losses with scaled logits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ovml.utils.errors import UserError
 
 
 class ScaledLoss(Loss):
-    """A loss of logits whose size and zero matter: it first computes `scale * logits + offset`.
+    """Base class of losses that first compute `scale * logits + offset`.
 
-    Scores that a head normalises over labels are far below 1, where a sigmoid or an exponential tells nothing apart.
+    Scores that a head normalises over labels are far below 1, where a sigmoid or an exponential is almost constant.
 
     Args:
         scale: Factor of the logits.
-        offset: Added to them; negative where most labels are absent.
-        learned: Whether both learn, as a head's parameters do (the scale as its logarithm).
+        offset: Constant added to the scaled logits; a negative value suits data with mostly absent labels.
+        learned: Whether scale (as its logarithm) and offset are trained with the head.
 
     Raises:
         UserError: The scale is not positive.
@@ -44,7 +44,7 @@ class ScaledLoss(Loss):
             self.learned_offset = nn.Parameter(torch.tensor(float(offset)))
 
     def scaled(self, logits: Tensor) -> Tensor:
-        """`scale * logits + offset` in float32 or wider."""
+        """Return `scale * logits + offset` in float32 or wider."""
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if self.learned:
             return logits * self.log_scale.exp() + self.learned_offset

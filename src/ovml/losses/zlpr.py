@@ -1,4 +1,4 @@
-"""Zero-bounded log-sum-exp and pairwise rank-based loss."""
+"""ZLPR: zero-bounded log-sum-exp and pairwise rank-based loss."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ovml.losses.scaled import ScaledLoss
 
 
 class ZLPRLoss(ScaledLoss):
-    r"""ZLPR (Su et al., 2022, arXiv 2208.02955): present logits above 0, absent ones below, and each pair apart.
+    r"""ZLPR loss, which pushes present logits above 0 and absent logits below 0 (Su et al., 2022, arXiv 2208.02955).
 
-    `loss = log(1 + sum_{n absent} exp(z_n)) + log(1 + sum_{p present} exp(-z_p))`, `z = scale * logit + offset`; the
-    mean over images.
+    `loss = log(1 + sum_{n absent} exp(z_n)) + log(1 + sum_{p present} exp(-z_p))` with `z = scale * logit + offset`,
+    averaged over images.
 
     Args:
         scale: See `ScaledLoss`.
@@ -26,12 +26,12 @@ class ZLPRLoss(ScaledLoss):
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over images; logits and targets `[B, L]`, unknown labels taking no part."""
+        """Return the mean over images; logits and targets are `[B, L]`, and unknown labels are ignored."""
         check_pair(logits, targets)
         logits = self.scaled(logits)
         zero = logits.new_zeros(len(logits), 1)
         sums = [
-            torch.cat([zero, values.masked_fill(targets != mark, -torch.inf)], dim=1).logsumexp(dim=1)
-            for values, mark in ((logits, 0), (-logits, 1))
+            torch.cat([zero, values.masked_fill(targets != target, -torch.inf)], dim=1).logsumexp(dim=1)
+            for values, target in ((logits, 0), (-logits, 1))
         ]
         return (sums[0] + sums[1]).mean()

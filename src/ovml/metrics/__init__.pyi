@@ -13,21 +13,3 @@ from ovml.metrics.protocols import Seen as Seen
 from ovml.metrics.protocols import TextLabels as TextLabels
 from ovml.metrics.protocols import ZeroShot as ZeroShot
 from ovml.metrics.score_counts import ScoreCounts as ScoreCounts
-
-__all__ = [
-    "Calibration",
-    "Calibrator",
-    "EvaluationProtocol",
-    "GeneralizedZeroShot",
-    "MultilabelMeanAveragePrecision",
-    "NamedLabels",
-    "NewWords",
-    "OpenVocabularyEvaluation",
-    "PlattScaling",
-    "PrecisionRecallF1AtK",
-    "ScoreCounts",
-    "Seen",
-    "TemperatureScaling",
-    "TextLabels",
-    "ZeroShot",
-]

@@ -21,31 +21,30 @@ from ovml.metrics.functional.average_precision import (
 )
 
 CHUNK = 1 << 25
-"""Bytes that are asked for at once, at most."""
+"""Bytes allocated at once, at most."""
 MEMORY = 2 << 30
-"""Bytes of scores and marks of one metric that are kept in memory before files are used."""
+"""Bytes of scores and targets that a metric keeps in memory before it uses files."""
 BYTES_PER_SCORE = 4 + 1
-"""Of a score and its mark in a dense batch."""
+"""Of a score and its target in a dense batch."""
 BYTES_PER_ENTRY = 4 + 4 + 1
-"""Of a score, its label and its mark, kept one by one."""
+"""Of a score, its label and its target, kept one by one."""
 
 
 class MultilabelMeanAveragePrecision(Metric):
-    """Mean over labels of the exact average precision over images; unknown entries are left out.
+    """Mean over labels of the exact average precision over images; unknown targets are ignored.
 
-    Where every label has a positive this is torchmetrics' `MultilabelAveragePrecision(thresholds=None)`.
-
-    Of batches with mostly unknown marks only the known entries are kept: on Open Images one in five hundred.
+    Equals torchmetrics' `MultilabelAveragePrecision(thresholds=None)` where every label has a positive. Of batches with
+    mostly unknown targets only the known entries are kept: on Open Images one in five hundred.
 
     Args:
-        empty_labels: Labels without positives: `skip` leaves them out, `zero` counts them with 0 (as the
-            published MKT code does, and torchmetrics).
+        empty_labels: Labels without positives: `skip` leaves them out, `zero` counts them as 0 (as the published MKT
+            code and torchmetrics do).
         average: `macro` for the mean, `none` for the value of every label `[L]`.
-        ignore_index: Mark of unknown entries.
-        dtype: Float type that scores are kept in. `float16` halves the memory; scores that it rounds to the same
-            number are ties. Default: float32, or what is given if that is wider.
-        memory: Bytes that are kept in the processor's memory at most; further scores go to temporary files (in
-            `TMPDIR`), opened memory-mapped. Where the disk has no room they stay in memory.
+        ignore_index: Target of unknown entries.
+        dtype: Float type of the scores kept. `float16` halves the memory; scores that it rounds to the same number are
+            ties. Default: float32, or the scores' own type where that is wider.
+        memory: Bytes kept in CPU memory at most; further scores go to memory-mapped temporary files (in `TMPDIR`).
+            Where the disk is full they stay in memory.
         kwargs: See `torchmetrics.Metric`.
 
     Example:
@@ -95,14 +94,14 @@ class MultilabelMeanAveragePrecision(Metric):
             raise ValueError(
                 f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}"
             )
-        # Of one type on every process, or they could not be gathered.
+        # One type on every process, because scores are gathered.
         preds = preds.detach().to(self.score_dtype or torch.promote_types(preds.dtype, torch.float32))
-        # In one byte whatever the mark is: 1 present, 0 absent, -1 unknown.
+        # One byte each, whatever `ignore_index` is: 1 present, 0 absent, -1 unknown.
         targets = (targets == 1).to(torch.int8).masked_fill(targets == self.ignore_index, -1)
         known = targets != -1
         is_sparse = int(known.sum()) * BYTES_PER_ENTRY < known.numel() * BYTES_PER_SCORE
         rows, labels = known.nonzero(as_tuple=True) if is_sparse else (torch.empty(0, dtype=torch.long),) * 2
-        # Both forms grow at every update, if only by nothing, so that processes have the same states to gather.
+        # Both forms get a piece at every update, if empty, so that all processes have the same states to gather.
         self._append("preds", preds[:0] if is_sparse else preds)
         self._append("targets", targets[:0] if is_sparse else targets)
         self._append("known_preds", preds[rows, labels])
@@ -111,15 +110,15 @@ class MultilabelMeanAveragePrecision(Metric):
         self.num_labels = self.num_labels.clamp(min=preds.shape[1])
 
     def _append(self, state: str, values: Tensor) -> None:
-        """Add rows to a state's last piece while its memory has room.
+        """Copy rows into the free memory behind a state's last piece, or into a new piece.
 
-        Keeping the caller's small tensors would leave holes between them, as large again as all that is kept.
+        Keeping the caller's small tensors would fragment memory: the holes take as much again as the scores.
         """
         pieces: list[Tensor] = getattr(self, state)
         last = pieces[-1] if pieces else values[:0]
         size, row = len(last) + len(values), values[:1].nbytes
         is_alike = last.shape[1:] == values.shape[1:] and last.dtype == values.dtype and last.device == values.device
-        # A tensor that was made in inference mode takes no writes outside of it.
+        # A tensor made in inference mode cannot be written to outside of it.
         is_open = torch.is_inference_mode_enabled() or not last.is_inference()
         if pieces and is_alike and is_open and size * row <= last.untyped_storage().nbytes():
             pieces[-1] = last.as_strided((size, *last.shape[1:]), last.stride())
@@ -130,7 +129,7 @@ class MultilabelMeanAveragePrecision(Metric):
         pieces.append(room.copy_(values))
 
     def _new_piece(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Room for values, in memory or in a file."""
+        """An uninitialized tensor, in memory or in a file."""
         kept = sum(piece.untyped_storage().nbytes() for pieces in self._pieces_of_states() for piece in pieces)
         size = math.prod(shape)
         if like.device.type == "cpu" and size and kept + size * like.element_size() > self.memory:
@@ -147,10 +146,10 @@ class MultilabelMeanAveragePrecision(Metric):
         return per_label.nanmean() if self.average == "macro" else per_label
 
     def per_label(self, of_label: OfLabel = label_average_precision) -> Tensor:
-        """Average precision of every label `[L]` over what this process holds; NaN without positives.
+        """Average precision of every label `[L]` over this process's scores; NaN without positives.
 
         Args:
-            of_label: Another number than the average precision.
+            of_label: Computes a label's number. Default: its average precision.
         """
         preds, targets, *known = self._pieces_of_states()
         if not any(map(len, known[0])):
@@ -165,14 +164,14 @@ class MultilabelMeanAveragePrecision(Metric):
         return each_label_of_entries(of_label, scores, labels, positive, int(self.num_labels))
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """What this process holds, piece by piece: scores, marks (1, 0, -1) and labels.
+        """This process's scores, targets (1, 0, -1) and labels, piece by piece.
 
-        Scores and marks are `[N, L]`, and the labels `None`; or of mostly unknown batches single entries `[K]` with the
-        label of each `[K]`.
+        In dense pieces scores and targets are `[N, L]` and labels is `None`; in pieces with mostly unknown targets all
+        three are `[K]`, one for each known entry.
         """
         preds, targets, *known = self._pieces_of_states()
-        for scores, marks in aligned(preds, targets):
-            yield scores, marks, None
+        for scores, own_targets in aligned(preds, targets):
+            yield scores, own_targets, None
         for scores, columns, positive in aligned(*known):
             yield scores, positive.to(torch.int8), columns.long()
 
@@ -183,7 +182,7 @@ class MultilabelMeanAveragePrecision(Metric):
 
 
 def aligned(*states: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of the same rows: those of states whose own pieces end at different rows, as their types differ in size.
+    """Cut the pieces of several states at the same rows; types of different sizes make pieces of different lengths.
 
     >>> first, second = torch.arange(5), torch.arange(5) * 10
     >>> [tuple(map(len, pieces)) for pieces in aligned(first.split(3), second.split(2))]
@@ -199,18 +198,18 @@ def aligned(*states: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 
 
 def mapped_file(size: int, dtype: torch.dtype) -> Tensor | None:
-    """So many values in a temporary file that goes with the tensor; `None` where the disk has no room.
+    """A tensor in a temporary file that is deleted with it; `None` where the disk is full.
 
     >>> mapped_file(3, torch.float32).fill_(2).sum()
     tensor(6.)
     """
     descriptor, path = tempfile.mkstemp(prefix="ovml-scores-")
     try:
-        # Room is taken now: writing into a mapped file on a full disk would end the process.
+        # Allocate now: writing to a mapped file on a full disk would kill the process.
         os.posix_fallocate(descriptor, 0, size * dtype.itemsize)
         return torch.from_file(path, shared=True, size=size, dtype=dtype)
     except (OSError, AttributeError):
         return None
     finally:
         os.close(descriptor)
-        os.unlink(path)  # what is mapped stays until it is let go
+        os.unlink(path)  # the mapping stays until the tensor is freed

@@ -16,16 +16,16 @@ from ovml.vocabulary import LabelVocabulary, label_key
 class Calibration:
     """Turns logits into probabilities: `p = sigmoid(slope * logit + offset)`.
 
-    A head that normalises over labels gives other scores with other labels. The probabilities are of scores among
-    the labels that the calibration was fitted with; other labels are scored together with these (`together`), so that
-    a label's probability hardly depends on what else is asked for.
+    The scores of a head that normalises over labels depend on the label set. Labels are therefore scored together with
+    those that the calibration was fitted with (`together`), so that a probability hardly depends on the other labels
+    asked for.
 
     Attributes:
-        slope: Of the curve; not negative.
-        offset: Of the curve.
-        threshold: The probability from which on a label is said to be present: the best for F1 over all labels.
+        slope: Slope of the curve; not negative.
+        offset: Offset of the curve.
+        threshold: Minimum probability of a present label: the one with the highest F1 over all labels.
         vocabulary: The labels that it was fitted with.
-        label_thresholds: A threshold for each of those labels, where they were asked for.
+        label_thresholds: A threshold for each of those labels, where the calibrator has them per label.
 
     Example:
         >>> calibration = Calibration(2.0, -1.0, threshold=0.5, vocabulary=LabelVocabulary(("cat",)))
@@ -44,12 +44,12 @@ class Calibration:
         return torch.sigmoid(self.slope * logits.float() + self.offset)
 
     def thresholds(self, vocabulary: LabelVocabulary) -> Tensor:
-        """The least probability at which each label counts as present, `[L]`."""
+        """Minimum probability at which each label counts as present, `[L]`."""
         own = dict(zip(map(label_key, self.vocabulary.names), self.label_thresholds or (), strict=False))
         return torch.tensor([own.get(label_key(name), self.threshold) for name in vocabulary.names])
 
     def together(self, vocabulary: LabelVocabulary) -> LabelVocabulary:
-        """The labels of a vocabulary, and after them those of the calibration that it lacks."""
+        """The labels of a vocabulary, then those of the calibration that it lacks."""
         asked = set(map(label_key, vocabulary.names))
         own = zip(self.vocabulary.names, self.vocabulary.texts, strict=True)
         others = [pair for pair in own if label_key(pair[0]) not in asked]

@@ -14,25 +14,26 @@ from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
 from ovml.metrics.calibration import Calibration
 from ovml.metrics.score_counts import ScoreCounts
 from ovml.utils.errors import UserError
+from ovml.utils.parts import Part
 from ovml.vocabulary import LabelVocabulary
 
 BINS = 1 << 16
-"""Of scores, in a fit: far finer than what the fitted curve can tell apart."""
+"""Of scores in a fit: far finer than the fitted curve needs."""
 RELIABILITY_BINS = 15
 
 Array = np.ndarray[Any, Any]
 
 
-class Calibrator(ABC):
-    """Fits a `Calibration` to what a validation found. Subclass it and write `fit`.
+class Calibrator(Part, ABC):
+    """Fits a `Calibration` to the scores of a validation. Subclass it and write `fit`.
 
     Args:
-        thresholds: `global`: one for all labels. `per-label`: one for each, the best for its own F1, where enough of
-            its marks are present.
-        min_present: Present marks that a label needs for a threshold of its own.
+        thresholds: `global`: one for all labels. `per-label`: for each label the one with the highest F1, where it has
+            enough present annotations.
+        min_present: Present annotations that a label needs for a threshold of its own.
 
     Raises:
-        UserError: An argument is no good.
+        UserError: `thresholds` or `min_present` is out of range.
 
     Example:
         >>> class Identity(Calibrator):
@@ -55,12 +56,12 @@ class Calibrator(ABC):
 
         Args:
             logits: Scores `[N]`.
-            absent: How often each was that of an absent mark `[N]`.
-            present: The same of a present mark `[N]`.
+            absent: Number of absent annotations with each score `[N]`.
+            present: Number of present annotations with each score `[N]`.
         """
 
     def calibrate(self, metric: MultilabelMeanAveragePrecision, vocabulary: LabelVocabulary) -> Calibration | None:
-        """The calibration for the scores that a metric keeps; `None` where no mark, or every mark, is present.
+        """Fit a calibration to the scores that a metric keeps; `None` where no target, or every target, is present.
 
         Args:
             metric: Updated with all images; gathered from all processes (`sync_context`).
@@ -87,10 +88,10 @@ class Calibrator(ABC):
 
 
 class PlattScaling(Calibrator):
-    """`p = sigmoid(slope * logit + offset)` by maximum likelihood (Platt, 1999), over all known marks.
+    """Fits `p = sigmoid(slope * logit + offset)` by maximum likelihood (Platt, 1999) over all known annotations.
 
-    As Platt has it, the targets are `(P + 1) / (P + 2)` for the `P` present marks and `1 / (A + 2)` for the `A` absent
-    ones, so that the curve stays finite where the scores separate them.
+    As in Platt's paper, the targets are `(P + 1) / (P + 2)` for the `P` present annotations and `1 / (A + 2)` for the
+    `A` absent ones, so that the curve stays finite where the scores separate them.
 
     Example:
         >>> import numpy as np
@@ -106,9 +107,9 @@ class PlattScaling(Calibrator):
 
 
 class TemperatureScaling(Calibrator):
-    """`p = sigmoid(logit / temperature)`: for heads whose logits are 0 where a label is as likely as not.
+    """Fits `p = sigmoid(logit / temperature)`, for heads whose logit is 0 at a probability of one half.
 
-    It suits a head that was trained with binary cross-entropy (Guo et al., ICML 2017), and none that ranks alone.
+    It suits heads trained with binary cross-entropy (Guo et al., ICML 2017), not those trained with ranking losses.
 
     Example:
         >>> import numpy as np
@@ -123,27 +124,28 @@ class TemperatureScaling(Calibrator):
 
 
 def evaluate_calibration(calibration: Calibration, metric: MultilabelMeanAveragePrecision) -> dict[str, float]:
-    """How far the probabilities can be trusted, on the scores that a metric keeps.
+    """Calibration error and F1 of a calibration on the scores that a metric keeps.
 
     Returns:
-        `ECE`: expected calibration error over all known marks (15 bins of equal width: the mean distance of mean
-        probability and share of present marks, weighted by the bins' marks; Guo et al., ICML 2017). `ECE given`:
-        the same over the marks whose probability reaches the threshold, which are the ones that a person sees.
-        `F1`: of those, over all labels together. The last two are NaN without such marks.
+        `ECE`: expected calibration error over all known annotations (Guo et al., ICML 2017; 15 bins of equal width: the
+        distance between mean probability and share of present annotations, averaged over annotations). `ECE given`: the
+        same over the annotations whose probability reaches the threshold, that is of returned labels. `F1`: of returned
+        labels, over all labels together. `ECE given` is NaN where no label is returned, `F1` where moreover no
+        annotation is present.
     """
     thresholds = calibration.thresholds(calibration.vocabulary)
-    sums = torch.zeros(2, 3, RELIABILITY_BINS, dtype=torch.float64)  # all or given; marks, present, probability
+    sums = torch.zeros(2, 3, RELIABILITY_BINS, dtype=torch.float64)  # all, returned
     present = 0
-    for logits, marks, labels in metric.pieces():
-        least = thresholds.to(logits.device)
-        least = least.expand_as(logits) if labels is None else least[labels]
+    for logits, targets, labels in metric.pieces():
+        minimum = thresholds.to(logits.device)
+        minimum = minimum.expand_as(logits) if labels is None else minimum[labels]
         probabilities = calibration.probabilities(logits)
-        is_given = probabilities >= least
-        known, of_marks = marks >= 0, (probabilities, marks == 1, is_given)
-        probabilities, is_present, is_given = (x.flatten() if known.all() else x[known] for x in of_marks)
+        is_returned = probabilities >= minimum
+        known, entries = targets >= 0, (probabilities, targets == 1, is_returned)
+        probabilities, is_present, is_returned = (x.flatten() if known.all() else x[known] for x in entries)
         present += int(is_present.sum())
         sums[0] += _bin_sums(probabilities, is_present)
-        sums[1] += _bin_sums(probabilities[is_given], is_present[is_given])
+        sums[1] += _bin_sums(probabilities[is_returned], is_present[is_returned])
     errors = [float((row[1] - row[2]).abs().sum() / row[0].sum()) for row in sums]
     given, hits = sums[1, :2].sum(dim=1).tolist()
     f1 = 2 * hits / (given + present) if given + present else float("nan")
@@ -151,12 +153,12 @@ def evaluate_calibration(calibration: Calibration, metric: MultilabelMeanAverage
 
 
 def best_f1_score(scores: Array, present: Array, min_present: int = 1) -> float:
-    """The score from which on to call a label present so that F1 is greatest; the greatest of several such scores.
+    """The threshold with the highest F1 for one label; of several the highest.
 
     Args:
         scores: `[N]`.
         present: Whether the label is present `[N]`.
-        min_present: With fewer present marks the result is NaN.
+        min_present: With fewer present images the result is NaN.
 
     >>> best_f1_score(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False]))
     0.7
@@ -171,7 +173,7 @@ def best_f1_score(scores: Array, present: Array, min_present: int = 1) -> float:
 
 
 def _bin_sums(probabilities: Tensor, is_present: Tensor) -> Tensor:
-    """Of each reliability bin marks, present marks and the sum of the probabilities, `[3, bins]`."""
+    """Annotations, present annotations and the sum of probabilities in each reliability bin, `[3, bins]`."""
     bins = (probabilities * RELIABILITY_BINS).int().clamp(max=RELIABILITY_BINS - 1)
     counts = [(bins, None), (bins[is_present], None), (bins, probabilities.double())]
     return torch.stack([torch.bincount(b, w, minlength=RELIABILITY_BINS).double() for b, w in counts]).cpu()

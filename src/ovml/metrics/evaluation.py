@@ -85,7 +85,7 @@ class OpenVocabularyEvaluation(nn.Module):
         return max(self.columns, key=lambda name: len(self.columns[name]))
 
     def prepare(self, vocabulary: LabelVocabulary) -> None:
-        """Find each protocol's columns and metrics; does nothing where the vocabulary is the last one.
+        """Find each protocol's columns and metrics; does nothing for the same vocabulary again.
 
         Raises:
             UserError: A protocol's columns do not fit the vocabulary.
@@ -110,7 +110,7 @@ class OpenVocabularyEvaluation(nn.Module):
         """Add a batch to every protocol.
 
         Args:
-            score: Gives the logits `[B, L']` of the vocabulary's labels at `L'` columns, among themselves.
+            score: Returns the logits `[B, L']` of the labels at `L'` columns of the vocabulary, scored together.
             targets: `[B, L]`: 1 present, 0 absent, -1 unknown.
 
         Raises:
@@ -143,6 +143,27 @@ class OpenVocabularyEvaluation(nn.Module):
                 _log_dropped_ks(name, len(self.columns[name]), self.ks)
                 results |= {f"{name}/{metric}": value for metric, value in metrics.compute().items()}
         return results
+
+    def finish(
+        self, device: torch.device | str, calibration: Calibration | None, calibrate: bool
+    ) -> tuple[dict[str, Tensor], Calibration | None]:
+        """Compute all metrics over all processes, and forget all batches.
+
+        Args:
+            device: Where the scores are.
+            calibration: The model's; how good it is counts among the metrics.
+            calibrate: Fit a new calibration first.
+
+        Returns:
+            The metrics, and the calibration.
+        """
+        self.update_empty(device)
+        metrics = self.compute()
+        with self.gathered():
+            calibration = self.calibrate() if calibrate else calibration
+            metrics |= self.calibration_metrics(calibration)
+        self.reset()
+        return metrics, calibration
 
     def reset(self) -> None:
         """Forget all batches."""

@@ -15,7 +15,7 @@ from ovml.metrics.functional.f1_at_k import CountsAtK, count_at_k, precision_rec
 class PrecisionRecallF1AtK(Metric):
     """Precision, recall and F1 of the `k` best labels of every image, pooled over the whole set ("overall").
 
-    `P@k = hits / (images k)`, `R@k = hits / positives`, `F1@k` their harmonic mean (the protocol of NUS-WIDE and
+    `P@k = hits / (images k)`, `R@k = hits / positives`, `F1@k` is their harmonic mean (the protocol of NUS-WIDE and
     Open Images in the zero-shot literature). Only counts are kept.
 
     Args:
@@ -47,7 +47,7 @@ class PrecisionRecallF1AtK(Metric):
     def update(self, preds: Tensor, targets: Tensor) -> None:
         """Add scores `[B, L]` and targets `[B, L]`."""
         counts = count_at_k(preds, targets, self.ks)
-        # Not in place: a reset in inference mode leaves tensors that take no writes outside of it.
+        # Not in place: a reset in inference mode leaves tensors that cannot be written to outside of it.
         self.hits = self.hits + counts.hits
         self.positives = self.positives + counts.positives
         self.images = self.images + counts.images

@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from ovml.utils.errors import UserError
+from ovml.utils.parts import Part
 from ovml.vocabulary import LabelVocabulary, label_key, read_names
 
 CALIBRATION = "calibration"
 """Prefix of the metrics of probabilities; no protocol may have this name."""
 
 
-class EvaluationProtocol(ABC):
+class EvaluationProtocol(Part, ABC):
     """Some labels of a vocabulary, scored among themselves.
 
     Metrics, tables, figures and the k of precision at k follow from `name`, `title` and `columns`. Subclass it and list
@@ -77,7 +78,7 @@ class ZeroShot(EvaluationProtocol):
 
 
 class GeneralizedZeroShot(EvaluationProtocol):
-    """Seen and unseen labels together (GZSL); nothing where no label is unseen.
+    """Seen and unseen labels together (GZSL); empty where no label is unseen.
 
     Example:
         >>> list(GeneralizedZeroShot().columns(LabelVocabulary(("cat", "dog"), ("horse",))))
@@ -93,13 +94,12 @@ class GeneralizedZeroShot(EvaluationProtocol):
 
 
 class TextLabels(EvaluationProtocol):
-    """Unseen labels of several words, "black cat", scored alone (He et al., AAAI 2023, call them text labels).
+    """Unseen labels of several words such as "black cat" (the text labels of He et al., AAAI 2023).
 
-    A table of word vectors has none for them; a text tower reads them.
+    A text tower reads them; tables of word vectors have no entry for them.
 
     Args:
-        known_words: Take only phrases of which each word stands in some seen label: never seen as a phrase, but made of
-            what was seen. Without, every unseen phrase.
+        known_words: Only phrases whose words all occur in seen labels. If false, every unseen phrase.
 
     Example:
         >>> vocabulary = LabelVocabulary(("cat", "black dog"), ("black cat", "horse", "white horse"))
@@ -122,7 +122,7 @@ class TextLabels(EvaluationProtocol):
 
 
 class NewWords(EvaluationProtocol):
-    """Unseen labels with a word that no seen label has, scored alone: what `TextLabels` leaves out of the phrases.
+    """Unseen labels with a word that occurs in no seen label.
 
     Example:
         >>> vocabulary = LabelVocabulary(("cat", "black dog"), ("black cat", "horse", "white horse"))
@@ -139,14 +139,14 @@ class NewWords(EvaluationProtocol):
 
 
 class NamedLabels(EvaluationProtocol):
-    """Labels that a text file names, one a line, scored alone.
+    """Labels that a text file lists, one per line.
 
     Args:
         path: The file.
-        name: What the metrics are called.
+        name: Name of the protocol.
 
     Raises:
-        UserError: The file cannot be read; or, when it is first used, the vocabulary lacks one of its labels.
+        UserError: The file cannot be read; or, in `columns`, the vocabulary lacks one of its labels.
 
     Example:
         >>> file = getfixture("tmp_path") / "animals.txt"

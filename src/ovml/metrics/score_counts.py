@@ -1,4 +1,4 @@
-"""How often scores occur, among present and among absent marks, in bounded memory."""
+"""Histograms of the scores of present and of absent labels, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ Array = np.ndarray[Any, Any]
 
 
 class ScoreCounts:
-    """Counts of scores in bins, updated batch by batch; the number of bins stays, whatever their range.
+    """Counts of scores in a fixed number of bins whose range grows with the scores.
 
-    The width of a bin is a power of two, and its edges are whole multiples of it, so that a score is sorted without
-    rounding. Where scores come that the bins do not reach, the bins are moved, or joined in pairs: the counts at the
-    edges that remain are exact.
+    A bin's width is a power of two and its edges are multiples of it, so scores are assigned without rounding. Where a
+    score is out of range, the bins are moved or joined in pairs; the counts at the remaining edges stay exact.
 
     Args:
         bins: Number of bins.
-        groups: Groups of labels that are counted apart.
+        groups: Groups of labels, counted separately.
 
     Attributes:
         counts: `[groups, 2, bins]`: absent, present.
@@ -49,7 +48,7 @@ class ScoreCounts:
         return edges
 
     def update(self, scores: Tensor, targets: Tensor, groups: Tensor | None = None) -> None:
-        """Count scores. Those that are not finite, and those with an unknown mark, are left out.
+        """Count scores, except those that are not finite or whose target is unknown.
 
         Args:
             scores: Of any shape.
@@ -87,16 +86,16 @@ class ScoreCounts:
         found = torch.bincount(rows * bins + place, minlength=self.counts.size)
         self.counts += found.cpu().numpy().reshape(self.counts.shape)
 
-    def _reach(self, least: float, greatest: float) -> None:
-        """Move or widen the bins so that they hold the range from the least to the greatest score."""
+    def _reach(self, lowest: float, highest: float) -> None:
+        """Move or widen the bins so that they hold the range from the lowest to the highest score."""
         bins = self.counts.shape[-1]
         if not self._width:
-            scale = max(abs(least), abs(greatest)) or 1.0
-            # Half of the bins for what is known of the range; not finer than the scores' own precision.
-            self._width = 2.0 ** math.ceil(math.log2(max(2 * (greatest - least) / bins, scale * 2.0**-24)))
-            self._first = math.floor((least + greatest) / 2 / self._width) - bins // 2
+            scale = max(abs(lowest), abs(highest)) or 1.0
+            # Half of the bins cover the first batch; not finer than the scores' own precision.
+            self._width = 2.0 ** math.ceil(math.log2(max(2 * (highest - lowest) / bins, scale * 2.0**-24)))
+            self._first = math.floor((lowest + highest) / 2 / self._width) - bins // 2
         while True:
-            start, end = math.floor(least / self._width), math.floor(greatest / self._width)
+            start, end = math.floor(lowest / self._width), math.floor(highest / self._width)
             filled = np.flatnonzero(self.counts.any(axis=(0, 1)))
             if len(filled):
                 start, end = min(start, self._first + int(filled[0])), max(end, self._first + int(filled[-1]))
@@ -107,7 +106,7 @@ class ScoreCounts:
             self._rearrange(1, start - (bins - 1 - (end - start)) // 2)
 
     def _rearrange(self, joined: int, first: int | None = None) -> None:
-        """Join so many neighbouring bins into one, and let the first bin begin elsewhere."""
+        """Join `joined` neighbouring bins into one, and start at another first bin."""
         bins = self.counts.shape[-1]
         places = (self._first + np.arange(bins)) // joined
         self._first = int(places[0]) if first is None else first
@@ -117,12 +116,12 @@ class ScoreCounts:
         np.add.at(self.counts.T, places[filled] - self._first, counts[..., filled].T)
 
     def precision_recall(self) -> tuple[Array, Array, Array]:
-        """Precision and recall over all groups, of calling present what scores at least a bin's lower edge.
+        """Precision and recall over all groups, with the lower edges of the bins as thresholds.
 
         Returns:
-            precision, recall, thresholds as scikit-learn's `precision_recall_curve` gives them: thresholds rise, and
-            of precision and recall there is one more, 1 and 0. Edges of empty bins are left out. Recall is NaN where
-            no mark is present.
+            precision, recall, thresholds in the form of scikit-learn's `precision_recall_curve`: thresholds rise, and
+            precision and recall end with 1 and 0. Edges of empty bins are left out. Recall is NaN where no target is
+            present.
         """
         absent, present = self.counts.sum(axis=0)
         filled = absent + present > 0
@@ -133,6 +132,6 @@ class ScoreCounts:
         return precision, recall, self.edges[:-1][filled]
 
     def average_precision(self) -> float:
-        """Average precision over all groups as the bins tell it: scores in one bin count as ties. NaN without a hit."""
+        """Average precision over all groups; scores in one bin are ties. NaN where no target is present."""
         precision, recall, _ = self.precision_recall()
         return float((-np.diff(recall) * precision[:-1]).sum())

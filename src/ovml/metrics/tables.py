@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from ovml.metrics.protocols import CALIBRATION, default_protocols, shown_protocols
@@ -27,14 +27,15 @@ def results_table(
     rows: Rows,
     title: str,
     titles: Mapping[str, str] | None = None,
-    row_titles: Mapping[str, str] = ROW_TITLES,
+    row_titles: Mapping[str, str] | None = None,
 ) -> Table:
     """A table of metrics in percent: mAP and precision, recall, F1 at k, a block of rows per protocol.
 
     Args:
         rows: Metrics by row name, such as `{"prompt": {"zsl/mAP": 0.3}}`.
         title: What was evaluated.
-        titles: Titles of the protocols by name, in their order (`OpenVocabularyEvaluation.titles`).
+        titles: Titles of the protocols by name, in their order (`OpenVocabularyEvaluation.titles`). Default: those of
+            ZSL, GZSL and seen labels; others are made of their names.
         row_titles: Titles of the rows by name.
 
     Example:
@@ -43,7 +44,7 @@ def results_table(
     """
     from rich.table import Table
 
-    titles = protocol_titles(rows, titles)
+    titles, row_titles = protocol_titles(rows, titles), ROW_TITLES if row_titles is None else row_titles
     protocols = shown_protocols(titles)
     names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
     metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
@@ -79,7 +80,7 @@ def protocol_titles(rows: Rows, titles: Mapping[str, str] | None = None) -> dict
     return {name: known.get(name, name.replace("_", " ")) for name in order}
 
 
-def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] = ROW_TITLES) -> Table | None:
+def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] | None = None) -> Table | None:
     """A table of how well probabilities are calibrated, in percent; `None` where no row is calibrated.
 
     Args:
@@ -92,6 +93,7 @@ def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] = RO
     calibrated = {row: values for row, values in rows.items() if f"{CALIBRATION}/ECE" in values}
     if not calibrated:
         return None
+    row_titles = ROW_TITLES if row_titles is None else row_titles
     columns = ("ECE", "ECE given", "F1")
     table = Table(title=f"{title}, probabilities (%)")
     table.add_column("model", no_wrap=True)
@@ -121,18 +123,3 @@ def metric_order(metric: str) -> tuple[int, str]:
     """
     kind, _, k = metric.partition("@")
     return int(k) if k.isdigit() else 0, {"P": "1", "R": "2", "F1": "3"}.get(kind, kind)
-
-
-def tag_table(ranked: Sequence[tuple[str, float]]) -> Table:
-    """The ranked labels of one image, scores first.
-
-    >>> tag_table([("red circle", 0.7), ("blue star", 0.1)]).row_count
-    2
-    """
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right")
-    for label, score in ranked:
-        table.add_row(f"{score:.4f}", label)
-    return table

@@ -1,4 +1,4 @@
-"""Prompt learners: label names in, label embeddings out. To add one, subclass `PromptLearner` in a file here."""
+"""Prompt learners turn label names into label embeddings. To add one, subclass `PromptLearner`."""
 
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.context import ContextPrompt

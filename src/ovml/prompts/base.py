@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ovml.encoders import TextEncoder
-from ovml.utils.errors import UserError
+from ovml.utils.parts import Part
 from ovml.vocabulary import LabelVocabulary, check_names
 
 MKT_TEMPLATE = "There is a {} in the scene"
 
 
-class PromptLearner(nn.Module, ABC):
-    """Turns label names into label embeddings, by way of a text tower.
+class PromptLearner(Part, nn.Module, ABC):
+    """Base class of prompt learners, which turn label names into label embeddings with a text tower.
 
-    A prompt learner is made without a tower (so that a configuration can describe it) and then bound to one.
-    Subclass it and write `embed`; make parameters that need the tower's size in `bind`.
+    A prompt learner is created without a tower, so that a configuration can describe it, and then bound to one.
+    To add one, subclass it and implement `embed`; create parameters whose shape depends on the tower in `bind`.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -31,7 +31,7 @@ class PromptLearner(nn.Module, ABC):
     text_encoder: TextEncoder
 
     def bind(self, text_encoder: TextEncoder) -> PromptLearner:
-        """Attach the text tower that will be prompted; returns the learner itself."""
+        """Attach a text tower; returns the learner itself."""
         self.text_encoder = text_encoder
         return self
 
@@ -53,19 +53,8 @@ class PromptLearner(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Embed checked names, some of which may be the same; returns `[L, D]`."""
+        """Embed checked names, which may repeat; returns `[L, D]`."""
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        """The learner's own parameters: all but the text tower's."""
+        """Return the learner's own parameters: all except those of the text tower."""
         return [p for name, p in self.named_parameters() if not name.startswith("text_encoder.")]
-
-
-def check_template(template: str) -> str:
-    """Return a template that has exactly one `{}`.
-
-    Raises:
-        UserError: It has none or several.
-    """
-    if template.count("{}") != 1:
-        raise UserError(f"template {template!r} must hold {{}} exactly once, where the label's name goes")
-    return template

@@ -1,4 +1,4 @@
-"""MKT's prompt tuning: the words around the label learn."""
+"""MKT's prompt tuning: the words of the template are trained."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders import TextEncoder
-from ovml.prompts.base import MKT_TEMPLATE, PromptLearner, check_template
+from ovml.prompts.base import MKT_TEMPLATE, PromptLearner
 from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
+from ovml.vocabulary import check_template
 
 
 class ContextPrompt(PromptLearner):
-    """Learned context shared by all labels (He et al., AAAI 2023, sec. 3.4).
+    """Trained context words shared by all labels (MKT's prompt tuning; He et al., AAAI 2023, arXiv 2207.01887).
 
-    The published code trains the whole token table and puts the original embeddings back where the label's own
-    name stands. What reaches the text tower is then the table's rows for the template's words and the start and
-    end token; every other row learns nothing that is ever read. So only those rows are parameters here
-    (`context [T, W]`, one row for each different token of the template): the same numbers at a fraction of the
-    memory and optimizer state.
+    The published code trains the whole token table and restores the original embeddings at the positions of the
+    label's own name. Only the rows of the template's words and of the start and end token then reach the text tower.
+    This class makes only those rows parameters (`context [T, W]`, one row per distinct token of the template). The
+    results are the same, with a fraction of the memory and optimizer state.
 
     Args:
-        template: Where the context starts, with `{}` where the name goes.
+        template: Initial context, with `{}` in place of the name.
 
     Raises:
-        UserError: The template does not hold `{}` exactly once.
+        UserError: The template does not contain `{}` exactly once.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -41,7 +41,7 @@ class ContextPrompt(PromptLearner):
         self._tokens: dict[tuple[str, ...], MixedBatches] = {}
 
     def bind(self, text_encoder: TextEncoder) -> ContextPrompt:
-        """Attach the tower and start the context from its token table."""
+        """Attach a text tower and initialise the context from its token table."""
         super().bind(text_encoder)
         ids, spans = text_encoder.tokenize([self.template.replace("{}", "x")])
         context_ids = [i for i, own in zip(ids[0], self._is_name(spans[0], "x"), strict=True) if not own]
@@ -50,9 +50,9 @@ class ContextPrompt(PromptLearner):
         return self
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Run the names inside the learned context; returns `[L, D]`."""
+        """Embed names within the trained context; returns `[L, D]`."""
         if names not in self._tokens:
-            # Training asks for one vocabulary, evaluation for a few: tokenised once, not at every step.
+            # Training uses one vocabulary, evaluation a few; each is tokenised once instead of at every step.
             self._tokens = {**dict(list(self._tokens.items())[-3:]), names: self._tokenize(names)}
         return embed_mixed(self.text_encoder, self._tokens[names], self.context)
 
@@ -63,8 +63,8 @@ class ContextPrompt(PromptLearner):
     def _tokenize(self, names: tuple[str, ...]) -> MixedBatches:
         ids, spans = self.text_encoder.tokenize([self.template.replace("{}", name) for name in names])
         row_of = {int(token): row for row, token in enumerate(self.context_ids)}
-        # A token outside the name that the template alone does not have (punctuation that merges with the name)
-        # keeps its original embedding.
+        # A token outside the name that is not in the template (punctuation that merges with the name) keeps its
+        # original embedding.
         rows = [
             [-1 if own else row_of.get(token, -1) for token, own in zip(row, self._is_name(span, name), strict=True)]
             for row, span, name in zip(ids, spans, names, strict=True)

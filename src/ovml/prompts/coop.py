@@ -1,4 +1,4 @@
-"""CoOp's prompt tuning: free vectors around the label's name learn."""
+"""CoOp's prompt tuning: trained context vectors around the label's name."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from ovml.utils.errors import UserError
 
 
 class CoOpPrompt(PromptLearner):
-    """Context vectors shared by all labels (CoOp, unified context; Zhou et al., IJCV 2022, arXiv 2109.01134).
+    """Trained context vectors shared by all labels (CoOp, unified context; Zhou et al., IJCV 2022, arXiv 2109.01134).
 
     The text tower reads `[V]_1 ... [V]_M [NAME]`, or with the name in the middle
-    `[V]_1 ... [V]_{M/2} [NAME] [V]_{M/2+1} ... [V]_M`, between start and end token; a head scores what comes out, in
-    the paper by the cosine. The vectors belong to no word and to no label: unseen names are read in the same context.
-    The paper's vectors of one label each, which have none for an unseen name, are left out.
+    `[V]_1 ... [V]_{M/2} [NAME] [V]_{M/2+1} ... [V]_M`, between start and end token. A head scores the output; the
+    paper uses the cosine. Unseen names use the same vectors. The paper's class-specific contexts are not implemented,
+    because unseen names have none.
 
-    At the end is cheapest: all labels then begin with the same tokens, which are computed once. A context that starts
-    as words alone is a template: untrained, `CoOpPrompt(None, "a photo of a")` gives what
-    `TemplatePrompt("a photo of a {}")` gives.
+    Position `"end"` is fastest, because all texts then share a prefix that is computed once. An untrained
+    `CoOpPrompt(None, "a photo of a")` equals `TemplatePrompt("a photo of a {}")`.
 
     Args:
-        num_context: `M`, the number of vectors. `None`: as many as `init` has tokens.
-        init: Words that the last of the vectors start as; those before are drawn from a normal distribution
-            of standard deviation 0.02, as all are with `None`.
+        num_context: Number of vectors `M`. `None`: the number of tokens of `init`.
+        init: Words that initialise the last vectors. The vectors before them, or all vectors if `init` is `None`, are
+            drawn from a normal distribution with standard deviation 0.02.
         name_position: `"end"` or `"middle"` of the context.
 
     Raises:
-        UserError: An argument is not one of these, or (in `bind`) the words do not fit into the vectors, or the
-            vectors into the text tower.
+        UserError: An argument is invalid, or (in `bind`) `init` has more tokens than `num_context`, or the vectors
+            leave no room for a name.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -60,7 +59,7 @@ class CoOpPrompt(PromptLearner):
         self.name_position = name_position
 
     def bind(self, text_encoder: TextEncoder) -> CoOpPrompt:
-        """Attach the tower and make the vectors `context [M, W]`."""
+        """Attach a text tower and create the vectors `context [M, W]`."""
         super().bind(text_encoder)
         (context,) = start_contexts(text_encoder, self.num_context, (self.init,))
         self.context = nn.Parameter(context)
@@ -69,17 +68,17 @@ class CoOpPrompt(PromptLearner):
         return self
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Run the names inside the learned vectors; returns `[L, D]`."""
+        """Embed names within the context vectors; returns `[L, D]`."""
         return self._names.embed(self.text_encoder, names, self.context)
 
 
 class NamesInContext:
-    """Names with `num_before` vectors before and `num_after` after them; tokenised once per vocabulary.
+    """Embeds names with context vectors before and after them; each vocabulary is tokenised once.
 
     Args:
-        num_leading: Tokens that the tokenizer puts before any text.
-        num_before: Vectors between these and the name.
-        num_after: Vectors between the name and the end token.
+        num_leading: Number of tokens that the tokenizer puts before any text.
+        num_before: Number of vectors between those tokens and the name.
+        num_after: Number of vectors between the name and the end token.
     """
 
     def __init__(self, num_leading: int, num_before: int, num_after: int = 0) -> None:
@@ -92,9 +91,9 @@ class NamesInContext:
         """Embed names.
 
         Args:
-            text_encoder: The tower.
+            text_encoder: The text tower.
             names: `L` checked names.
-            context: The vectors `[M, W]`, first those before the name.
+            context: Vectors `[M, W]`; those before the name come first.
 
         Returns:
             `[L, D]`.
@@ -103,7 +102,7 @@ class NamesInContext:
             UserError: A name is too long for the tower.
         """
         if names not in self._batches:
-            # Training asks for one vocabulary, evaluation for a few.
+            # Training uses one vocabulary, evaluation a few.
             self._batches = {**dict(list(self._batches.items())[-3:]), names: self._tokenize(text_encoder, names)}
         return embed_mixed(text_encoder, self._batches[names], context)
 
@@ -124,16 +123,16 @@ class NamesInContext:
 
 
 def num_leading(text_encoder: TextEncoder) -> int:
-    """How many tokens stand before any text: CLIP's tokenizer has a start token, SigLIP's has none."""
+    """Count the tokens before any text: CLIP's tokenizer has a start token, SigLIP's has none."""
     (spans,) = text_encoder.tokenize(["a"])[1]
     return next(i for i, (begin, end) in enumerate(spans) if begin < end)
 
 
 def check_context(num_context: int | None, inits: tuple[str | None, ...]) -> None:
-    """Check the number of context vectors and the words that they start as.
+    """Check the number of context vectors and their initial words.
 
     Raises:
-        UserError: The number is not positive, is `None` without words to count, or words are empty.
+        UserError: The number is not positive, is `None` without words to count, or the words are empty.
     """
     if num_context is not None and num_context < 1:
         raise UserError(f"num_context must be at least 1; got {num_context}")
@@ -149,18 +148,18 @@ def check_context(num_context: int | None, inits: tuple[str | None, ...]) -> Non
 def start_contexts(
     text_encoder: TextEncoder, num_context: int | None, inits: tuple[str | None, ...]
 ) -> tuple[Tensor, ...]:
-    """Context vectors before training, of one number for all the words given.
+    """Make the initial vectors of one or more contexts of equal length.
 
     Args:
-        text_encoder: The tower, whose token table the words are read from.
-        num_context: `M`. `None`: as many as the longest of the words has tokens.
-        inits: Words that the last vectors of each context start as.
+        text_encoder: The text tower; its token table embeds the words.
+        num_context: Number of vectors `M`. `None`: the largest number of tokens in `inits`.
+        inits: Words that initialise the last vectors of each context; `None` for random vectors.
 
     Returns:
-        For each of `inits` vectors `[M, W]`.
+        Vectors `[M, W]` for each of `inits`.
 
     Raises:
-        UserError: Words have more tokens than there are vectors, or the vectors leave no room for a name.
+        UserError: Words have more tokens than `num_context`, or the vectors leave no room for a name.
     """
     table = text_encoder.token_embedding.weight.detach()
     lead = num_leading(text_encoder)

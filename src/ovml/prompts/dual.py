@@ -1,4 +1,4 @@
-"""DualCoOp's prompt tuning: one context says that the label is there, another that it is not."""
+"""DualCoOp's prompt tuning: one trained context for present labels and one for absent labels."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from ovml.utils.errors import UserError
 
 
 class DualPrompt(PromptLearner):
-    """A pair of learned contexts, present and absent (DualCoOp; Sun et al., NeurIPS 2022, arXiv 2206.09541).
+    """A pair of trained contexts, present and absent (DualCoOp; Sun et al., NeurIPS 2022, arXiv 2206.09541).
 
-    The text tower reads each name twice, as `[V+]_1 ... [V+]_M [NAME]` and `[V-]_1 ... [V-]_M [NAME]`; both contexts
-    are shared by all labels. With the embeddings `t+` and `t-`, L2-normalised, the paper compares two logits for each
-    label: `p = exp<f, t+> / (exp<f, t+> + exp<f, t->)`, up to a temperature the sigmoid of
-    `<f, t+> - <f, t->`. A head of ovml takes one embedding a label, so this learner gives `t+ - t-`:
-    `<f, t+ - t-> = <f, t+> - <f, t->`.
+    The text tower reads each name twice, as `[V+]_1 ... [V+]_M [NAME]` and `[V-]_1 ... [V-]_M [NAME]`. All labels
+    share both contexts. With the L2-normalised embeddings `t+` and `t-`, the paper compares two logits per label:
+    `p = exp<f, t+> / (exp<f, t+> + exp<f, t->)`, which is the sigmoid of `<f, t+> - <f, t->` up to a temperature.
+    A head takes one embedding per label, so this class returns `t+ - t-`; `<f, t+ - t-> = <f, t+> - <f, t->`.
 
-    How far a head's score is that difference:
+    The score of a head relates to that difference as follows:
 
-    - a plain dot product, also of both streams averaged: it is;
-    - `GlobalHead`, and the global stream of `TwoStreamHead`: up to one positive factor for all labels of an image;
-    - `LocalHead`, and the local stream: each patch's dot product is; the best patches are those where it is greatest;
-    - `CosineHead`: up to a positive factor `1 / |t+ - t-|` that differs from label to label, so its sign and a label's
-      order of images stay, an image's order of labels does not.
+    - dot products, and means of them: equal;
+    - `GlobalHead` and the global stream of `TwoStreamHead`: equal up to one positive factor per image;
+    - `LocalHead` and the local stream: equal for each patch; the best patches are those with the largest difference;
+    - `CosineHead`: equal up to a positive factor `1 / |t+ - t-|` per label, so the sign and the ranking of images for
+      a label are the same, while the ranking of labels for an image may change.
 
     Args:
-        num_context: `M`, the number of vectors in each context. `None`: as many as the longer of the words has tokens.
-        present: Words that the last vectors of the present context start as, `None` for random ones; see `CoOpPrompt`.
-        absent: The same of the absent context.
+        num_context: Number of vectors `M` in each context. `None`: the larger number of tokens of `present` and
+            `absent`.
+        present: Words that initialise the last vectors of the present context; `None` for random vectors. See
+            `CoOpPrompt`.
+        absent: The same for the absent context.
 
     Raises:
-        UserError: An argument does not fit (see `CoOpPrompt`), or both contexts start as the same words.
+        UserError: An argument is invalid (see `CoOpPrompt`), or both contexts start with the same words.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -62,7 +63,7 @@ class DualPrompt(PromptLearner):
         self.absent = absent
 
     def bind(self, text_encoder: TextEncoder) -> DualPrompt:
-        """Attach the tower and make the vectors `present_context` and `absent_context`, `[M, W]` each."""
+        """Attach a text tower and create the vectors `present_context` and `absent_context`, `[M, W]` each."""
         super().bind(text_encoder)
         contexts = start_contexts(text_encoder, self.num_context, (self.present, self.absent))
         self.present_context, self.absent_context = map(nn.Parameter, contexts)
@@ -70,12 +71,12 @@ class DualPrompt(PromptLearner):
         return self
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Present minus absent embedding of each name, `[L, D]`."""
+        """Return the present minus the absent embedding of each name, `[L, D]`."""
         present, absent = self.embed_pair(names)
         return present - absent
 
     def embed_pair(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Present and absent embeddings `[L, D]`, each L2-normalised."""
+        """Return present and absent embeddings, `[L, D]` each, L2-normalised."""
         present, absent = (
             F.normalize(self._names.embed(self.text_encoder, names, context), dim=-1)
             for context in (self.present_context, self.absent_context)

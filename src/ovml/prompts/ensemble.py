@@ -1,4 +1,4 @@
-"""Many fixed sentences for each label: templates, or descriptions from a file."""
+"""Ensembles of fixed sentences per label: templates, or descriptions from a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovml.prompts.base import PromptLearner, check_template
+from ovml.prompts.base import PromptLearner
 from ovml.utils.errors import UserError
-from ovml.vocabulary import label_key
+from ovml.vocabulary import check_template, label_key
 
 GENERAL_TEMPLATES = (
     "a photo of a {}",
@@ -38,34 +38,33 @@ GENERAL_TEMPLATES = (
     "a blurred photo of a {}",
     "a drawing of a {}",
 )
-"""For any label: a thing, one or many, near or far, in any light."""
+"""General templates for any label."""
 
 
 class EnsemblePrompt(PromptLearner):
-    """The mean over many sentences for each label; nothing learns.
+    """Mean embedding of several fixed sentences per label, without trained parameters.
 
-    Templates are CLIP's ensembling (Radford et al., ICML 2021, arXiv 2103.00020, sec. 3.1.4):
-    `t = n(mean_k n(g(sentence_k)))`, where `g` is the text tower and `n` divides by the L2 norm. Every sentence so
-    weighs the same; `TemplatePrompt` averages `g(sentence_k)` as they are, so that longer embeddings weigh more, and
-    keeps the length of the mean.
+    Templates follow CLIP's prompt ensembling (Radford et al., ICML 2021, arXiv 2103.00020):
+    `t = n(mean_k n(g(sentence_k)))`, where `g` is the text tower and `n` divides by the L2 norm, so all sentences have
+    the same weight. `TemplatePrompt` in contrast averages `g(sentence_k)` without normalisation.
 
-    Descriptions are Menon and Vondrick's (ICLR 2023, arXiv 2210.07183): a label's score is the mean over its
-    descriptions of the similarity of image and "{name}, which has {description}". That mean is the dot product with
-    the mean of the embeddings, which is what `normalize=False` gives. A name without descriptions takes the templates.
+    Descriptions follow Menon and Vondrick (ICLR 2023, arXiv 2210.07183): a label's score is the mean similarity of the
+    image with the sentences "{name}, which has {description}". This equals the dot product with the mean embedding,
+    which `normalize=False` returns. Names without descriptions use the templates.
 
-    Texts are read when the learner is made, and kept in it: a saved model needs no file.
+    Files are read when the object is created, so a saved model does not need them.
 
     Args:
-        templates: Templates with `{}` where the name goes, or the path of a text file with one a line. Default:
-            `GENERAL_TEMPLATES`, 20 for any label.
-        descriptions: Descriptions by name, or the path of a JSON file `{name: [description, ...]}`. Names match
-            whatever their case and blanks.
-        sentence: What is read of a description: `{description}` once, `{name}` at most once. Where the file has whole
-            sentences: `"{description}"`.
-        normalize: Whether the mean is divided by its L2 norm.
+        templates: Templates with `{}` in place of the name, or the path of a text file with one template per line.
+            Default: the 20 templates of `GENERAL_TEMPLATES`.
+        descriptions: Descriptions by name, or the path of a JSON file `{name: [description, ...]}`. Names are matched
+            without regard to case and whitespace.
+        sentence: Pattern of the sentence for a description, with `{description}` once and `{name}` at most once. Use
+            `"{description}"` if the file contains whole sentences.
+        normalize: Whether to divide the mean by its L2 norm.
 
     Raises:
-        UserError: A file cannot be read, or a template, a description or `sentence` is not as it should be.
+        UserError: A file cannot be read, or a template, a description or `sentence` is invalid.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -95,16 +94,16 @@ class EnsemblePrompt(PromptLearner):
         self._by_key = {label_key(name): texts for name, texts in (self.descriptions or {}).items()}
 
     def sentences(self, name: str) -> list[str]:
-        """All that is read for a name."""
+        """Return all sentences for a name."""
         if label_key(name) not in self._by_key:
             return [template.replace("{}", name) for template in self.templates]
         before, after = (part.replace("{name}", name) for part in self.sentence.split("{description}"))
         return [f"{before}{text}{after}" for text in self._by_key[label_key(name)]]
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Mean over the sentences of each name, `[L, D]`; all of them run in one call of the text tower."""
+        """Return the mean over the sentences of each name, `[L, D]`; one call of the text tower embeds all of them."""
         sentences = [self.sentences(name) for name in names]
-        # The tower computes a beginning that a whole batch shares once, so sentences of one template go side by side.
+        # The tower computes a prefix that a whole batch shares once, so sentences of one template stay together.
         places = sorted(((k, i) for i, own in enumerate(sentences) for k in range(len(own))))
         embeds = self.text_encoder([sentences[i][k] for k, i in places])
         normalized = F.normalize(embeds.float(), dim=-1)
@@ -142,7 +141,7 @@ def _descriptions(descriptions: str | Mapping[str, Any]) -> dict[str, list[str]]
         where = descriptions
         text = _read(descriptions, "description", "JSON such as {name: [description, ...]}")
         try:
-            # As pairs, since a dict forgets the first of two equal keys.
+            # As pairs, because a dict drops the first of two equal keys.
             pairs = json.loads(text, object_pairs_hook=_Pairs)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}, line {error.lineno}: not JSON ({error.msg}); correct it") from error
@@ -171,7 +170,7 @@ def _short(value: Any) -> str:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object in the order of the file."""
+    """A JSON object as pairs, in the order of the file."""
 
 
 def _read(path: str, kind: str, form: str) -> str:

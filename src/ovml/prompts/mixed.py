@@ -1,4 +1,4 @@
-"""Tokens of which some are learned vectors and the others stand for themselves."""
+"""Texts in which trained vectors replace the embeddings of some tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ovml.encoders.prefix import shared_length
 
 
 class MixedTokens(NamedTuple):
-    """Texts of similar length.
+    """A batch of texts of similar length.
 
     Attributes:
         ids: Token ids `[N, T]`.
-        rows: Row of the learned vectors `[N, T]`, or -1 where a token's own embedding stands.
-        lengths: Tokens of each text `[N]`.
-        num_shared: Tokens that all of them begin with.
+        rows: Index of the trained vector for each token `[N, T]`, or -1 for the token's own embedding.
+        lengths: Number of tokens of each text `[N]`.
+        num_shared: Number of leading tokens that all texts share.
     """
 
     ids: Tensor
@@ -29,16 +29,16 @@ class MixedTokens(NamedTuple):
 
 
 MixedBatches = tuple[list[MixedTokens], list[list[int]]]
-"""Batches, and which texts are in each."""
+"""Batches, and the positions of the texts in each batch."""
 
 
 def mixed_batches(ids: Sequence[list[int]], rows: Sequence[list[int]], batch_size: int) -> MixedBatches:
-    """Batches of similar length.
+    """Group texts into batches of similar length.
 
     Args:
         ids: Token ids of each text.
-        rows: As long: the learned vector that stands for each token, or -1.
-        batch_size: Texts of a batch.
+        rows: For each token, the index of the trained vector that replaces its embedding, or -1.
+        batch_size: Number of texts per batch.
     """
     order = length_batches([len(row) for row in ids], batch_size)
     batches = [
@@ -46,7 +46,7 @@ def mixed_batches(ids: Sequence[list[int]], rows: Sequence[list[int]], batch_siz
             pad_rows([ids[i] for i in batch]),
             pad_rows([rows[i] for i in batch], value=-1),
             torch.tensor([len(ids[i]) for i in batch]),
-            # Of a token both count: which it is, and whether a learned vector stands for it.
+            # Tokens are shared only if both their ids and their trained vectors agree.
             shared_length([list(zip(ids[i], rows[i], strict=True)) for i in batch]),
         )
         for batch in order
@@ -55,12 +55,12 @@ def mixed_batches(ids: Sequence[list[int]], rows: Sequence[list[int]], batch_siz
 
 
 def embed_mixed(text_encoder: TextEncoder, mixed: MixedBatches, vectors: Tensor) -> Tensor:
-    """Embeddings `[L, D]` of all texts, in their first order.
+    """Embed all texts in their original order; returns `[L, D]`.
 
     Args:
-        text_encoder: The tower.
-        mixed: What `mixed_batches` gave.
-        vectors: The learned vectors `[M, W]`.
+        text_encoder: The text tower.
+        mixed: Output of `mixed_batches`.
+        vectors: Trained vectors `[M, W]`.
     """
     batches, order = mixed
     embeds = []

@@ -1,4 +1,4 @@
-"""Fixed templates."""
+"""Fixed templates around the label's name."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ovml.prompts.base import MKT_TEMPLATE, PromptLearner, check_template
+from ovml.prompts.base import MKT_TEMPLATE, PromptLearner
 from ovml.utils.errors import UserError
+from ovml.vocabulary import check_template
 
 
 class TemplatePrompt(PromptLearner):
-    """Label names in a fixed template; several templates are averaged, embedding by embedding.
+    """Embeds label names in a fixed template; the embeddings of several templates are averaged.
 
     Args:
-        templates: One template or several, each with `{}` where the name goes.
+        templates: One or more templates, each with `{}` in place of the name.
 
     Raises:
-        UserError: No template, or one without exactly one `{}`.
+        UserError: There is no template, or a template does not contain `{}` exactly once.
 
     Example:
         >>> TemplatePrompt(["a photo of a {}", "a drawing of a {}"]).templates[1]
@@ -34,6 +35,6 @@ class TemplatePrompt(PromptLearner):
             check_template(template)
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Mean over templates of the text embeddings `[L, D]`."""
+        """Return the mean text embedding over templates, `[L, D]`."""
         embeds = [self.text_encoder([t.replace("{}", name) for name in names]) for t in self.templates]
         return torch.stack(embeds).mean(dim=0)

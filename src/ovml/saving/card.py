@@ -1,4 +1,4 @@
-"""The model card of a saved model: what it is, how to use it, what it scored."""
+"""The model card of a saved model: description, usage and metrics."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Rows = Mapping[str, Mapping[str, float]]
 
 TEMPLATE = """# {title}
 
-Open-vocabulary multi-label image classifier, saved by ovml {version}: any list of label names can be scored, also names
-that were not seen in training. Scores rank the labels of one image; they are no probabilities. Of a calibrated model
-`probabilities=True` (`--probabilities`) gives those.
+Open-vocabulary multi-label image classifier, saved by ovml {version}. It scores any list of label names, including
+names that were not seen in training. Scores rank the labels of one image; they are not probabilities. A calibrated
+model returns probabilities with `probabilities=True` (`--probabilities`).
 
 ```python
 from ovml import OVMultiLabelClassifier
@@ -38,14 +38,17 @@ model.predict_labels("photo.jpg", labels=["cat", "black cat", "harbour"], top_k=
 
 
 def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
-    """Metrics by row, and the split that they are of.
+    """Read metrics by row, and the name of their split.
 
     Args:
-        source: The rows themselves (or one row), a JSON file of them, or a run folder, of which
-            `test_results.json` is taken, or else `results.json`, which is of the validation split.
+        source: Rows of metrics (or a single row), a JSON file of them, or a run folder. In a run folder
+            `test_results.json` is read, or `results.json` (validation split) if there is none.
+
+    Returns:
+        The split (`test`, `validation`, or empty where it is not known) and the rows.
 
     Raises:
-        UserError: There are none.
+        UserError: The source holds no metrics.
 
     >>> read_metrics({"zsl/mAP": 0.25})
     ('', {'this model': {'zsl/mAP': 0.25}})
@@ -72,7 +75,7 @@ def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
 
 
 def metrics_table(rows: Rows) -> str:
-    """A Markdown table in percent, a block of lines per protocol.
+    """Format metrics as a Markdown table in percent, with one block of lines per evaluation protocol.
 
     >>> print(metrics_table({"zero-shot": {"zsl/mAP": 0.25, "zsl/F1@3": 0.5}}))
     | labels | model | mAP | F1@3 |
@@ -94,25 +97,25 @@ def metrics_table(rows: Rows) -> str:
 
 
 def model_card(data: Any, source: str, version: str, facts: Mapping[str, str], metrics: Any) -> str:
-    """The text of the card.
+    """Return the text of a model card.
 
     Args:
-        data: `huggingface_hub.ModelCardData`, the block before the text.
-        source: What `from_pretrained` is given: a name on the Hub or a folder.
-        version: ovml's.
-        facts: Two columns of a table.
+        data: `huggingface_hub.ModelCardData`, the metadata block at the top.
+        source: Argument for `from_pretrained`: a name on the Hub or a folder.
+        version: Version of ovml.
+        facts: Rows of a table with two columns.
         metrics: See `read_metrics`.
 
     Raises:
-        UserError: There are no metrics where `metrics` points to.
+        UserError: `metrics` points to a file or folder without metrics.
     """
     split, rows = read_metrics(metrics)
-    evaluation = "No figures were given."
+    evaluation = "No metrics were given."
     if rows:
         of = f" of the {split} split" if split else ""
         evaluation = (
-            f"Percent{of}. ZSL: the unseen labels alone are scored; GZSL: seen and unseen together; seen: the seen "
-            f"alone.\n\n{metrics_table(rows)}"
+            f"Percent{of}. ZSL scores the unseen labels alone, GZSL seen and unseen labels together, seen "
+            f"the seen labels alone.\n\n{metrics_table(rows)}"
         )
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     title = source.rstrip("/").rpartition("/")[2]

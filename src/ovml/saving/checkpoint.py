@@ -1,35 +1,26 @@
-"""What a classifier's checkpoint holds: the weights that learned, and of which parts they are."""
+"""Checkpoints of `ovml fit`: the weights that learned, and the recipe of the model that they belong to."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
-from ovml.encoders.checkpoints import ImageSpec
-from ovml.metrics.calibration import Calibration
-from ovml.training.scoring import ScoringModule
+from ovml.model import OpenVocabularyModel
+from ovml.saving.recipe import PARTS, apply_recipe, build_parts, described_or_named, recipe_labels, signature
 from ovml.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
-    from typing_extensions import Self
-
-    from ovml.classifier import OVMultiLabelClassifier
+MODEL = "model."
+"""What the names of a model's weights begin with in a checkpoint."""
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a Lightning checkpoint without executing anything in it.
 
     Raises:
-        UserError: The file is missing, is no checkpoint, or needs pickled code.
+        UserError: The file is missing, is not a checkpoint, or needs pickled code.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -45,35 +36,64 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def signature(part: nn.Module) -> str:
-    """A part's class and plain settings.
+def checkpoint_recipe(checkpoint: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """The recipe in a checkpoint.
 
-    >>> from ovml.heads import LocalHead
-    >>> signature(LocalHead(top_k=2))
-    'ovml.heads.local.LocalHead(top_k=2)'
+    Raises:
+        UserError: It has none.
     """
-    public = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
-    settings = ", ".join(f"{k}={v!r}" for k, v in sorted(public.items()) if isinstance(v, (bool, int, float, str)))
-    return f"{type(part).__module__}.{type(part).__qualname__}({settings})"
+    recipe = checkpoint.get("ovml")
+    if not isinstance(recipe, dict):
+        raise UserError(f"{where}: holds no ovml recipe; give a checkpoint that ovml fit wrote")
+    return recipe
 
 
-def check_learned(checkpoint: Mapping[str, Any], parts: Mapping[str, str], names: Collection[str]) -> None:
+def newest_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run folder that was written last.
+
+    Raises:
+        UserError: The run has none yet.
+    """
+    found = sorted(run.glob("*/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UserError(f"{run}: this run has no checkpoint yet; let ovml fit finish an epoch first")
+    return found[-1]
+
+
+def model_arguments(recipe: Mapping[str, Any], given: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """The constructor arguments of a checkpoint's model, those that are given in the place of its own.
+
+    Raises:
+        UserError: A part cannot be built, or the CLIP was made in Python and is not given.
+    """
+    arguments = {**build_parts(recipe, given, str(where)), "labels": recipe_labels(recipe), "clip": recipe.get("clip")}
+    arguments |= given
+    if arguments["clip"] is None:
+        raise UserError(f"{where}: made of a CLIPModel in Python; pass the same one as clip=")
+    return arguments
+
+
+def check_learned(
+    checkpoint: Mapping[str, Any], model: OpenVocabularyModel, names: Collection[str], where: str | Path
+) -> None:
     """Check that a checkpoint belongs to a model.
 
     Args:
         checkpoint: As `read_checkpoint` gives it.
-        parts: The model's parts by name, each as its `signature`.
-        names: The weights that the model wants.
+        model: The model.
+        names: The weights that must be in the checkpoint.
+        where: What to call the checkpoint in an error.
 
     Raises:
         UserError: It was made by other parts, or lacks or adds weights.
     """
-    saved = checkpoint.get("ovml", {}).get("parts")
-    for part in parts if saved else ():
-        if saved.get(part) != parts[part]:
+    saved = checkpoint_recipe(checkpoint, where)
+    for part in PARTS:
+        own = described_or_named(getattr(model, part))
+        if signature(saved[part]) != signature(own):
             raise UserError(
-                f"checkpoint: made with {part} {saved.get(part)}, this model has {parts[part]}; "
-                "build it with the same part"
+                f"{where}: made with {part} {signature(saved[part])}, this model has {signature(own)}; build it with "
+                "the same part"
             )
     if "state_dict" not in checkpoint:  # a strategy that cuts the model into shards has loaded the weights itself
         return
@@ -85,113 +105,36 @@ def check_learned(checkpoint: Mapping[str, Any], parts: Mapping[str, str], names
             if missing
             else f"has {unexpected[0]!r}, which this model has not ({len(unexpected)} in all)"
         )
-        raise UserError(f"checkpoint: {what}; it was made by a model of other parts or another CLIP")
+        raise UserError(f"{where}: {what}; it was made by a model of other parts or another CLIP")
 
 
-def save_plain_hyperparameters(module: LightningModule, ignore: Sequence[str], instead: Mapping[str, Any]) -> None:
-    """Keep of a constructor's arguments what a checkpoint can hold without pickling code.
-
-    Modules that the command line made are kept as the class paths that it was given. To be called in the constructor.
+def load_checkpoint(path: str | Path, **given: Any) -> OpenVocabularyModel:
+    """Make the model of a checkpoint, in evaluation mode: the recipe and the learned weights from the file.
 
     Args:
-        module: Whose `hparams` are written.
-        ignore: Arguments to leave out.
-        instead: What to keep in their place.
+        path: A checkpoint that `ovml fit` or a `Trainer` wrote.
+        given: Constructor arguments in the place of the recipe's.
+
+    Raises:
+        UserError: The file is missing, unreadable, or was made by a model of other parts.
     """
-    frame: Any = inspect.currentframe()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
-        module.save_hyperparameters(ignore=list(ignore), frame=frame.f_back)
-    for name, value in list(module.hparams.items()):
-        if not is_plain(value):
-            del module.hparams[name]
-    module.hparams.update(instead)
-    module._hparams_initial = copy.deepcopy(module.hparams)  # type: ignore[assignment]
+    checkpoint = read_checkpoint(path)
+    recipe = checkpoint_recipe(checkpoint, path)
+    model = OpenVocabularyModel(**model_arguments(recipe, given, path))
+    state = {name.removeprefix(MODEL): v for name, v in checkpoint["state_dict"].items() if name.startswith(MODEL)}
+    check_learned({**checkpoint, "state_dict": state}, model, state.keys() & model.state_dict().keys(), path)
+    load_weights(model, state, path)
+    apply_recipe(model, recipe, str(path))
+    return model.eval()
 
 
-def is_plain(value: Any) -> bool:
-    """Whether a hyperparameter can be kept without pickling code.
+def load_weights(module: torch.nn.Module, state: Mapping[str, Any], where: str | Path) -> None:
+    """Load the weights of a checkpoint into a module.
 
-    >>> is_plain({"ks": [3, 5]}), is_plain(nn.Identity())
-    (True, False)
+    Raises:
+        UserError: A shape does not fit.
     """
-    if isinstance(value, Mapping):
-        return all(is_plain(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(is_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-class LearnedWeights(ScoringModule):
-    """The checkpoints' part of a LightningModule: they hold what learned, and are read without running anything."""
-
-    _learned_names: frozenset[str]
-
-    def _find_learned_names(self) -> frozenset[str]:
-        """Names of all that a checkpoint must hold: what any stage changes."""
-        model = cast("OVMultiLabelClassifier", self)
-        learned = {id(p) for stage in self.stages for group in stage.parameter_groups(model) for p in group["params"]}
-        parts = ("head.", "loss.", "distillation.")
-        names = {name for name, p in self.named_parameters() if id(p) in learned}
-        own = {name for name in self.state_dict() if name.startswith(parts)}
-        own |= {f"prompt.{name}" for name in self.prompt.state_dict() if not name.startswith("text_encoder.")}
-        return frozenset(names | own)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what learned; the frozen CLIP is loaded by its name."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in self._learned_names}
-        checkpoint["ovml"] = {
-            "stage": self.stage.name if self.stages else None,
-            "parts": self._signature(),
-            "images": asdict(self.image_spec),
-        }
-        if self.calibration is not None:
-            checkpoint["ovml"]["calibration"] = self.calibration.to_dict()
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check that a checkpoint belongs to a model made of these parts.
-
-        Raises:
-            UserError: It was made by other parts, or lacks or adds weights.
-        """
-        check_learned(checkpoint, self._signature(), self._learned_names)
-        calibration = checkpoint.get("ovml", {}).get("calibration")
-        if images := checkpoint.get("ovml", {}).get("images"):
-            self.image_spec = ImageSpec(**images)
-        self.calibration = None if calibration is None else Calibration.from_dict(calibration)
-
-    def load_learned(self, path: str | Path) -> None:
-        """Load learned weights from a checkpoint that `ovml fit` wrote.
-
-        Raises:
-            UserError: The file is missing, unreadable, or of a model of other parts.
-        """
-        checkpoint = read_checkpoint(path)
-        try:
-            self.on_load_checkpoint(checkpoint)
-            self.load_state_dict(checkpoint["state_dict"], strict=False)
-        except (UserError, RuntimeError) as error:
-            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **parts: Any) -> Self:
-        """Load a model from a checkpoint: what learned from the file, the frozen CLIP by its name.
-
-        Args:
-            path: A checkpoint that `ovml fit` or a `Trainer` wrote.
-            parts: Constructor arguments that a checkpoint cannot hold: parts that were made in Python.
-
-        Raises:
-            UserError: The file is missing or unreadable, or was made by a model of other parts.
-        """
-        read_checkpoint(path)
-        try:
-            # The file holds what learned: that the frozen weights are not in it is as it should be.
-            warnings.filterwarnings("ignore", "Found keys that are in the model state dict but not in the checkpoint")
-            return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **parts)
-        except (UserError, RuntimeError) as error:
-            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-
-    def _signature(self) -> dict[str, str]:
-        return {"head": signature(self.head), "prompt": signature(self.prompt)}
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error

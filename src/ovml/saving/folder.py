@@ -13,64 +13,70 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from ovml.distillation import Distillation
-from ovml.heads import Head
-from ovml.losses import Loss
+from ovml.encoders.adapters import plain_state
 from ovml.metrics.calibration import Calibration
-from ovml.prompts import PromptLearner
-from ovml.saving.parts import build, describe
-from ovml.training.stages import Stage
-from ovml.training.tuning import plain_state
+from ovml.model import OpenVocabularyModel
+from ovml.saving.recipe import FORMAT, PARTS, build_parts, model_parts
 from ovml.utils.errors import UserError
+from ovml.utils.parts import check_importable
 from ovml.vocabulary import LabelVocabulary
 
-if TYPE_CHECKING:
-    from ovml.classifier import OVMultiLabelClassifier
-
-FORMAT = 1
-"""Grows when older versions of ovml could not read what is written."""
-PARTS: dict[str, type] = {"head": Head, "prompt": PromptLearner, "loss": Loss, "distillation": Distillation}
 CONFIG, WEIGHTS, LABELS, CARD = "config.json", "model.safetensors", "labels.json", "README.md"
 CALIBRATION = "calibration.json"
+TRAINING_PARTS = ("loss", "distillation")
+"""Parts of the training whose weights are kept too."""
 
 
-def saved_config(model: OVMultiLabelClassifier) -> dict[str, Any]:
-    """What `config.json` holds."""
+class SavedModel(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        training: How it was trained: the loss, the stages and so on, as descriptions; empty where it was not.
+        weights: Weights of the training's own parts, such as `loss.margin`.
+    """
+
+    model: OpenVocabularyModel
+    training: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+
+
+def saved_config(model: OpenVocabularyModel, training: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds.
+
+    Raises:
+        UserError: A part cannot be described.
+    """
     from transformers import CLIPConfig, SiglipConfig
 
-    from ovml import __version__
+    from ovml.utils.version import __version__
 
-    stages = [*model._tower_stages, *model.stages]
-    text = model.prompt.text_encoder
+    for part in (model.head, model.prompt, *model.adapters):
+        check_importable(part)
+    text: Any = model.prompt.text_encoder
     towers = {"vision_config": model.image_encoder.vision_model, "text_config": text.text_model}
-    configs = {name: cast(Any, tower).config.to_dict() for name, tower in towers.items()}
+    configs: dict[str, Any] = {name: tower.config.to_dict() for name, tower in towers.items()}
     siglip = model.image_encoder.model_type == "siglip"
     clip = SiglipConfig(**configs) if siglip else CLIPConfig(**configs, projection_dim=text.embed_dim)
-    ovml = {
-        "format": FORMAT,
-        "version": __version__,
-        "base_model": base_model(model),
-        **{part: describe(getattr(model, part), base) for part, base in PARTS.items()},
-        "distillation_weight": model.distillation_weight,
-        "stages": [describe(stage, Stage) for stage in stages],
-        "tower": [describe(stage, Stage) for stage in stages if stage.added],
-        "ks": model.hparams.get("ks"),
-        "images": model.evaluation.images,
-    }
-    dtype = str(next(iter(_weights(model).values())).dtype).removeprefix("torch.")
+    parts = model_parts(model)
+    # Low-rank updates are merged into the weights: a loaded model is complete without their adapters.
+    parts["adapters"] = [d for d, adapter in zip(parts["adapters"], model.adapters, strict=True) if adapter.added]
+    ovml = {"format": FORMAT, "version": __version__, "base_model": base_model(model), **parts, "training": training}
+    dtype = str(next(iter(model_weights(model).values())).dtype).removeprefix("torch.")
     plain: dict[str, Any] = json.loads(clip.to_json_string(use_diff=False))
     return {**plain, "architectures": ["SiglipModel" if siglip else "CLIPModel"], "dtype": dtype, "ovml": ovml}
 
 
-def _weights(model: OVMultiLabelClassifier) -> dict[str, Tensor]:
-    """All that the model's scores depend on: the CLIP's weights under its own names, then the parts'."""
+def model_weights(model: OpenVocabularyModel) -> dict[str, Tensor]:
+    """All that the scores depend on: the CLIP's weights under its own names, then the head's and the prompt's."""
     encoders = (model.image_encoder, model.prompt.text_encoder)
     states = {name: plain_state(module) for encoder in encoders for name, module in encoder.named_children()}
     states |= {part: getattr(model, part).state_dict() for part in PARTS}
@@ -82,31 +88,38 @@ def _weights(model: OVMultiLabelClassifier) -> dict[str, Tensor]:
     }
 
 
-def write_model(model: OVMultiLabelClassifier, config: dict[str, Any], folder: Path) -> None:
-    """Write all but the model card into a folder.
+def write_model(
+    model: OpenVocabularyModel, config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Write all but the model card into an empty folder.
 
     Args:
         model: The model.
         config: What `saved_config` gave.
-        folder: An empty one.
+        weights: Weights of the training's own parts.
+        folder: Where to write.
     """
     from safetensors.torch import save_file
     from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-    weights = {name: value.cpu().clone().contiguous() for name, value in _weights(model).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    model.prompt.text_encoder.tokenizer.save_pretrained(folder)
-    spec = model.image_spec
-    square = {"height": spec.size, "width": spec.size}
+    whole = {**model_weights(model), **weights}
+    whole = {name: value.detach().cpu().clone().contiguous() for name, value in whole.items()}
+    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+    tokenizer: Any = model.prompt.text_encoder.tokenizer
+    tokenizer.save_pretrained(folder)
+    own = model.image_processor
+    square = {"height": own.size, "width": own.size}
     settings: dict[str, Any] = {
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-        "resample": spec.resample,
+        "image_mean": list(own.mean),
+        "image_std": list(own.std),
+        "resample": own.resample,
     }
-    if spec.squash:
+    if model.image_encoder.model_type == "siglip":
         processor = SiglipImageProcessorPil(size=square, **settings)
     else:
-        processor = CLIPImageProcessorPil(size={"shortest_edge": spec.short_side}, crop_size=square, **settings)
+        side = own.short_side
+        size = {"height": side, "width": side} if own.squash else {"shortest_edge": side}
+        processor = CLIPImageProcessorPil(size=size, crop_size=square, **settings)
     processor.save_pretrained(folder)
     if model.vocabulary is not None:
         (folder / LABELS).write_text(json.dumps(model.vocabulary.to_dict(), indent=1, ensure_ascii=False), "utf-8")
@@ -117,7 +130,7 @@ def write_model(model: OVMultiLabelClassifier, config: dict[str, Any], folder: P
 
 
 def put_in_place(aside: Path, target: Path, keep_card: bool) -> None:
-    """Rename a complete folder into its place; what stood there may be an older save and nothing else."""
+    """Rename a complete folder into its place; only an older save may stand there."""
     if not target.exists():
         aside.rename(target)
         return
@@ -141,81 +154,68 @@ def put_in_place(aside: Path, target: Path, keep_card: bool) -> None:
     shutil.rmtree(old)
 
 
-def base_model(model: OVMultiLabelClassifier) -> str | None:
+def base_model(model: OpenVocabularyModel) -> str | None:
     """The Hub name of the CLIP that the model began as, where it is known."""
-    name = model._hub_base_model or model.hparams.get("clip")
-    known = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    name = model.base_model or model.clip_name
+    known = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
     return name if known else None
 
 
-def read_model(cls: Any, folder: Path, saved: Any, parts: Mapping[str, Any]) -> Any:
-    """Make the model that a folder holds, in evaluation mode.
+def read_model(folder: Path, saved: Any, given: Mapping[str, Any]) -> SavedModel:
+    """Make the model that a folder holds.
 
     Args:
-        cls: `OVMultiLabelClassifier` or a subclass.
-        folder: What `write_model` filled.
+        folder: A folder that `write_model` filled.
         saved: What its `config.json` has under the key `ovml`.
-        parts: Arguments that take the place of what was saved.
+        given: Constructor arguments of the model in the place of the saved ones.
 
     Raises:
         UserError: A file is missing or broken, weights are missing or too many, or a part cannot be made.
     """
     from safetensors import SafetensorError, safe_open
 
-    file = folder / WEIGHTS
-    kwargs = {**_saved_arguments(folder, saved, parts), **parts}
-    replaced = tuple(f"{part}." for part in PARTS if part in parts)
+    file, config = folder / WEIGHTS, folder / CONFIG
+    if not isinstance(saved, dict) or saved.get("format", FORMAT) > FORMAT or not {*PARTS, "training"} <= set(saved):
+        version = saved.get("version") if isinstance(saved, dict) else None
+        raise UserError(f"{config}: not a model that this ovml can read (written by ovml {version}); upgrade ovml")
+    arguments = {**build_parts(saved, given, str(config)), **given}
+    if "labels" not in given and (folder / LABELS).is_file():
+        arguments["labels"] = LabelVocabulary.from_any(read_json(folder / LABELS))
+    replaced = tuple(f"{part}." for part in PARTS if part in given)
     try:
         with safe_open(file, "pt") as opened:
             names = {name for name in opened.keys() if not name.startswith(replaced)}  # noqa: SIM118
-            own = {n: opened.get_tensor(n).clone() for n in names if n.partition(".")[0] in PARTS}
             with _quiet_transformers():
-                model = cls(str(folder), **kwargs)
-            if kwargs["stages"] == []:  # what stages put into the tower is there without them
-                model._tower_stages = _stages(folder, saved.get("tower", []))
-                for stage in model._tower_stages:
-                    stage.prepare(model)
-                model.image_encoder.requires_grad_(False)
-            kinds = {name for stage in (*model._tower_stages, *model.stages) for name in stage.added}
-            added = {n: opened.get_tensor(n).clone() for n in names if kinds & set(n.split("."))}
-        wanted = {name for name in _weights(model) if not name.startswith(replaced)}
-        if names != wanted:
-            lacks = sorted(wanted - names)
-            what = f"lacks {lacks[0]!r}" if lacks else f"has {min(names - wanted)!r}, which no part takes"
-            raise UserError(f"{file}: {what}; the folder is not as save_pretrained wrote it, save or download it again")
-        model.image_encoder.load_state_dict(added, strict=False, assign=True)
-        for part in PARTS:
-            state = {n.partition(".")[2]: value for n, value in own.items() if n.partition(".")[0] == part}
-            if state:
-                getattr(model, part).load_state_dict(state, strict=False, assign=True)  # keeps their precision
+                model = OpenVocabularyModel(str(folder), **arguments)
+            wanted = {name for name in model_weights(model) if not name.startswith(replaced)}
+            training = {name for name in names - wanted if name.partition(".")[0] in TRAINING_PARTS}
+            if names - training != wanted:
+                lacks = sorted(wanted - names)
+                extra = sorted(names - training - wanted)
+                what = f"lacks {lacks[0]!r}" if lacks else f"has {extra[0]!r}, which no part takes"
+                raise UserError(
+                    f"{file}: {what}; the folder is not as save_pretrained wrote it, save or download it again"
+                )
+            added = {kind for adapter in model.adapters for kind in adapter.added}
+            _load(model.image_encoder, opened, {name: name for name in names if added & set(name.split("."))})
+            for part in PARTS:
+                own = {n: n.partition(".")[2] for n in names if n.partition(".")[0] == part}
+                _load(getattr(model, part), opened, own)
+            weights = {name: opened.get_tensor(name).clone() for name in training}
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); save or download the model again") from error
-    if (folder / CALIBRATION).is_file() and not {"head", "prompt"} & set(parts):
+    if (folder / CALIBRATION).is_file() and not set(PARTS) & set(given):
         model.calibration = Calibration.from_dict(read_json(folder / CALIBRATION), str(folder / CALIBRATION))
-    model._hub_base_model = saved.get("base_model")
-    return model.eval()
+    model.image_encoder.requires_grad_(False)
+    model.base_model = saved.get("base_model")
+    return SavedModel(model.eval(), saved["training"], weights)
 
 
-def _saved_arguments(folder: Path, saved: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The classifier's arguments that the files hold, of those that the caller did not give."""
-    file = folder / CONFIG
-    keys = (*PARTS, "distillation_weight", "stages", "ks", "images")
-    if not isinstance(saved, dict) or saved.get("format", FORMAT) > FORMAT or not set(keys) <= set(saved):
-        version = saved.get("version") if isinstance(saved, dict) else None
-        raise UserError(f"{file}: not a model that this ovml can read (written by ovml {version}); upgrade ovml")
-    arguments = {key: saved[key] for key in keys if key not in parts}
-    for part, base in PARTS.items():
-        if part in arguments:
-            arguments[part] = build(arguments[part], base, f"{file}, {part}")
-    if "stages" in arguments:
-        arguments["stages"] = _stages(folder, saved["stages"])
-    if "labels" not in parts and (folder / LABELS).is_file():
-        arguments["labels"] = LabelVocabulary.from_any(read_json(folder / LABELS))
-    return arguments
-
-
-def _stages(folder: Path, described: Sequence[Any]) -> list[Stage]:
-    return [build(stage, Stage, f"{folder / CONFIG}, stages") for stage in described]
+def _load(module: torch.nn.Module, opened: Any, names: Mapping[str, str]) -> None:
+    """Load weights, in the file's precision, under names of the module's own."""
+    if names:
+        state = {own: opened.get_tensor(name).clone() for name, own in names.items()}
+        module.load_state_dict(state, strict=False, assign=True)
 
 
 def read_json(file: Path, missing: Any = None) -> Any:
@@ -238,7 +238,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Leave out that transformers finds the parts' weights unexpected."""
+    """Hide that transformers finds the parts' weights unexpected."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

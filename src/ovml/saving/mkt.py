@@ -1,13 +1,13 @@
-"""Import of checkpoints that the published MKT code wrote.
+"""Import of checkpoints of the published MKT code.
 
-That code keeps its weights in OpenAI's CLIP names, in two files:
+The published code stores weights under the names of OpenAI's CLIP, in two files:
 
-- stage 1, the vision tower at the top level (`conv1.weight`, `transformer.resblocks.0.attn.in_proj_weight`, ...), its
-  projection as `projection_dist`, and an unused network `projection`;
-- stage 2, the text tower (`token_embedding.weight`, `transformer.resblocks...`, `text_projection`, ...), whose token
-  table was trained; after training on several devices every name begins with `module.`.
+- stage 1 holds the vision tower at the top level (`conv1.weight`, `transformer.resblocks.0.attn.in_proj_weight`, ...),
+  its projection as `projection_dist`, and an unused network `projection`;
+- stage 2 holds the text tower (`token_embedding.weight`, `transformer.resblocks...`, `text_projection`, ...) with its
+  trained token table; after training on several devices every name starts with `module.`.
 
-Sizes are read from the tensors' shapes, so that no CLIP is needed for them.
+The configuration follows from the tensors' shapes, so no CLIP has to be loaded for it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ovml.encoders.checkpoints import DEFAULT, ImageSpec, load_clip, load_tokenizer
+from ovml.encoders.checkpoints import DEFAULT, load_clip, load_tokenizer
+from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from ovml.heads import TwoStreamHead
+from ovml.model import OpenVocabularyModel
 from ovml.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import CLIPModel
-
-    from ovml.classifier import OVMultiLabelClassifier
-    from ovml.vocabulary import LabelVocabulary
+from ovml.vocabulary import LabelVocabulary
 
 BLOCK = {
     "attn.out_proj": "self_attn.out_proj",
@@ -38,18 +36,18 @@ BLOCK = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-"""A block's modules with weight and bias: OpenAI's names and Hugging Face's."""
+"""Modules of a block with weight and bias, from OpenAI's names to Hugging Face's."""
 HEAD_DIM = 64
-"""Width of an attention head in every CLIP of OpenAI's."""
+"""Width of an attention head in all of OpenAI's CLIP models."""
 
 
 @dataclass(frozen=True)
 class TowerFile:
-    """The tensors of one tower, without what stands before their names.
+    """The tensors of one tower, with any prefix removed from their names.
 
     Attributes:
         path: The file.
-        tensors: By OpenAI's names, float32.
+        tensors: Float32 tensors by OpenAI's names.
     """
 
     path: Path
@@ -57,24 +55,24 @@ class TowerFile:
 
     @classmethod
     def read(cls, path: str | Path, mark: str, what: str) -> TowerFile:
-        """Read a file without executing anything in it.
+        """Read the tensors of a tower without running pickled code.
 
         Args:
-            path: A file that `torch.save` wrote: tensors by name, or a mapping that holds them under `model` or
+            path: A file written by `torch.save`: tensors by name, or a mapping with them under `model` or
                 `state_dict`.
-            mark: A name that only this tower has; what stands before it stands before all the tower's names.
-            what: The tower, for errors.
+            mark: A tensor name that only this tower has. Its prefix in the file is taken for the prefix of all names.
+            what: Name of the tower in errors.
 
         Raises:
-            UserError: The file is missing, unreadable, needs pickled code, or holds no such tower.
+            UserError: The file is missing, unreadable, needs pickled code, or does not contain the tower.
         """
         tensors = _read(Path(path))
         prefix = next((name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")), None)
         if prefix is None:
             some = ", ".join(repr(name) for name in list(tensors)[:2])
             raise UserError(
-                f"{path}: no {what} in it: the key {mark!r} is missing (it has {some}, ...); --stage1 takes the "
-                "published code's first-stage file, --stage2 its second-stage file"
+                f"{path}: no {what} in it: the key {mark!r} is missing (it has {some}, ...); give the published "
+                "code's first-stage file as stage1, its second-stage file as stage2"
             )
         own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
         return cls(Path(path), own)
@@ -85,7 +83,7 @@ class TowerFile:
         return self.tensors[name]
 
     def either(self, *names: str) -> Tensor:
-        """The first of several names that is there."""
+        """Return the tensor of the first of these names that the file has."""
         return self[next((name for name in names if name in self.tensors), names[0])]
 
     @property
@@ -95,7 +93,7 @@ class TowerFile:
         return max((int(match[1]) + 1 for match in found if match), default=1)
 
     def blocks(self) -> Iterator[tuple[str, Tensor]]:
-        """The transformer blocks' tensors by Hugging Face's names, from `layers.0.`."""
+        """Iterate over the tensors of the transformer blocks by Hugging Face's names, starting with `layers.0.`."""
         for i in range(self.num_layers):
             for kind in ("weight", "bias"):
                 stacked = self[f"transformer.resblocks.{i}.attn.in_proj_{kind}"]
@@ -112,30 +110,27 @@ def import_mkt(
     tokenizer: str = DEFAULT,
     labels: LabelVocabulary | None = None,
     top_k: int | None = None,
-) -> OVMultiLabelClassifier:
-    """Make a model from the two files of the published code.
+) -> OpenVocabularyModel:
+    """Make a model from the two checkpoint files of the published MKT code.
 
     Args:
-        stage1: The first stage's file, with the vision tower.
-        stage2: The second stage's file, with the text tower.
-        clip: The CLIP checkpoint that training began with. The published code's evaluation reads label names with
-            its token embeddings, which are not in the files. Default: they are read with the trained ones, as the
-            published `inference.py` does; weight decay has shrunk these a little, and the
-            template's words have learned.
+        stage1: File of the first stage, with the vision tower.
+        stage2: File of the second stage, with the text tower.
+        clip: The CLIP checkpoint that training started from. The published evaluation embeds label names with its
+            token table, which is not in the files. Default: label names are embedded with the trained token table, as
+            in the published `inference.py`. The two differ, because weight decay shrinks all rows and training
+            changes the rows of the template's words.
         tokenizer: Folder or name of the CLIP tokenizer.
         labels: The vocabulary.
-        top_k: Patches averaged by the head. Default: the share of training, 16 of 196.
+        top_k: Number of patches averaged by the head. Default: the share used in training, 16 of 196.
 
     Returns:
-        The model in evaluation mode, which normalises images as the published code does (ImageNet's mean).
+        The model, in evaluation mode. It prepares images as the published evaluation does, with
+        ImageNet's mean and standard deviation.
 
     Raises:
-        UserError: A file is missing, unreadable, or not of this kind; or tokenizer or CLIP cannot be loaded.
+        UserError: A file is missing, unreadable, or not such a checkpoint; or the tokenizer or CLIP cannot be loaded.
     """
-    from ovml.classifier import OVMultiLabelClassifier
-    from ovml.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-    from ovml.heads import TwoStreamHead
-
     vision = TowerFile.read(stage1, "conv1.weight", "vision tower")
     text = TowerFile.read(stage2, "token_embedding.weight", "text tower")
     model_of_files = build_clip(vision, text)
@@ -152,18 +147,18 @@ def import_mkt(
             )
         model_of_files.text_model.embeddings.token_embedding.weight.data.copy_(original)
     head = None if top_k is None else TwoStreamHead(top_k)
-    model = OVMultiLabelClassifier(model_of_files, labels=labels, head=head, tokenizer=words)
+    size = model_of_files.config.vision_config.image_size
+    # The published evaluation resizes to `int(256 / 224 * input_size)` before it crops.
+    published = Preprocessing(resize=size * 256 // 224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    model = OpenVocabularyModel(model_of_files, labels, head, preprocessing=published, tokenizer=words)
     context: Any = model.prompt
     context.context.data.copy_(table[context.context_ids])
-    model._hub_base_model = clip
-    size = model.image_spec.size
-    # The published evaluation resizes to `int(256 / 224 * input_size)` before it cuts.
-    model.image_spec = ImageSpec(size, IMAGENET_MEAN, IMAGENET_STD, resize=size * 256 // 224)
+    model.base_model = clip
     return model.eval()
 
 
-def build_clip(vision: TowerFile, text: TowerFile) -> CLIPModel:
-    """A `CLIPModel` of two towers, its sizes read from their tensors.
+def build_clip(vision: TowerFile, text: TowerFile) -> Any:
+    """Build a `CLIPModel` from two towers; sizes follow from the shapes of their tensors.
 
     Raises:
         UserError: A key is missing, or shapes do not fit together.
@@ -191,7 +186,7 @@ def build_clip(vision: TowerFile, text: TowerFile) -> CLIPModel:
     state = dict(_state(vision, text, projection))
     model = CLIPModel(config)
     own = model.state_dict()
-    state["logit_scale"] = own["logit_scale"]  # of no use here
+    state["logit_scale"] = own["logit_scale"]  # ovml does not use it
     for name, value in state.items():
         if name not in own or own[name].shape != value.shape:
             fits = list(own[name].shape) if name in own else "no such tensor"
@@ -204,7 +199,7 @@ def build_clip(vision: TowerFile, text: TowerFile) -> CLIPModel:
 
 
 def _state(vision: TowerFile, text: TowerFile, projection: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """All tensors by Hugging Face's names; a projection is a linear map's weight there, so it is transposed."""
+    """Iterate over all tensors by Hugging Face's names; projections are transposed to weights of `nn.Linear`."""
     yield "visual_projection.weight", projection.T.contiguous()
     yield "text_projection.weight", text["text_projection"].T.contiguous()
     yield "vision_model.embeddings.class_embedding", vision["class_embedding"]
@@ -237,7 +232,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
-    except Exception as error:  # of what is no checkpoint, any
+    except Exception as error:  # a file that is no checkpoint may raise anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{path}: not a file of tensors that can be read without running code in it ({reason}); give the .pth file "

@@ -1,10 +1,19 @@
 """Training: stages, what they learn, and the run that chains them."""
 
-from ovml.training.ladder import LadderStage
-from ovml.training.stages import HeadStage, PromptStage, RunFolder, Stage, VisionStage
-from ovml.training.tuning import LoRAStage, VisualPromptStage
+from ovml.training.run_folder import RunFolder
+from ovml.training.stages import (
+    AdapterStage,
+    HeadStage,
+    LadderStage,
+    LoRAStage,
+    PromptStage,
+    Stage,
+    VisionStage,
+    VisualPromptStage,
+)
 
 __all__ = [
+    "AdapterStage",
     "HeadStage",
     "LadderStage",
     "LoRAStage",

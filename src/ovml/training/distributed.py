@@ -1,4 +1,4 @@
-"""Training by several processes: the mean over all images, and models that are cut into shards."""
+"""Training with several processes: the mean over all images, and sharded models."""
 
 from __future__ import annotations
 
@@ -11,29 +11,38 @@ from torch import Tensor, distributed, nn
 from ovml.utils.errors import UserError
 
 
+def world_size() -> int:
+    """Number of processes that train together.
+
+    >>> world_size()
+    1
+    """
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def image_share(images: int, device: torch.device) -> Tensor:
-    """Factor of a process's loss that makes the mean over processes the mean over all their images.
+    """Return the factor of a process's loss that turns the mean over processes into the mean over all images.
 
     Args:
-        images: Number of images that this process's loss is a mean over; 0 is allowed.
-        device: Where the processes exchange it.
+        images: Number of images in this process's mean; 0 is allowed.
+        device: Device on which the processes exchange the number.
 
     Returns:
-        `processes * images / all images`, a scalar: 1 where all have the same number.
+        `processes * images / all images`, a scalar; 1 if all processes have the same number of images.
     """
     own = torch.tensor(float(images), device=device)
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if world_size() == 1:
         return own.clamp(max=1)
     total = own.clone()
     distributed.all_reduce(total)
-    return distributed.get_world_size() * own / total.clamp(min=1)
+    return world_size() * own / total.clamp(min=1)
 
 
 def cuts_models(strategy: Any) -> bool:
-    """Whether a Lightning strategy cuts a model into shards in place, so that it serves no other trainer afterwards.
+    """Whether a Lightning strategy shards a model in place, so that no other trainer can use it afterwards.
 
     Raises:
-        UserError: It would write checkpoints in shards, one file a process.
+        UserError: The strategy writes sharded checkpoints, one file per process.
     """
     from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
@@ -48,17 +57,16 @@ def cuts_models(strategy: Any) -> bool:
     return True
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: Any, entries: Iterable[str]) -> None:
-    """Cut a model's parameters into shards, one a process (FSDP2: `torch.distributed.fsdp.fully_shard`).
+def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: Any) -> None:
+    """Shard a LightningModule's parameters over processes with FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-    A block's parameters are put together while it runs; those outside of blocks while an entry runs. What is frozen
-    may stand beside what learns. Does nothing to a model that is cut already.
+    Parameters of a block are gathered while the block runs, all other parameters while a step runs. Frozen
+    and trained parameters may be mixed. A model that is already sharded is left unchanged.
 
     Args:
-        model: Changed in place: its parameters become `DTensor`s.
-        blocks: Modules inside it that are large and called one after the other.
-        mesh: Processes of one dimension.
-        entries: Names of the model's methods that use its parameters.
+        model: The model, changed in place: its parameters become `DTensor`s.
+        blocks: Large modules of the model that run one after the other.
+        mesh: One-dimensional device mesh.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
@@ -67,5 +75,5 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: Any, entries: Ite
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for entry in entries:
+    for entry in ("training_step", "validation_step", "test_step", "predict_step"):
         register_fsdp_forward_method(model, entry)

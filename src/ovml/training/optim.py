@@ -1,4 +1,4 @@
-"""Layer-wise learning rates and the warm-up + half-cosine schedule."""
+"""Layer-wise learning rates and the learning rate schedule: linear warm-up, then half a cosine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from ovml.utils.errors import UserError
 
 
 class VisionTower(Protocol):
-    """What `layer_decay_groups` reads: a `CLIPModel` or an `ImageEncoder`."""
+    """The attributes that `layer_decay_groups` reads; `CLIPModel` and `ImageEncoder` have them."""
 
     vision_model: Any
     visual_projection: Any
@@ -22,20 +22,21 @@ class VisionTower(Protocol):
 def layer_decay_groups(
     clip: VisionTower, lr: float, weight_decay: float, layer_decay: float, num_layers: int
 ) -> list[dict[str, Any]]:
-    """Optimizer groups for the end of a vision tower of any depth.
+    """Make optimizer groups with layer-wise learning rates for the last blocks of a vision tower.
 
-    Block `i` (1-based) of `N` learns at `lr * layer_decay ** (N + 1 - i)`; post-layernorm and projection at `lr`.
-    Parameters of one dimension have no weight decay. (The published code's `param_groups_lrd`, after BEiT.)
+    Block `i` (1-based) of `N` trains at `lr * layer_decay ** (N + 1 - i)`, post-layernorm and projection at `lr`.
+    One-dimensional parameters have no weight decay. The published MKT code does the same in `param_groups_lrd`,
+    which comes from BEiT.
 
     Args:
         clip: A `CLIPModel` or an `ImageEncoder`.
         lr: Peak rate of post-layernorm and projection.
         weight_decay: Decoupled weight decay of matrices.
         layer_decay: Factor per block, counted from the end.
-        num_layers: How many of the last blocks learn.
+        num_layers: Number of last blocks to train.
 
     Returns:
-        Groups with `params`, `lr`, `weight_decay` and `name`, from the first learning block to the projection.
+        Groups with `params`, `lr`, `weight_decay` and `name`, from the first trained block to the projection.
 
     Raises:
         UserError: The tower has fewer than `num_layers` blocks.
@@ -58,7 +59,7 @@ def layer_decay_groups(
 
 
 def warmup_cosine(step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float) -> float:
-    """Learning rate at a step: linear from 0 to `base_lr`, then half a cosine to `min_lr`.
+    """Return the learning rate at a step: linear from 0 to `base_lr`, then half a cosine to `min_lr`.
 
     >>> tuple(round(warmup_cosine(s, 20, 2, 1e-3, 1e-6), 6) for s in (0, 1, 2, 20))
     (0.0, 0.0005, 0.001, 1e-06)
@@ -69,37 +70,24 @@ def warmup_cosine(step: float, total_steps: float, warmup_steps: float, base_lr:
     return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class WarmupCosineLR(LRScheduler):
-    """`warmup_cosine`, stepped per batch; a group's own rate scales the whole curve, its end too.
+def warmup_cosine_schedule(
+    optimizer: Optimizer, total_steps: float, warmup_steps: float = 0, min_lr: float = 0.0
+) -> LambdaLR:
+    """A scheduler that follows `warmup_cosine`; step it once per batch.
+
+    Each group's own rate is its peak and scales the whole curve, including its end.
 
     Args:
         optimizer: Its groups' rates are the peaks.
         total_steps: Steps of the whole training.
-        warmup_steps: Steps of the linear warm-up; may be a fraction.
-        min_lr: Rate at the end for a group whose peak is the optimizer's own `lr`.
+        warmup_steps: Steps of the linear warm-up; may be fractional.
+        min_lr: Final rate of a group whose peak is the optimizer's own `lr`.
 
     Example:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        >>> WarmupCosineLR(optimizer, total_steps=10, warmup_steps=2).get_last_lr()
+        >>> warmup_cosine_schedule(optimizer, total_steps=10, warmup_steps=2).get_last_lr()
         [0.0]
     """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: float,
-        warmup_steps: float = 0,
-        min_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
-        self.min_lr = min_lr
-        self.peak_lr = float(optimizer.defaults["lr"])
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Rates of all groups at the current step."""
-        rate = warmup_cosine(self.last_epoch, self.total_steps, self.warmup_steps, self.peak_lr, self.min_lr)
-        return [float(base) * rate / self.peak_lr for base in self.base_lrs]
+    peak = float(optimizer.defaults["lr"])
+    return LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps, peak, min_lr) / peak)

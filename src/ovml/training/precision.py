@@ -1,4 +1,4 @@
-"""Whether half precision pays on a device."""
+"""Whether half precision is fast on a device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 def multiplies_bfloat16(device: torch.device | str = "cpu") -> bool:
-    """Whether a device multiplies matrices of bfloat16 by its own instructions.
+    """Whether a device has its own instructions for bfloat16 matrix products.
 
-    On a CPU it is what torch asks before it hands a product to oneDNN: on x86, AVX-512. Without it torch multiplies
-    number by number, many times slower than in float32.
+    On a CPU this is the check that torch makes before it calls oneDNN; on x86 it requires AVX-512. Without such
+    instructions torch uses a scalar loop, which is many times slower than float32.
 
     Example:
         >>> isinstance(multiplies_bfloat16(), bool)
@@ -31,15 +31,15 @@ def multiplies_bfloat16(device: torch.device | str = "cpu") -> bool:
 
 @cache  # a run has several trainers
 def warn_of_slow_precision(precision: str, device: str) -> None:
-    """Say once that a trainer's precision is slower than float32 on this kind of device.
+    """Warn once if a trainer's precision is slower than float32 on this type of device.
 
     Args:
-        precision: Lightning's name of it, as `bf16-mixed`. On a CPU, `16-mixed` is that too.
-        device: Kind of device: `cpu`, `cuda`.
+        precision: Lightning's name of the precision, such as `bf16-mixed`. On a CPU `16-mixed` uses bfloat16 too.
+        device: Type of the device, such as `cpu` or `cuda`.
     """
     if "16" in precision and device == "cpu" and not multiplies_bfloat16(device):
         logger.warning(
-            "trainer.precision: this processor has no instructions for bfloat16, in which matrix products are then "
-            "many times slower than in float32; leave %s out, or take 32-true",
+            "trainer.precision: this processor has no instructions for bfloat16, so matrix products are many times "
+            "slower than in float32; remove %s or use 32-true",
             precision,
         )

@@ -1,31 +1,24 @@
-"""The stages of training as data: what learns, at which rate, for how long; and how one follows the other."""
+"""Stages of training: what learns, at which rate, for how long."""
 
 from __future__ import annotations
 
-import copy
-import json
-import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, ClassVar
 
 from torch import nn
 
-from ovml.training.distributed import cuts_models
+from ovml.encoders.adapters import Ladder, LoRA, TowerAdapter, VisualPrompts
 from ovml.training.optim import layer_decay_groups
+from ovml.training.parts import LearningParts
 from ovml.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule, Trainer
-
-    from ovml.classifier import OVMultiLabelClassifier
+from ovml.utils.parts import Part
 
 
-class Stage(ABC):
-    """One stretch of training with its own learning parameters, rate and length.
+@dataclass(repr=False)
+class Stage(Part, ABC):
+    """A part of the training with its own learning parameters, rate and length.
 
     Subclass it, say in `parameter_groups` what learns, and list it under `--model.stages`.
 
@@ -34,66 +27,66 @@ class Stage(ABC):
         lr: Peak learning rate.
         min_lr: Rate at the end of the half-cosine.
         warmup_epochs: Linear warm-up from 0, in epochs.
-        weight_decay: Decoupled weight decay (AdamW); never on 1-D parameters.
+        weight_decay: Decoupled weight decay (AdamW); never on parameters of one dimension.
+
+    Attributes:
+        name: Names the stage's folder in a run and its row in the results.
+        distil: Whether the distillation loss is added.
+        fixed_prompt: Whether label embeddings stay as they are, so that they are computed once.
+        num_layers: Last blocks of the image tower that learn.
+        labels_per_step: Seen labels that a step ranks; `None` for all.
+
+    Raises:
+        UserError: An argument is out of its range.
 
     Example:
         >>> class ProjectionStage(Stage):
         ...     name = "projection"
-        ...     def parameter_groups(self, model):
-        ...         return [{"params": list(model.image_encoder.visual_projection.parameters()), "name": "projection"}]
-        >>> ProjectionStage(epochs=1, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0).fixed_prompt
+        ...     def parameter_groups(self, parts):
+        ...         return [{"params": list(parts.image_encoder.visual_projection.parameters()), "name": "projection"}]
+        >>> ProjectionStage(epochs=1, warmup_epochs=0).fixed_prompt
         True
     """
 
-    name: str
-    """Names the stage's folder in a run and its row in the results."""
-    num_layers: int = 0
-    """Last blocks of the vision tower that learn."""
-    distil: bool = False
-    """Whether the distillation loss is added."""
-    fixed_prompt: bool = True
-    """Whether label embeddings stay as they are, so that they are computed once."""
-    labels_per_step: int | None = None
-    """Seen labels that a step ranks; `None` for all."""
-    added: frozenset[str] = frozenset()
-    """Of what `prepare` puts into the tower, the names of those that a saved model keeps beside the tower's weights."""
+    name: ClassVar[str]
+    distil: ClassVar[bool] = False
+    fixed_prompt: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        epochs: int = 20,
-        lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup_epochs: float = 2,
-        weight_decay: float = 0.05,
-    ) -> None:
-        if epochs < 1 or not 0 <= warmup_epochs <= epochs:
+    epochs: int = 20
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    warmup_epochs: float = 2
+    weight_decay: float = 0.05
+
+    num_layers: ClassVar[int] = 0
+    labels_per_step: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
             raise UserError(
                 f"stage {self.name!r}: epochs must be at least 1 and warmup_epochs from 0 to epochs; "
-                f"got epochs={epochs}, warmup_epochs={warmup_epochs}"
+                f"got epochs={self.epochs}, warmup_epochs={self.warmup_epochs}"
             )
-        self.epochs = epochs
-        self.lr = lr
-        self.min_lr = min_lr
-        self.warmup_epochs = warmup_epochs
-        self.weight_decay = weight_decay
 
-    def prepare(self, model: OVMultiLabelClassifier) -> None:  # noqa: B027
-        """Put into a new model what the stage needs in it; its teacher and zero-shot form stay the original."""
+    @property
+    def adapter(self) -> TowerAdapter | None:
+        """What the stage adds to the image tower, if anything."""
+        return None
 
     @abstractmethod
-    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+    def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """Optimizer groups (`params`, `lr`, `weight_decay`, `name`) of all that learns in this stage."""
 
-    def part_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+    def part_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """Groups of the head's, the loss's and the distillation's own parameters."""
-        parts = [*model.head.parameters(), *model.loss.parameters(), *model.distillation.parameters()]
-        return decay_groups(parts, "parts", self.lr, self.weight_decay)
+        return decay_groups(parts.own_parameters(), "parts", self.lr, self.weight_decay)
 
 
+@dataclass(repr=False)
 class VisionStage(Stage):
-    """Stage 1 of MKT: the last blocks of the vision tower learn, with distillation from the original CLIP.
+    """Stage 1 of MKT: the last blocks of the image tower learn, with distillation from the original CLIP.
 
-    Beside the blocks, the post-layernorm and the projection, a head's and a loss's own parameters learn.
+    The post-layernorm, the projection, and the head's and the loss's own parameters learn too.
 
     Args:
         epochs: See `Stage`.
@@ -109,34 +102,24 @@ class VisionStage(Stage):
         2
     """
 
-    name = "vision"
-    distil = True
+    name: ClassVar[str] = "vision"
+    distil: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        epochs: int = 20,
-        lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup_epochs: float = 2,
-        weight_decay: float = 0.05,
-        layer_decay: float = 0.65,
-        num_layers: int = 2,
-    ) -> None:
-        super().__init__(epochs, lr, min_lr, warmup_epochs, weight_decay)
-        self.layer_decay = layer_decay
-        self.num_layers = num_layers
+    layer_decay: float = 0.65
+    num_layers: int = 2  # type: ignore[misc]
 
-    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+    def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """Layer-wise decayed groups of the tower, then the other parts' own parameters."""
-        groups = layer_decay_groups(model.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers)
-        return groups + self.part_groups(model)
+        groups = layer_decay_groups(parts.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers)
+        return groups + self.part_groups(parts)
 
 
+@dataclass(repr=False)
 class HeadStage(Stage):
-    """Both towers are frozen as a whole, post-layernorm and projection too; the head's and the loss's parameters learn.
+    """Both towers are frozen, post-layernorm and projection too; the head's and the loss's parameters learn.
 
-    A distillation's own learn as well; one without any compares the frozen tower with itself and changes nothing. The
-    vision tower keeps no graph and, with augmentation off, need not run again: see `FeatureCache`.
+    A distillation's own parameters learn as well; a distillation without any compares the frozen tower with itself and
+    changes nothing. The image tower keeps no graph and, with augmentation off, need not run again: see `FeatureCache`.
 
     Args:
         epochs: See `Stage`.
@@ -149,28 +132,27 @@ class HeadStage(Stage):
         UserError: When a model is made: neither its head nor its loss has parameters.
 
     Example:
-        >>> from ovml import OVMultiLabelClassifier
         >>> from ovml.losses import ZLPRLoss
-        >>> model = OVMultiLabelClassifier("ovml-demo", ["dog"], loss=ZLPRLoss(learned=True), stages=[HeadStage()])
-        >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        ['loss.log_scale', 'loss.learned_offset']
+        >>> HeadStage(epochs=5).name, [name for name, _ in ZLPRLoss(learned=True).named_parameters()]
+        ('head', ['log_scale', 'learned_offset'])
     """
 
-    name = "head"
-    distil = True
+    name: ClassVar[str] = "head"
+    distil: ClassVar[bool] = True
 
-    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+    def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """The head's, the loss's and the distillation's own parameters."""
-        if not [*model.head.parameters(), *model.loss.parameters()]:
+        if not [*parts.head.parameters(), *parts.loss.parameters()]:
             raise UserError(
-                f"stage 'head': neither {type(model.head).__name__} nor {type(model.loss).__name__} has anything that "
-                "learns; take a head such as QueryHead, or another stage"
+                f"stage 'head': neither {type(parts.head).__name__} nor {type(parts.loss).__name__} has parameters; "
+                "take a head such as QueryHead, or another stage"
             )
-        return self.part_groups(model)
+        return self.part_groups(parts)
 
 
+@dataclass(repr=False)
 class PromptStage(Stage):
-    """Stage 2 of MKT: the vision tower is frozen, the prompt learner's parameters learn, ranking loss alone.
+    """Stage 2 of MKT: the image tower is frozen, the prompt learner's parameters learn, ranking loss alone.
 
     Args:
         epochs: See `Stage`.
@@ -178,35 +160,188 @@ class PromptStage(Stage):
         min_lr: See `Stage`.
         warmup_epochs: See `Stage`.
         weight_decay: See `Stage`.
-        labels_per_step: Rank only so many of the seen labels in a step: all that are present in the batch, and others
+        labels_per_step: Rank only this many of the seen labels in a step: all that are present in the batch, and others
             drawn at random. It bounds the text tower's work for thousands of labels, and is another loss: scores are
-            normalised over the labels drawn. Default: all labels, as the paper does.
+            normalized over the labels drawn. Default: all labels, as in the paper.
 
     Example:
         >>> PromptStage(epochs=2, labels_per_step=500).fixed_prompt
         False
     """
 
-    name = "prompt"
-    fixed_prompt = False
+    name: ClassVar[str] = "prompt"
+    fixed_prompt: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        epochs: int = 4,
-        lr: float = 1e-3,
-        min_lr: float = 1e-8,
-        warmup_epochs: float = 0,
-        weight_decay: float = 0.05,
-        labels_per_step: int | None = None,
-    ) -> None:
-        super().__init__(epochs, lr, min_lr, warmup_epochs, weight_decay)
-        if labels_per_step is not None and labels_per_step < 2:
-            raise UserError(f"stage 'prompt': labels_per_step must be at least 2; got {labels_per_step}")
-        self.labels_per_step = labels_per_step
+    epochs: int = 4
+    min_lr: float = 1e-8
+    warmup_epochs: float = 0
+    labels_per_step: int | None = None  # type: ignore[misc]
 
-    def parameter_groups(self, model: OVMultiLabelClassifier) -> list[dict[str, Any]]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels_per_step is not None and self.labels_per_step < 2:
+            raise UserError(f"stage 'prompt': labels_per_step must be at least 2; got {self.labels_per_step}")
+
+    def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """The prompt learner's own parameters."""
-        return decay_groups(model.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
+        return decay_groups(parts.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
+
+
+@dataclass(repr=False)
+class AdapterStage(Stage):
+    """A stage that trains an adapter beside the frozen image tower; norm, projection and the tower's weights stay.
+
+    The head's, the loss's and the distillation's own parameters learn too. A checkpoint holds what learned.
+
+    Args:
+        epochs: See `Stage`.
+        lr: See `Stage`.
+        min_lr: See `Stage`.
+        warmup_epochs: See `Stage`.
+        weight_decay: See `Stage`.
+        num_layers: Number of last blocks that are adapted.
+
+    Example:
+        >>> [stage.__name__ for stage in AdapterStage.__subclasses__()]
+        ['LoRAStage', 'VisualPromptStage', 'LadderStage']
+    """
+
+    distil: ClassVar[bool] = True
+
+    num_layers: int = 2  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.adapter  # noqa: B018 - its arguments are checked
+
+    @property
+    @abstractmethod
+    def adapter(self) -> TowerAdapter:
+        """What the stage adds to the image tower."""
+
+    def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
+        """The adapter's parameters, then the other parts' own."""
+        added = self.adapter.parameters(parts.image_encoder)
+        return decay_groups(added, self.name, self.lr, self.weight_decay) + self.part_groups(parts)
+
+
+@dataclass(repr=False)
+class LoRAStage(AdapterStage):
+    """Low-rank adapters learn; see `ovml.encoders.adapters.LoRA`.
+
+    A model that was saved has the adapters merged into its weights, and starts with new ones when it is trained again.
+
+    Args:
+        epochs: See `Stage`.
+        lr: See `Stage`.
+        min_lr: See `Stage`.
+        warmup_epochs: See `Stage`.
+        weight_decay: See `Stage`; it draws the weights towards the original ones.
+        num_layers: See `LoRA`, as for the rest.
+        rank: See `LoRA`.
+        alpha: See `LoRA`.
+        dropout: See `LoRA`.
+        targets: See `LoRA`.
+
+    Raises:
+        UserError: An argument is out of its range; or, when a model is made, the tower cannot be adapted, or another
+            stage changes it.
+
+    Example:
+        >>> LoRAStage(rank=4).adapter
+        LoRA(num_layers=2, rank=4, alpha=16.0, dropout=0.0, targets=None)
+    """
+
+    name: ClassVar[str] = "lora"
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] | None = None
+
+    @property
+    def adapter(self) -> LoRA:
+        """The low-rank adapters."""
+        return LoRA(self.num_layers, self.rank, self.alpha, self.dropout, self.targets)
+
+
+@dataclass(repr=False)
+class VisualPromptStage(AdapterStage):
+    """Visual prompts learn; see `ovml.encoders.adapters.VisualPrompts`.
+
+    A saved model has the prompts beside the tower's weights, which are the original's.
+
+    Args:
+        epochs: See `Stage`.
+        lr: See `Stage`.
+        min_lr: See `Stage`.
+        warmup_epochs: See `Stage`.
+        weight_decay: See `Stage`; of the prompts too.
+        num_layers: See `VisualPrompts`, as for the rest.
+        num_prompts: See `VisualPrompts`.
+        deep: See `VisualPrompts`.
+
+    Raises:
+        UserError: An argument is out of its range; or, when a model is made, the tower cannot be adapted, or another
+            stage changes it.
+
+    Example:
+        >>> VisualPromptStage(num_prompts=4).adapter
+        VisualPrompts(num_layers=2, num_prompts=4, deep=True)
+    """
+
+    name: ClassVar[str] = "visual_prompt"
+
+    weight_decay: float = 0.0
+    num_prompts: int = 10
+    deep: bool = True
+
+    @property
+    def adapter(self) -> VisualPrompts:
+        """The prompts."""
+        return VisualPrompts(self.num_layers, self.num_prompts, self.deep)
+
+
+@dataclass(repr=False)
+class LadderStage(AdapterStage):
+    """RAM's ladder learns patch embeddings beside the tower; see `ovml.encoders.adapters.Ladder`.
+
+    All learns by AdamW at one rate; in the published code the adapters learn at a tenth of it, the tokens by SGD at
+    1e-3. A saved model has the adapters beside the tower's weights, which are the original's.
+
+    Args:
+        epochs: See `Stage`.
+        lr: See `Stage`.
+        min_lr: See `Stage`.
+        warmup_epochs: See `Stage`.
+        weight_decay: See `Stage`.
+        num_layers: See `Ladder`, as for the rest.
+        num_adapters: See `Ladder`.
+        num_tokens: See `Ladder`.
+        hidden_dim: See `Ladder`.
+        kernel_size: See `Ladder`.
+
+    Raises:
+        UserError: An argument is out of its range; or, when a model is made, the tower cannot be adapted, or another
+            stage changes it.
+
+    Example:
+        >>> LadderStage(num_adapters=1).adapter.num_layers
+        3
+    """
+
+    name: ClassVar[str] = "ladder"
+
+    num_layers: int = 3  # type: ignore[misc]
+    num_adapters: int = 3
+    num_tokens: int = 0
+    hidden_dim: int | None = None
+    kernel_size: int = 3
+
+    @property
+    def adapter(self) -> Ladder:
+        """The ladder."""
+        return Ladder(self.num_layers, self.num_adapters, self.num_tokens, self.hidden_dim, self.kernel_size)
 
 
 def decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -217,146 +352,13 @@ def decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_de
     return [{"params": p, "name": n, "lr": lr, "weight_decay": w} for p, n, w in groups if p]
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """The folder of one run: a checkpoint folder per stage, the configuration, the results.
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Check that at most one stage changes the image tower.
 
-    Args:
-        path: `ROOT/version_N`.
-
-    Example:
-        >>> RunFolder(Path("runs/demo/version_0")).checkpoint("vision").as_posix()
-        'runs/demo/version_0/vision/last.ckpt'
+    Raises:
+        UserError: Two do, one of them with an adapter.
     """
-
-    path: Path
-
-    @classmethod
-    def new(cls, root: str | Path) -> RunFolder:
-        """The next free `version_N` below a root folder."""
-        return cls(Path(root) / f"version_{max(cls._versions(root), default=-1) + 1}")
-
-    @classmethod
-    def find(cls, path: str | Path, root: str | Path) -> RunFolder:
-        """The run that `path` means: `last` (the newest below `root`), a run folder, or a file inside one.
-
-        Raises:
-            UserError: There is no such run.
-        """
-        if str(path) == "last":
-            versions = cls._versions(root)
-            if not versions:
-                raise UserError(f"no run to resume in {root}; leave --ckpt_path out to start one")
-            return cls(Path(root) / f"version_{max(versions)}")
-        path = Path(path)
-        for folder in (path, path.parent, path.parent.parent):
-            if path.exists() and (folder / "config.yaml").is_file():
-                return cls(folder)
-        raise UserError(
-            f"{path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
-        )
-
-    @staticmethod
-    def _versions(root: str | Path) -> list[int]:
-        found = (re.fullmatch(r"version_(\d+)", p.name) for p in Path(root).glob("version_*"))
-        return [int(match[1]) for match in found if match]
-
-    def checkpoint(self, stage: str) -> Path:
-        """Where a stage's newest checkpoint is kept."""
-        return self.path / stage / "last.ckpt"
-
-    def newest_checkpoint(self) -> Path:
-        """The checkpoint that was written last.
-
-        Raises:
-            UserError: The run has none yet.
-        """
-        found = sorted(self.path.glob("*/last.ckpt"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise UserError(f"{self.path}: this run has no checkpoint yet; let ovml fit finish an epoch first")
-        return found[-1]
-
-    @property
-    def results(self) -> dict[str, dict[str, float]]:
-        """Validation metrics of each finished row: `zero-shot`, then the stages by name."""
-        file = self.path / "results.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
-
-    def add_result(self, row: str, metrics: dict[str, float]) -> None:
-        """Record a row's metrics; its presence marks a stage as finished."""
-        write_aside(self.path / "results.json", json.dumps({**self.results, row: metrics}, indent=1))
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it into it, so that it is never half there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def fit_stages(
-    model: OVMultiLabelClassifier,
-    datamodule: LightningDataModule,
-    make_trainer: Callable[[Stage | None, RunFolder | None], Trainer],
-    run: RunFolder | Callable[[], RunFolder],
-) -> RunFolder:
-    """Train the model's stages one after the other, each with a trainer of its own.
-
-    Each stage is one `Trainer.fit`: what learns differs between stages, and DDP fixes it when it wraps the model.
-    What a run folder already holds is not done again: finished stages are loaded, and a stage with a checkpoint
-    goes on from it.
-
-    Args:
-        model: Trained in place.
-        datamodule: Gives training and validation data.
-        make_trainer: Makes the trainer of a stage, which must write `run.checkpoint(stage.name)`; or, for `None`, one
-            that only evaluates.
-        run: Where checkpoints and results are kept; or what makes the folder of a new run, called by one process.
-
-    Returns:
-        The run; its `results` are the validation metrics by row: `zero-shot` and every stage.
-    """
-    if not model.stages:
-        raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
-    folder = run if isinstance(run, RunFolder) else None
-    if folder is None or "zero-shot" not in folder.results:
-        trainer = make_trainer(None, None)
-        cuts_models(trainer.strategy)  # what a stage would stumble over is said before the first evaluation
-        trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
-        if folder is None:
-            # From here on the processes know each other, so that all use the folder that the first one made.
-            made = run() if callable(run) and trainer.is_global_zero else None
-            folder = cast("RunFolder", trainer.strategy.broadcast(made))
-        _record(folder, trainer, "zero-shot")
-    for stage in model.stages:
-        checkpoint = folder.checkpoint(stage.name)
-        if stage.name in folder.results:
-            model.load_learned(checkpoint)
-            continue
-        model.start_stage(stage)
-        trainer = make_trainer(stage, folder)
-        learner = copy.deepcopy(model) if cuts_models(trainer.strategy) else model
-        trainer.fit(
-            learner,
-            datamodule=datamodule,
-            ckpt_path=checkpoint if checkpoint.is_file() else None,
-            weights_only=True,
-        )
-        if not _validation_metrics(trainer):  # the last epoch may be one without validation
-            trainer.validate(learner, datamodule=datamodule, verbose=False)
-        _record(folder, trainer, stage.name)
-        if learner is not model and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            model.load_learned(checkpoint)
-    return folder
-
-
-def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
-    metrics = _validation_metrics(trainer)
-    if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        run.add_result(row, metrics)
-    trainer.strategy.barrier()
-
-
-def _validation_metrics(trainer: Trainer) -> dict[str, float]:
-    return {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    adapted = next((stage for stage in stages if stage.adapter is not None), None)
+    others = [stage.name for stage in stages if stage.num_layers and stage is not adapted]
+    if adapted is not None and others:
+        raise UserError(f"stages: {adapted.name!r} and {others[0]!r} change the same tower; list one of them")

@@ -1,4 +1,4 @@
-"""Reading pictures of any kind as RGB."""
+"""Finding image files, and reading images of any kind as RGB."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"
 
 
 def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
-    """Return a picture as an upright 8-bit RGB image.
+    """Read an image as upright 8-bit RGB.
 
-    Greyscale, palette, CMYK and 16-bit pictures are converted, transparency is laid on white, and a camera's
-    EXIF rotation is applied. Of an animation the first frame is read.
+    Greyscale, palette, CMYK and 16-bit images are converted, transparent areas become white, the EXIF rotation is
+    applied, and of an animation the first frame is read.
 
     Args:
         source: A path, the bytes of an image file, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of
             uint8, or of floats in 0..1.
-        name: What to call the picture in an error, where it is not a path.
+        name: Name of the image in errors. Default: its path.
 
     Raises:
-        UserError: The file is missing, is no image that Pillow reads, or is broken; or the array has another form.
+        UserError: The file is missing, broken or not an image that Pillow reads, or the array has another shape or
+            type.
 
     Example:
         >>> load_image(np.zeros((4, 6), dtype=np.uint8)).mode
@@ -61,7 +62,7 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied for nothing
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies in any case
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it to 255
         values = np.asarray(image).astype(np.float64)
@@ -91,16 +92,16 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Expand folders and patterns to the images in them; files stay as they are.
+    """Yield the image files in folders and of patterns; files are yielded as they are.
 
-    Folders are searched through in order of name, one at a time and no sooner than they are needed; links to folders
-    are not followed. A folder that cannot be listed is given out itself, so that it is not passed over in silence.
+    Folders are searched in the order of their names, one at a time as they are needed. Links to folders are not
+    followed. A folder that cannot be listed is yielded itself, so that reading it reports the error.
 
     Args:
-        paths: Files, folders, or patterns such as `photos/**/*.jpg`, in which `**` is any number of folders.
+        paths: Files, folders, or patterns such as `photos/**/*.jpg`, in which `**` matches any number of folders.
 
     Raises:
-        UserError: At once: a path does not exist, or there is no image in a folder or by a pattern.
+        UserError: On the call: a path does not exist, or a folder or pattern has no image.
     """
     found = []
     for path in map(Path, paths):
@@ -123,7 +124,7 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def _match(pattern: Path) -> Iterator[Path]:
-    """What a pattern fits: files, and the images in folders."""
+    """Yield the files that match a pattern, and the images in folders that match it."""
     fixed = next(i for i, part in enumerate(pattern.parts) if _is_pattern(part))
     folder, parts = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
     parts = tuple(part for i, part in enumerate(parts) if part != "**" or parts[i - 1 : i] != ("**",))
@@ -137,13 +138,13 @@ def _is_pattern(part: str) -> bool:
 def _search(
     folder: Path, pattern: Sequence[str] = (), at: Set[int] = frozenset(), inside: bool = True
 ) -> Iterator[Path]:
-    """Walk through a folder.
+    """Search a folder.
 
     Args:
-        folder: Where to look.
-        pattern: Parts of a pattern that paths must fit.
-        at: The parts of it that may come next.
-        inside: Whether all images in the folder are wanted anyhow.
+        folder: The folder.
+        pattern: Parts of the pattern that paths must match.
+        at: Indices of the parts that may match next.
+        inside: Whether to yield all images in the folder, whether they match or not.
     """
     at = at | {i + 1 for i in at if pattern[i : i + 1] == ("**",)}
     for path, is_folder in _entries(folder):
@@ -157,12 +158,12 @@ def _search(
 
 
 def _fits(name: str, part: str) -> bool:
-    # As in a shell, hidden files are found by patterns with a dot only.
+    # As in a shell, hidden files match only patterns that start with a dot.
     return fnmatchcase(name, part) and (part[0] == "." or name[0] != ".")
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Files and folders in a folder, by name; the folder itself as a file where it cannot be listed."""
+    """Files and folders in a folder, by name; the folder itself as a file if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(

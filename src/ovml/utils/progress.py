@@ -1,11 +1,11 @@
-"""Progress bars for what is done once: reading annotations, looking for pictures."""
+"""Progress bars for what runs once: reading annotations, looking for images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from ovml.utils.console import shows_progress
+from ovml.utils.console import console, shows_progress
 
 T = TypeVar("T")
 
@@ -16,10 +16,14 @@ def track(items: Iterable[T], description: str, total: float | None = None) -> I
     >>> list(track([1, 2], "counting"))
     [1, 2]
     """
-    from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as rich_track
 
-    console = Console(stderr=True)
     yield from rich_track(
-        items, description, total=total, console=console, transient=True, disable=not shows_progress()
+        items,
+        escape(description),
+        total=total,
+        console=console(stderr=True),
+        transient=True,
+        disable=not shows_progress(),
     )

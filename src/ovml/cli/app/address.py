@@ -1,4 +1,4 @@
-"""Where the page is."""
+"""The address that the page is served at."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ovml.utils.errors import UserError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take an address; done first, so that no model is loaded for nothing.
+    """Bind a socket; done before the model loads.
 
     Args:
         host: A name or an address of this machine.
-        port: 0 for any that is free.
+        port: 0 for any free port.
 
     Raises:
         UserError: It is taken, or is not this machine's.
@@ -39,7 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(taken: socket.socket) -> str:
-    """Where a browser finds it."""
+    """The URL of a bound socket."""
     host, port = taken.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}"

@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ovml.encoders.checkpoints import DEMO
-from ovml.inference.explain import heated
-
-if TYPE_CHECKING:
-    from ovml.cli.app.ranking import Ranking
-    from ovml.inference.patches import LabelEvidence, PatchGrid
+from ovml.cli.app.ranking import Ranking
+from ovml.inference.explain import heat_map
+from ovml.inference.patches import LabelEvidence, PatchGrid
+from ovml.utils.resources import DEMO
 
 SHOWN = 20
 """Labels shown of a ranking."""
@@ -31,7 +28,7 @@ element.addEventListener('click', (event) => {
   trigger('click', {rank: Number(bar.dataset.rank)});
 });
 """
-"""What `bars` does when it is clicked: marks the bar, and tells its rank."""
+"""Script of `bars`: a click marks the bar and sends its rank."""
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1400px !important; margin: 0 auto !important; }
@@ -64,7 +61,7 @@ CSS = """
 .ovml-where figcaption .ovml-note { display: block; }
 """
 
-NOT_RANKED_YET = '<p class="ovml-empty">Drop a picture, choose labels, press Rank:<br>the ranking appears here.</p>'
+NOT_RANKED_YET = '<p class="ovml-empty">Drop an image, choose labels, press Rank:<br>the ranking appears here.</p>'
 NOT_FOUND_YET = '<p class="ovml-empty">Click a label of the ranking:<br>where it was found appears here.</p>'
 
 
@@ -72,7 +69,7 @@ def head(model_name: str) -> str:
     """The page's title."""
     advice = "; it knows drawn shapes only: for photographs start the page with --model" if model_name == DEMO else ""
     return (
-        '<h1 class="ovml-title">ovml</h1><p class="ovml-lead">Rank any labels for a picture, and see where each was '
+        '<h1 class="ovml-title">ovml</h1><p class="ovml-lead">Rank any labels for an image, and see where each was '
         f"found.<br>Model: <b>{escape(model_name)}</b>{advice}.</p>"
     )
 
@@ -89,8 +86,7 @@ def error(message: object) -> str:
 def bars(ranking: Ranking) -> str:
     """The best labels as buttons with bars.
 
-    A bar is as long as its score is beside the best one, none where the score is negative; of a probability it is that
-    itself.
+    The length of a bar is its share of the best score, 0 if the score is negative; a probability is the length itself.
     """
     best = 1.0 if ranking.probabilities else ranking.scores[0].score
     rows = []
@@ -112,13 +108,13 @@ def bars(ranking: Ranking) -> str:
     return f'{note}<ol class="ovml-bars" aria-label="labels, best first">{"".join(rows)}</ol>'
 
 
-def where(picture: Image.Image, grid: PatchGrid, found: LabelEvidence) -> str:
+def where(image: Image.Image, grid: PatchGrid, found: LabelEvidence) -> str:
     """A label's heat map with what it shows."""
-    scale = SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    shown = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    scale = SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    shown = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    heated(shown, grid, found).save(file, "PNG")
+    heat_map(shown, grid, found).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     label = escape(found.label)
     least, greatest = (f"{value:.3g}" for value in (found.similarity.min(), found.similarity.max()))

@@ -18,13 +18,13 @@ from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
 TYPED = "typed below"
-"""The choice that stands for no list."""
+"""The choice for labels that are typed."""
 EXAMPLES = (
     ("test", 3, "red circle, blue fish, yellow star, white heart, moon, pink square, green cross"),
     ("pretrain", 136, "red heart, yellow star, blue fish, dotted purple bolt, white moon, black ring"),
     ("pretrain", 45, "red star, black fish, blue moon, white circle, green heart, pink square"),
 )
-"""Scenes of the demo's world: split, position, and labels to rank for them."""
+"""Scenes of the demo data set: split, index, and labels to rank for them."""
 HOUR = 60 * 60
 
 
@@ -38,25 +38,23 @@ def build_page(
     """Lay out the page.
 
     Args:
-        ranker: Ranks and finds labels.
-        lists: Label lists to pick from, by title; the first is picked to begin with.
-        max_labels: Labels that may be typed.
+        ranker: Ranks and locates labels.
+        lists: Label lists to choose from, by title; the first is the default.
+        max_labels: Maximum number of typed labels.
         model_name: Shown in the page's head.
-        examples: Whether scenes of the demo's world are offered.
+        examples: Whether scenes of the demo data set are offered.
 
     Returns:
         A `gradio.Blocks`.
     """
     import gradio as gr
 
-    def rank(
-        picture: str | None, source: str, text: str, probabilities: bool = False
-    ) -> tuple[Ranking | None, str, str]:
-        if picture is None:
+    def rank(image: str | None, source: str, text: str, probabilities: bool = False) -> tuple[Ranking | None, str, str]:
+        if image is None:
             return None, NOT_RANKED_YET, NOT_FOUND_YET
         try:
             vocabulary = typed_labels(text, max_labels) if source == TYPED else lists[source]
-            ranking = ranker.rank(picture, vocabulary, probabilities)
+            ranking = ranker.rank(image, vocabulary, probabilities)
         except UserError as problem:
             return None, error(problem), NOT_FOUND_YET
         return ranking, bars(ranking), NOT_FOUND_YET
@@ -81,7 +79,7 @@ def build_page(
         ranked = gr.State(None, time_to_live=HOUR)
         with gr.Row():
             with gr.Column(scale=8, min_width=300):
-                picture = upload_field()
+                image = upload_field()
                 source = gr.Dropdown([*lists, TYPED], value=next(iter(lists), TYPED), label="Labels", elem_id="source")
                 text = gr.Textbox(
                     label="Typed labels",
@@ -91,7 +89,7 @@ def build_page(
                     visible=not lists,
                     elem_id="labels",
                 )
-                form = [picture, source, text]
+                form = [image, source, text]
                 if ranker.calibrated:
                     form.append(gr.Checkbox(label="probabilities", elem_id="probabilities"))
                 button = gr.Button("Rank", variant="primary", elem_id="rank")
@@ -108,16 +106,14 @@ def build_page(
                 result = gr.HTML(NOT_RANKED_YET, js_on_load=ON_CLICK, elem_id="result")
             with gr.Column(scale=9, min_width=320):
                 place = gr.HTML(NOT_FOUND_YET, elem_id="where")
-        # Whatever the event, the model runs one at a time.
+        # The model runs one event at a time.
         private: Any = {"api_visibility": "private"}
         alone: Any = {"concurrency_id": "model", "concurrency_limit": 1, **private}
         shown = [ranked, result, place]
         button.click(rank, form, shown, **alone)
         result.click(find, ranked, place, **alone)
         source.change(_shown_if_typed, source, text, queue=False, **private)
-        dataset.click(example, dataset, [picture, source, text], queue=False, **private).then(
-            rank, form, shown, **alone
-        )
+        dataset.click(example, dataset, [image, source, text], queue=False, **private).then(rank, form, shown, **alone)
     return page
 
 
@@ -128,22 +124,22 @@ def _shown_if_typed(choice: str) -> Any:
 
 
 def upload_field() -> Any:
-    """Where a picture is dropped: a `gradio.Image` that gives the path of the file as it was uploaded."""
+    """Where an image is dropped: a `gradio.Image` that gives the path of the file as it was uploaded."""
     import gradio as gr
 
-    picture = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"], height=280, elem_id="picture")
-    move = picture.async_move_resource_to_block_cache
+    image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=280, elem_id="image")
+    move = image.async_move_resource_to_block_cache
 
     async def move_uploaded(path: Any) -> Any:
         if "://" in str(path):
-            raise gr.Error("pictures are uploaded, not fetched from an address", print_exception=False)
+            raise gr.Error("images are uploaded, not fetched from an address", print_exception=False)
         return await move(path)
 
-    # `load_image` reads the file and says what is wrong with it; and none is fetched from elsewhere. It is no subclass,
-    # because Gradio writes a stub file beside the source of each.
-    picture.preprocess = lambda payload: None if payload is None else payload.path
-    picture.async_move_resource_to_block_cache = move_uploaded
-    return picture
+    # `load_image` reads the file and reports errors; URLs are not fetched. Methods are replaced because Gradio writes a
+    # stub file beside the source of each subclass.
+    image.preprocess = lambda payload: None if payload is None else payload.path
+    image.async_move_resource_to_block_cache = move_uploaded
+    return image
 
 
 def _draw_examples() -> list[tuple[str, str]]:
@@ -153,7 +149,7 @@ def _draw_examples() -> list[tuple[str, str]]:
     drawn = []
     for split, index, labels in EXAMPLES:
         path = folder / f"{split} {index}.png"
-        # Larger than it is, or the page would show it as a stamp.
+        # Enlarged, since the page shows it at its own size.
         draw_scene(0, split, index).image.resize((360, 360), Image.Resampling.BICUBIC).save(path)
         drawn.append((str(path), labels))
     return drawn

@@ -1,27 +1,22 @@
-"""What the page computes; nothing of Gradio is known here."""
+"""What the page computes, without Gradio."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from ovml.data.synthetic.scenes import LABELS as DEMO_LABELS
-from ovml.encoders.checkpoints import DEMO
-from ovml.inference.patches import LabelEvidence, PatchGrid, find_evidence
+from ovml.inference.patches import LabelEvidence, PatchGrid, find_labels
 from ovml.inference.tagger import LabelScore, Tagger
+from ovml.model import OpenVocabularyModel
 from ovml.utils.errors import UserError
 from ovml.utils.images import load_image
+from ovml.utils.resources import DEMO
 from ovml.vocabulary import LabelVocabulary, check_names
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ovml.classifier import OVMultiLabelClassifier
 
 LONGEST = 200
 """Characters of a typed label."""
@@ -31,8 +26,8 @@ def typed_labels(text: str, most: int) -> LabelVocabulary:
     r"""Labels from text, one a line or separated by commas.
 
     Args:
-        text: As it was typed.
-        most: Labels that are ranked at once.
+        text: What was typed.
+        most: Maximum number of labels.
 
     Raises:
         UserError: There is none, there are too many, one is too long, or one is repeated.
@@ -52,14 +47,14 @@ def typed_labels(text: str, most: int) -> LabelVocabulary:
 
 
 def vocabularies(
-    model: OVMultiLabelClassifier, name: str, given: LabelVocabulary | None = None
+    model: OpenVocabularyModel, name: str, given: LabelVocabulary | None = None
 ) -> dict[str, LabelVocabulary]:
-    """The label lists to pick from, by title; the first is the one to begin with.
+    """The label lists to choose from, by title; the first is the default.
 
     Args:
-        model: Its own vocabulary is offered whole, the seen and the unseen labels alone.
-        name: The model's name: `ovml-demo`, which has no vocabulary, is offered that of its world.
-        given: Labels that the page was started with.
+        model: Offers its vocabulary, and the seen and the unseen labels of it.
+        name: The model's name; for `ovml-demo`, which has no vocabulary, the labels of its training are offered.
+        given: Labels of the command line.
     """
     lists = {} if given is None else {f"given ({len(given):,})": given}
     own = model.vocabulary
@@ -78,35 +73,35 @@ def vocabularies(
 
 @dataclass(frozen=True)
 class Ranking:
-    """A picture's labels, best first.
+    """An image's labels, best first.
 
     Attributes:
-        picture: Its file.
-        vocabulary: What was ranked.
-        scores: All of it.
+        image: Its file.
+        vocabulary: The labels.
+        scores: Of all labels.
         probabilities: Whether the scores are calibrated.
     """
 
-    picture: str
+    image: str
     vocabulary: LabelVocabulary
     scores: Sequence[LabelScore]
     probabilities: bool = False
 
 
 class Ranker:
-    """Ranks labels for pictures, and finds them in the picture; a label list is embedded once.
+    """Ranks labels for images and locates them; each label list is embedded once.
 
     Args:
         model: The classifier.
-        prompt: Templates in the place of the model's own prompt; see `Tagger`.
+        prompt: Templates instead of the model's own prompt; see `Tagger`.
 
     Example:
-        >>> from ovml import OVMultiLabelClassifier
-        >>> Ranker(OVMultiLabelClassifier("ovml-demo")).calibrated
+        >>> from ovml.model import OpenVocabularyModel
+        >>> Ranker(OpenVocabularyModel("ovml-demo")).calibrated
         False
     """
 
-    def __init__(self, model: OVMultiLabelClassifier, prompt: Sequence[str] | None = None) -> None:
+    def __init__(self, model: OpenVocabularyModel, prompt: Sequence[str] | None = None) -> None:
         self.model = model.eval()
         self.prompt = prompt
         self.calibrated = getattr(model, "calibration", None) is not None
@@ -116,42 +111,38 @@ class Ranker:
         more = {"probabilities": True} if probabilities else {}
         return Tagger(self.model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, **more)
 
-    def rank(self, picture: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> Ranking:
+    def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> Ranking:
         """Rank all labels of a vocabulary.
 
         Args:
-            picture: An image file.
+            image: An image file.
             vocabulary: The labels.
-            probabilities: Calibrate the scores, where the model can.
+            probabilities: Calibrate the scores, if the model can.
 
         Raises:
             UserError: The file is no image or is broken.
         """
         probabilities = probabilities and self.calibrated
-        (tagged,) = self._tagger(vocabulary, probabilities).tag([open_picture(picture)])
-        return Ranking(picture, vocabulary, tagged[1], probabilities)
+        (tagged,) = self._tagger(vocabulary, probabilities).tag([open_image(image)])
+        return Ranking(image, vocabulary, tagged[1], probabilities)
 
     def find(self, ranking: Ranking, label: str) -> tuple[Image.Image, PatchGrid, LabelEvidence]:
-        """Find one of the ranked labels in the picture.
+        """Find one of the ranked labels in the image.
 
         Returns:
-            The picture, where its patches lie, and what they say of the label.
+            The image, the grid of its patches, and the label's evidence in them.
 
         Raises:
-            UserError: The picture is gone.
+            UserError: The image is gone.
         """
-        picture = open_picture(ranking.picture)
+        image = open_image(ranking.image)
         tagger = self._tagger(ranking.vocabulary, False)
-        with torch.inference_mode():
-            features = self.model.image_encoder(tagger.transform(picture)[None].to(self.model.device))
-        evidence = find_evidence(features, tagger.label_embeds(), tagger.labels, self.model.head)
-        patch_size = int(self.model.image_encoder.vision_model.config.patch_size)
-        grid = PatchGrid.of(picture.size, tagger.transform, patch_size)
-        return picture, grid, next(found for found in evidence if found.label == label)
+        grid, evidence = find_labels(tagger, image)
+        return image, grid, next(found for found in evidence if found.label == label)
 
 
-def open_picture(path: str) -> Image.Image:
-    """Read an uploaded picture.
+def open_image(path: str) -> Image.Image:
+    """Read an uploaded image.
 
     Raises:
         UserError: It is no image, is broken, or is gone.
@@ -161,5 +152,5 @@ def open_picture(path: str) -> Image.Image:
         return load_image(path, name)
     except UserError:
         raise
-    except Exception as error:  # a malformed picture may lead Pillow to any of them
+    except Exception as error:  # a malformed image may raise any
         raise UserError(f"{name}: broken image ({type(error).__name__}); replace the file") from error

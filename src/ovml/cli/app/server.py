@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
 from ovml.cli.app.markup import CSS
 
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Awaitable, Callable, MutableMapping
-
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -22,7 +20,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-"""With every answer: a browser that shows the page asks this server and no other."""
+"""Headers of every response: the browser may load nothing from other servers."""
 
 
 def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
@@ -31,7 +29,7 @@ def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
     Args:
         page: What `ovml.cli.app.page.build_page` made.
         taken: What `ovml.cli.app.address.listen` took.
-        max_upload_mb: Megabytes of a picture's file.
+        max_upload_mb: Maximum size of an image file in megabytes.
     """
     import gradio as gr
     import uvicorn
@@ -53,12 +51,12 @@ def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
         run_history=False,
         ssr_mode=False,
     )
-    # As `launch` would set them: until then Gradio trusts any path of this machine that a browser names.
+    # As `launch` sets them; without, Gradio reads any file of this machine that a browser names.
     page.has_launched = page.is_running = True
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # Pages that are still open wait for news without end: they are cut off, and nobody need hear of it.
+            # Open pages keep a connection; closing them is logged as an error.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await super().shutdown(sockets)
 
@@ -66,7 +64,7 @@ def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
 
 
 def _with_headers(app: Any) -> Any:
-    """An ASGI app whose answers bear `HEADERS`."""
+    """An ASGI app that adds `HEADERS` to its responses."""
     added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def answer(scope: Message, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Any data set that the `datasets` library reads: from the Hub, a folder, files, or tar shards."""
+"""Data sets that the `datasets` library reads: from the Hub, a folder, files, or tar shards."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
+import datasets
 
 from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import cached_folder
-from ovml.data.hub.labels import ColumnPath, LabelReader, as_list, class_names
 from ovml.data.hub.load import LoadedSet, load_set
 from ovml.data.hub.rows import Columns, RowMaker, check_image_column, stored_rows, streamed_rows
+from ovml.data.labels import ColumnPath, LabelReader, as_list, class_names
+from ovml.data.samplers import hold_out
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 from ovml.vocabulary import LabelVocabulary, check_names, label_key, read_names
-
-if TYPE_CHECKING:
-    import datasets
 
 logger = logging.getLogger(__name__)
 
@@ -29,42 +27,42 @@ ROLES: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class HubDataModule(MultiLabelDataModule):
-    """A data set with a column of pictures and a column of labels.
+    """A data set with a column of images and a column of labels.
 
     A row's labels are a list of ids or names, a single one, null for none, or (`label_format: indicator`) a vector
-    with 1 for each label present and 0 for the others. Ids number the names of a `ClassLabel` column or, where the
-    column is none, those of `labels` followed by `unseen`. Case and blanks of names do not count.
+    with 1 for each label present and 0 for the others. Ids index the names of a `ClassLabel` column or, for other
+    columns, `labels` followed by `unseen`. Case and blanks of names are ignored.
 
-    Pictures are neither decoded nor copied: the labels are read once, kept, and set beside the pictures' column.
+    Images are neither decoded nor copied: the labels are read once, cached, and put beside the image column.
 
     Args:
-        path: Name on the Hub; a folder of pictures, Parquet or Arrow files; a folder that `save_to_disk` wrote; or a
+        path: Name on the Hub; a folder of images, Parquet or Arrow files; a folder that `save_to_disk` wrote; or a
             file type (`parquet`, `webdataset`, ...) with `data_files`.
-        name: Configuration, where the set has several.
+        name: Configuration, if the set has several.
         data_files: Files of each split, or of the training split.
-        image_column: Pictures, or their paths or bytes.
-        label_column: Labels present; `json.labels` is the value `labels` in a column of JSON.
-        negative_column: Labels that were verified to be absent; for sets that are not exhaustive.
-        id_column: Names of the pictures. Default: `__key__`, which WebDataset has, else the row's number or, of a
-            stream, the picture's file name or a digest of its bytes.
-        splits: The set's own names for `train`, `validation` and `test`. Default: the same. Without a validation
-            split the test split serves, as published code does.
-        labels: Seen labels, or a text file of them, one a line. Default: the names of a `ClassLabel` column, else
-            all names in the training split, sorted, without the unseen ones.
+        image_column: Column of images, or of their paths or bytes.
+        label_column: Column of the labels present; `json.labels` is the value `labels` in a column of JSON.
+        negative_column: Column of the labels verified absent; for sets that are not exhaustive.
+        id_column: Column of the image names. Default: `__key__` (WebDataset), else the row number or, in a stream, the
+            image's file name or a digest of its bytes.
+        splits: The set's names for `train`, `validation` and `test`. Default: the same. Without a validation split the
+            test split is used, as in published code.
+        labels: Seen labels, or a text file with one per line. Default: the names of a `ClassLabel` column, else
+            all names in the training split except the unseen ones, sorted.
         unseen: Unseen labels, or a text file of them.
         label_format: `list` or `indicator`.
-        unknown_labels: Whether a label outside the vocabulary is an `error` or is left out (`skip`), with a count
-            in the log unless the set is streamed.
-        exhaustive: Whether labels that a row does not list are absent, else they are unknown.
-        validation_size: Training rows that are held out for validation, drawn once and the same in every run.
-        streaming: Read rows when they are needed rather than prepare the set on disk.
-        streamed_rows: Rows of a streamed training split: the length of an epoch. Default: what the set says of itself.
-        shuffle_buffer: Rows among which the shuffling of a streamed training split draws.
-        cache_dir: Where the set and its labels are kept. Default: that of `datasets`.
+        unknown_labels: Whether a label outside the vocabulary is an `error` or is skipped (`skip`), with a count in
+            the log unless the set is streamed.
+        exhaustive: Whether labels that a row does not list are absent; otherwise they are unknown.
+        validation_size: Number of training rows to hold out for validation, the same ones in every run.
+        streaming: Read rows as they are needed, without preparing the set on disk.
+        streamed_rows: Number of rows of a streamed training split: the length of an epoch. Default: the set's metadata.
+        shuffle_buffer: Size of the shuffle buffer of a streamed training split, in rows.
+        cache_dir: Cache folder of the set and its labels. Default: the cache of `datasets`.
         kwargs: See `MultiLabelDataModule`.
 
     Raises:
-        UserError: Arguments contradict each other. What is wrong with the set is said when it is first read.
+        UserError: Arguments contradict each other. Errors of the set itself are raised when it is first read.
 
     Example:
         ```yaml
@@ -105,11 +103,11 @@ class HubDataModule(MultiLabelDataModule):
                 raise UserError(f"data.splits: {role!r} is none of {', '.join(ROLES)}")
         if negative_column and exhaustive:
             raise UserError(
-                "data.negative_column has no effect where labels that are not listed are absent; "
+                "data.negative_column has no effect if labels that are not listed are absent; "
                 "add --data.exhaustive false"
             )
         if validation_size and streaming:
-            raise UserError("data.validation_size: a stream cannot be parted; name a split (--data.splits)")
+            raise UserError("data.validation_size: a stream cannot be split; name a split (--data.splits)")
         self.path, self.name, self.data_files = path, name, data_files
         self.image_column, self.label_column = image_column, label_column
         self.negative_column, self.id_column = negative_column, id_column
@@ -121,7 +119,7 @@ class HubDataModule(MultiLabelDataModule):
         self.streaming, self.streamed_rows, self.shuffle_buffer = streaming, streamed_rows, shuffle_buffer
         self.cache_dir = cache_dir
         self._rows: dict[str, Any] = {}
-        self._layouts: dict[str, tuple[Columns, tuple[str, ...] | None]] = {}
+        self._columns: dict[str, Columns] = {}
 
     @cached_property
     def source(self) -> LoadedSet:
@@ -130,10 +128,10 @@ class HubDataModule(MultiLabelDataModule):
 
     @cached_property
     def vocabulary(self) -> LabelVocabulary:
-        """The labels that were asked for, else those that the set has."""
+        """The labels given, else those of the set."""
         unseen = _names(self.unseen, "unseen")
         seen = _names(self.labels, "labels")
-        _, known = self._layout(self._own_split("train"))
+        known = self._columns_of(self._own_split("train")).names
         if not seen:
             keys = set(map(label_key, unseen))
             seen = tuple(name for name in known or self._collected_names() if label_key(name) not in keys)
@@ -143,12 +141,12 @@ class HubDataModule(MultiLabelDataModule):
                 if label_key(name) not in keys:
                     raise UserError(
                         f"{self.path}: label {name!r} is none of the {len(known)} labels of column "
-                        f"{self.label_column!r}; correct it, or take it out of labels and unseen"
+                        f"{self.label_column!r}; correct it, or remove it from labels and unseen"
                     )
         return LabelVocabulary(seen, unseen)
 
     def dataset(self, split: Split) -> datasets.Dataset | datasets.IterableDataset:
-        """Rows of one split; a `datasets.IterableDataset` where the set is streamed."""
+        """Rows of one split; a `datasets.IterableDataset` if the set is streamed."""
         own = self._own_split(split)
         rows = self._split_rows(own)
         if self.streaming:
@@ -158,17 +156,12 @@ class HubDataModule(MultiLabelDataModule):
         if len(rows) == 0:
             raise UserError(f"{self.path}: split {own!r}, the {split} split, has no row")
         if self.validation_size and own == self._own_split("train"):
-            if not 0 < self.validation_size < len(rows):
-                raise UserError(
-                    f"validation_size must be less than the {len(rows):,} training images; got {self.validation_size}"
-                )
-            order = np.random.default_rng(0).permutation(len(rows))
-            held_out, kept = np.split(order, [self.validation_size])
-            return rows.select(np.sort(held_out if split == "validation" else kept))
+            trained, held_out = hold_out(len(rows), self.validation_size)
+            return rows.select(held_out if split == "validation" else trained)
         return rows
 
     def prepare_data(self) -> None:
-        """Fetch the set and read its labels, once on every machine."""
+        """Download the set and read its labels, once per machine."""
         for split in ROLES:
             if self._find_split(split):
                 self.dataset(split)
@@ -203,29 +196,31 @@ class HubDataModule(MultiLabelDataModule):
     def _split_rows(self, name: str) -> Any:
         """Rows of one of the set's own splits."""
         if name not in self._rows:
-            (columns, id_names), where = self._layout(name), f"{self.path}: split {name!r}"
+            columns, where = self._columns_of(name), f"{self.path}: split {name!r}"
             indicator, skip = self.label_format == "indicator", self.unknown_labels == "skip"
-            reader = LabelReader(self.vocabulary, id_names, indicator, skip)
-            maker = RowMaker(columns, reader, where)
+            names = (columns.names, columns.negative_names or columns.names)
+            reader, negative_reader = (LabelReader(self.vocabulary, ids, indicator, skip) for ids in names)
+            maker = RowMaker(columns, reader, where, negative_reader)
             rows = self.source.splits[name]
             if self.streaming:
-                self._rows[name] = streamed_rows(rows, maker)
+                self._rows[name] = streamed_rows(rows, columns.image, columns.others, maker)
             else:
                 settings = {
                     "rows": [self.source.key, rows._fingerprint],
                     "columns": repr(columns),
-                    "labels": [self.vocabulary.names, reader.names, indicator, skip],
+                    "labels": [self.vocabulary.names, indicator, skip],
                 }
-                self._rows[name], skipped = stored_rows(rows, maker, self.cache_dir, settings)
-                if skipped:
-                    logger.warning("%s: %s marks of labels outside the vocabulary left out", where, f"{skipped:,}")
+                table = stored_rows(rows, maker, self.cache_dir, "hub", settings)
+                self._rows[name] = table.rows
+                for what, number in table.counts.items():
+                    logger.warning("%s: %s %s", where, f"{number:,}", what)
         return self._rows[name]
 
-    def _layout(self, name: str) -> tuple[Columns, tuple[str, ...] | None]:
-        """Where a split keeps what a row needs, and the names that a `ClassLabel` column gives its ids."""
-        if name not in self._layouts:
+    def _columns_of(self, name: str) -> Columns:
+        """The columns of one of the set's own splits."""
+        if name not in self._columns:
             rows, where = self.source.splits[name], f"{self.path}: split {name!r}"
-            # A stream may not tell its columns before its first row; their types stay unknown.
+            # A stream may not know its columns before its first row; then their types stay unknown.
             features = dict(rows.features) if rows.features is not None else dict.fromkeys(next(iter(rows), {}))
 
             def find(dotted: str | None, option: str) -> ColumnPath | None:
@@ -235,14 +230,16 @@ class HubDataModule(MultiLabelDataModule):
             labels = ColumnPath.find(self.label_column, features, f"{where}: data.label_column")
             negative = find(self.negative_column, "negative_column")
             image_id = find(self.id_column or ("__key__" if "__key__" in features else None), "id_column")
-            names = class_names(labels.feature(features, where))
-            self._layouts[name] = Columns(image_column, labels, negative, image_id), names
-        return self._layouts[name]
+            names, negative_names = (
+                class_names(path.feature(features, where)) if path else None for path in (labels, negative)
+            )
+            self._columns[name] = Columns(image_column, labels, negative, image_id, names, negative_names)
+        return self._columns[name]
 
     def _collected_names(self) -> tuple[str, ...]:
-        """All names in the training split, sorted; read once and kept."""
+        """All names in the training split, sorted; read once and cached."""
         name = self._own_split("train")
-        path, where = self._layout(name)[0].labels, f"{self.path}: split {name!r}"
+        path, where = self._columns_of(name).labels, f"{self.path}: split {name!r}"
         settings = {"rows": self.source.key, "split": name, "labels": repr(path)}
         with cached_folder(self.cache_dir, "hub-names", [], settings) as (folder, aside):
             if aside is not None:
@@ -253,7 +250,7 @@ class HubDataModule(MultiLabelDataModule):
                         if not isinstance(label, str) or self.label_format == "indicator":
                             raise UserError(
                                 f"{where}: column {self.label_column!r} holds ids without names; "
-                                "give the names in their order (--data.labels)"
+                                "give the names in the order of the ids (--data.labels)"
                             )
                         found[label_key(label)] = min(label, found.get(label_key(label), label))
                 (aside / "names.json").write_text(json.dumps(sorted(found.values())))

@@ -1,20 +1,47 @@
-"""Loading any data set that the `datasets` library reads, with one line for what goes wrong."""
+"""Loads data sets with the `datasets` library, with one-line errors."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetNotFoundError
 
 from ovml.utils.errors import UserError
 
-if TYPE_CHECKING:
-    import datasets
-
 STREAM_SHARDS = 64
-"""Parts into which a saved data set is split to be streamed: enough for the workers of several processes."""
+"""Shards of a saved data set when it is streamed: enough for the workers of several processes."""
+
+
+def is_hub_name(path: Path) -> bool:
+    """Whether a path looks like `owner/name`; below an existing folder it is a mistyped path instead."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path.as_posix())) and not path.parent.exists()
+
+
+@contextmanager
+def published(root: Path, source: str, what: str = "") -> Iterator[None]:
+    """Turn any error in the block into one line that says where to download the data set.
+
+    Args:
+        root: Its folder, or its name on the Hub.
+        source: Where to download it.
+        what: The part that is loaded, for the message.
+
+    Raises:
+        UserError: The block raised an error.
+    """
+    try:
+        yield
+    except Exception as error:  # the libraries raise many types
+        failed = "cannot be read" if root.is_dir() else "no such folder, and not to be had from the Hub"
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{root}: {what}{failed} ({reason}); download the set from {source}") from error
 
 
 @dataclass(frozen=True)
@@ -23,8 +50,8 @@ class LoadedSet:
 
     Attributes:
         splits: By name.
-        key: Changes whenever the rows do.
-        num_rows: Of the splits of which it is known.
+        key: Changes with the rows.
+        num_rows: Number of rows of each split, if known.
     """
 
     splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]
@@ -46,8 +73,8 @@ def load_set(
             with `data_files`.
         name: Configuration, where the set has several.
         data_files: Files of each split, or of the training split.
-        streaming: Read row by row rather than prepare the set on disk first.
-        cache_dir: Where prepared sets are kept. Default: that of `datasets`.
+        streaming: Read rows as they are needed, without preparing the set on disk.
+        cache_dir: Folder of prepared sets. Default: the cache of `datasets`.
 
     Raises:
         UserError: It cannot be loaded.
@@ -57,15 +84,13 @@ def load_set(
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return _saved(folder, streaming)
         return _built(str(folder) if folder.is_dir() else path, name, data_files, streaming, cache_dir)
-    except Exception as error:  # whatever the library raises, it is about the set that was named
+    except Exception as error:  # the library raises many types, all about the set named
         raise UserError(f"{path}: {_reason(error, folder, data_files)}") from error
 
 
 def _saved(folder: Path, streaming: bool) -> LoadedSet:
-    from datasets import Dataset, load_from_disk
-
-    saved = load_from_disk(str(folder))
-    splits = {str(saved.split or "train"): saved} if isinstance(saved, Dataset) else dict(saved)
+    saved = datasets.load_from_disk(str(folder))
+    splits = {str(saved.split or "train"): saved} if isinstance(saved, datasets.Dataset) else dict(saved)
     num_rows = {split: len(rows) for split, rows in splits.items()}
     key = "-".join(rows._fingerprint for rows in splits.values())
     if streaming:
@@ -77,10 +102,8 @@ def _saved(folder: Path, streaming: bool) -> LoadedSet:
 
 
 def _built(path: str, name: str | None, data_files: Any, streaming: bool, cache_dir: str | None) -> LoadedSet:
-    from datasets import load_dataset_builder
-
     cache = str(Path(cache_dir).expanduser()) if cache_dir else None
-    builder = load_dataset_builder(path, name, data_files=_expanded(data_files), cache_dir=cache)
+    builder = datasets.load_dataset_builder(path, name, data_files=_expanded(data_files), cache_dir=cache)
     if streaming:
         splits = builder.as_streaming_dataset()
     else:
@@ -100,8 +123,6 @@ def _expanded(data_files: Any) -> Any:
 
 
 def _reason(error: Exception, folder: Path, data_files: Any) -> str:
-    from datasets.exceptions import DatasetNotFoundError
-
     is_local = folder.is_absolute() or str(folder).startswith(".") or len(folder.parts) > 2
     if is_local and not folder.exists():
         return "no such folder; give one, or the name of a data set on the Hub"

@@ -1,63 +1,77 @@
-"""Rows of any data set as ovml's: image, positive, negative, image_id; no picture is decoded or copied."""
+"""Converts rows of a data set to the columns image, positive, negative, image_id, without decoding images."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from ovml.data.cache import FEATURES, cached_folder
-from ovml.data.hub.labels import ColumnPath, LabelReader
+from ovml.data.cache import FEATURES, Table, cached_table
+from ovml.data.labels import ColumnPath, LabelReader
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 
 CHUNK = 1000
-"""Rows whose labels are read at once."""
+"""Number of rows whose labels are read at once."""
+LEFT_OUT = "annotations of labels outside the vocabulary left out"
+"""Key of their number in `Table.counts`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a data set keeps what a row needs.
+    """Columns of a data set that a row is made from.
 
     Attributes:
-        image: The picture.
+        image: Images.
         labels: Labels present.
         negative: Labels verified absent.
-        image_id: Name of the picture.
+        image_id: Names of the images.
+        names: Names of the ids in `labels`, if it is a `ClassLabel` column.
+        negative_names: Likewise, of `negative`.
     """
 
     image: str
     labels: ColumnPath
     negative: ColumnPath | None = None
     image_id: ColumnPath | None = None
+    names: tuple[str, ...] | None = None
+    negative_names: tuple[str, ...] | None = None
 
     @property
-    def marks(self) -> list[str]:
-        """Names of the columns beside the picture's."""
+    def others(self) -> list[str]:
+        """Names of the columns beside the image's."""
         paths = (self.labels, self.negative, self.image_id)
         return list(dict.fromkeys(path.column for path in paths if path is not None))
 
 
 class RowMaker:
-    """Makes ovml's rows.
+    """Makes rows with the columns image, positive, negative and image_id.
 
     Args:
-        columns: Where the data set keeps things.
+        columns: Columns of the data set.
         reader: Turns labels into columns of the vocabulary.
         where: Data set and split, for errors.
+        negative_reader: Reads the labels verified absent. Default: `reader`.
     """
 
-    def __init__(self, columns: Columns, reader: LabelReader, where: str) -> None:
+    def __init__(
+        self, columns: Columns, reader: LabelReader, where: str, negative_reader: LabelReader | None = None
+    ) -> None:
         self.columns, self.reader, self.where = columns, reader, where
+        self.negative_reader = negative_reader or reader
 
-    def marks(self, row: Mapping[str, Any], image_id: str) -> dict[str, Any]:
-        """Positive and negative label ids, and the name: the row's own, where it has one, else the given one.
+    @property
+    def skipped(self) -> int:
+        """Number of labels skipped so far."""
+        return sum(reader.skipped for reader in {self.reader, self.negative_reader})
+
+    def labels(self, row: Mapping[str, Any], image_id: str) -> dict[str, Any]:
+        """Positive and negative label ids, and the image's name: the row's own or, without one, `image_id`.
 
         Raises:
             UserError: A label cannot be read; the message names the row.
@@ -65,74 +79,92 @@ class RowMaker:
         columns, where = self.columns, f"{self.where}, row {image_id}"
         own = columns.image_id.value(row, where) if columns.image_id else None
         positive = self.reader.read(columns.labels.value(row, where), where)
-        negative = self.reader.read(columns.negative.value(row, where), where) if columns.negative else []
+        negative = self.negative_reader.read(columns.negative.value(row, where), where) if columns.negative else []
         return {"positive": positive, "negative": negative, "image_id": image_id if own is None else str(own)}
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of a stream. Its name is the picture's file name, or comes from its bytes: it has no number."""
+        """A row of a stream. Without a name of its own it takes the image's file name or a digest of its bytes."""
         image = _undecoded(row[self.columns.image])
-        return {"image": image, **self.marks(row, image["path"] or _digest(image["bytes"]))}
+        return {"image": image, **self.labels(row, image["path"] or _digest(image["bytes"]))}
 
 
 def stored_rows(
-    rows: datasets.Dataset, maker: RowMaker, cache_dir: str | Path | None, settings: Mapping[str, Any]
-) -> tuple[datasets.Dataset, int]:
-    """Rows beside whose pictures the labels stand, which are read once and kept.
+    rows: datasets.Dataset, maker: RowMaker, cache_dir: str | Path | None, name: str, settings: Mapping[str, Any]
+) -> Table:
+    """Rows with their labels beside the images; the labels are read once and cached.
 
     Args:
         rows: Of one split.
         maker: Reads the labels.
         cache_dir: See `ovml.data.cache.cache_root`.
-        settings: All that the labels depend on.
+        name: First part of the cache folder's name.
+        settings: Everything that the labels depend on.
 
     Returns:
-        The rows, and how many labels were left out because the vocabulary has them not.
+        The rows, and in `counts` how many annotations were left out, if any, as `LEFT_OUT`.
 
     Raises:
         UserError: A label cannot be read, or the cache cannot be written.
     """
-    schema = datasets.Features({name: FEATURES[name] for name in FEATURES if name != "image"}).arrow_schema
-    with cached_folder(cache_dir, "hub", [], settings) as (folder, aside):
-        if aside is not None:
-            marks = rows.select_columns(maker.columns.marks)
-            with pa.OSFile(str(aside / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-                for start in track(range(0, len(rows), CHUNK), "reading labels"):
-                    chunk = marks[start : start + CHUNK]
-                    made = [
-                        maker.marks(dict(zip(chunk, values, strict=True)), str(start + offset))
-                        for offset, values in enumerate(zip(*chunk.values(), strict=True))
-                    ]
-                    writer.write_batch(pa.RecordBatch.from_pylist(made, schema=schema))
-            (aside / "counts.json").write_text(json.dumps({"unknown_labels": maker.reader.skipped}))
-    pictures = rows.select_columns([maker.columns.image])
-    if maker.columns.image != "image":
-        pictures = pictures.rename_column(maker.columns.image, "image")
-    if not isinstance(pictures.features["image"], datasets.Image):
-        pictures = pictures.cast_column("image", datasets.Image())
-    marks = datasets.Dataset.from_file(str(folder / "rows.arrow"))
-    counts = json.loads((folder / "counts.json").read_text())
-    return datasets.concatenate_datasets([pictures, marks], axis=1), counts["unknown_labels"]
+    features = datasets.Features({name: FEATURES[name] for name in FEATURES if name != "image"})
+
+    def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        others = rows.select_columns(maker.columns.others)
+        for start in track(range(0, len(rows), CHUNK), "reading labels"):
+            chunk = others[start : start + CHUNK]
+            made = [
+                maker.labels(dict(zip(chunk, values, strict=True)), str(start + offset))
+                for offset, values in enumerate(zip(*chunk.values(), strict=True))
+            ]
+            yield pa.RecordBatch.from_pylist(made, schema=features.arrow_schema)
+        if maker.skipped:
+            counts[LEFT_OUT] = maker.skipped
+
+    table = cached_table(cache_dir, name, [], settings, make, features)
+    return replace(table, rows=beside_images(rows, maker.columns.image, table.rows))
 
 
-def streamed_rows(rows: datasets.IterableDataset, maker: RowMaker) -> datasets.IterableDataset:
-    """Rows of a stream, each made when it is read."""
-    names = list(dict.fromkeys([maker.columns.image, *maker.columns.marks]))
+def beside_images(rows: datasets.Dataset, column: str, labels: datasets.Dataset) -> datasets.Dataset:
+    """The images of `rows` as column `image`, with the columns of `labels` beside them; no image is copied."""
+    images = rows.select_columns([column])
+    if column != "image":
+        images = images.rename_column(column, "image")
+    if not isinstance(images.features["image"], datasets.Image):
+        images = images.cast_column("image", datasets.Image())
+    return datasets.concatenate_datasets([images, labels], axis=1)
+
+
+def streamed_rows(
+    rows: datasets.IterableDataset,
+    image: str,
+    others: Sequence[str],
+    make: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> datasets.IterableDataset:
+    """Rows of a stream, each made when it is read.
+
+    Args:
+        rows: Of one split.
+        image: Column of the images.
+        others: Columns that `make` needs beside it.
+        make: Turns a row with an undecoded image into one with the columns of `FEATURES`.
+    """
+    names = list(dict.fromkeys([image, *others]))
     rows = rows.select_columns(names)
-    if rows.features is not None and isinstance(rows.features[maker.columns.image], datasets.Image):
-        rows = rows.cast_column(maker.columns.image, datasets.Image(decode=False))
+    if rows.features is not None and isinstance(rows.features[image], datasets.Image):
+        rows = rows.cast_column(image, datasets.Image(decode=False))
     features = datasets.Features({**FEATURES, "image": datasets.Image(decode=False)})
-    return rows.map(maker, remove_columns=names, features=features)
+    return rows.map(make, remove_columns=names, features=features)
 
 
 def check_image_column(column: str, features: Mapping[str, Any], where: str) -> str:
-    """Return the name of a column of pictures, or of their paths or bytes.
+    """Return the name of a column of images, or of their paths or bytes.
 
     Raises:
         UserError: There is no such column, or it holds something else.
     """
     if column not in features:
-        pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        hint = f"take {pictures[0]!r} (--data.image_column {pictures[0]})" if pictures else "none of them holds images"
+        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        hint = f"take {images[0]!r} (--data.image_column {images[0]})" if images else "none of them holds images"
         columns = ", ".join(map(repr, features))
         raise UserError(f"{where}: there is no image column {column!r}; the columns are {columns}; {hint}")
     feature = features[column]

@@ -1,4 +1,4 @@
-"""Data sets in JSON files of classes and images: one for training, one each for the ZSL and the GZSL test."""
+"""Data sets in JSON files of classes and images: one file for training, one each for the ZSL and GZSL tests."""
 
 from __future__ import annotations
 
@@ -25,48 +25,48 @@ logger = logging.getLogger(__name__)
 Columns = np.ndarray[Any, np.dtype[np.int64]]
 
 CHUNK = 4096
-"""Rows that are made at once."""
+"""Number of rows that are made at once."""
 
 REPEATED = "rows that repeat an image"
 IGNORED = "labels that are none of the file's classes"
-ZSL_ALONE = "images of the ZSL file alone"
-GZSL_ALONE = "images of the GZSL file alone"
+ZSL_ALONE = "images of the ZSL file only"
+GZSL_ALONE = "images of the GZSL file only"
 
 
 class JSONDataModule(FolderDataModule):
-    """Pictures that are listed in JSON files, as later open-vocabulary work hands out COCO, NUS-WIDE and others.
+    """Images listed in JSON files, the form in which later open-vocabulary work publishes COCO, NUS-WIDE and others.
 
-    A file holds `{"classes": ["cat", ...], "images": [["path", ["cat", ...]], ...]}` and tells about its own classes
-    alone: a class that a row lists is present, one that it does not list is absent. A label of another file's
-    classes says nothing in this one; it is counted and left out, as published readers do.
+    A file holds `{"classes": ["cat", ...], "images": [["path", ["cat", ...]], ...]}`. Of its own classes, those that a
+    row lists are present and the others absent. Labels that are classes of another file only are skipped and counted,
+    as in published readers.
 
     The classes of the training file are the seen labels. Those of the ZSL file are the unseen ones, and those of the
     GZSL file both, in any order. Without a ZSL file the unseen labels are the GZSL file's other classes.
 
-    One test split serves all protocols: the GZSL file's images, with every label known, then those that stand in the
-    ZSL file alone, whose seen labels are unknown and count in no metric. So the ZSL figures are over the images of
-    both files, which a warning says where the lists differ; for figures over the ZSL file's images alone leave
-    `gzsl_file` out.
+    All evaluation protocols use one test split: the images of the GZSL file, with every label known, then the images
+    that only the ZSL file lists, whose seen labels are unknown and count in no metric. So ZSL metrics are over the
+    images of both files, and a warning says so if the lists differ. For ZSL metrics over the ZSL file only, omit
+    `gzsl_file`.
 
-    Labels that rows do not list are absent (`exhaustive`) where every evaluation image tells about every label.
-    Otherwise the absent ones are written out for each row, the training split's too: 4 bytes per image and label in
-    the cache. That happens with a ZSL file alone or with images that no GZSL row tells about, with a validation file
-    of some classes only, and with training images held out for validation, whose unseen labels nobody marked.
+    Labels that rows do not list are absent (`exhaustive`) if every evaluation image has annotations for every label.
+    Otherwise the cache lists the absent labels of each row, of the training split too, at 4 bytes per image and label.
+    This happens without a GZSL file, with images that only the ZSL file lists, with a validation file of some classes
+    only, and with training images held out for validation, whose unseen labels are not annotated.
 
     Args:
-        root: Folder that relative paths of images and files start from.
+        root: Folder of relative paths of images and files.
         train_file: Training images; its classes are the seen labels.
-        zsl_file: Test images with their unseen labels.
-        gzsl_file: Test images with all of their labels.
+        zsl_file: Test images with unseen labels.
+        gzsl_file: Test images with seen and unseen labels.
         validation_file: Validation images. Default: see `validation_size` of `FolderDataModule`.
-        strip_prefix: Folder that is taken off the front of the images' paths: where they lay on the machine that
-            wrote the files.
+        strip_prefix: Folder to remove from the front of the image paths: their folder on the machine that wrote the
+            files.
         kwargs: See `FolderDataModule` and `MultiLabelDataModule`.
 
     Raises:
-        UserError: There is no such folder, or no test file is given. Reading a file raises one as well, with the
-            place: it is missing or of another form, a class is repeated or both seen and unseen, a label stands in
-            no class list, an image is listed twice with different labels, no image is listed.
+        UserError: There is no such folder, or no test file is given. Reading a file raises one too, with the place of
+            the error: the file is missing or malformed, a class is repeated or both seen and unseen, a label is in no
+            class list, an image is listed twice with different labels, or no image is listed.
 
     Example:
         ```yaml
@@ -101,7 +101,7 @@ class JSONDataModule(FolderDataModule):
 
     @cached_property
     def files(self) -> dict[str, AnnotationFile]:
-        """What the files say, by their role: train, zsl, gzsl, validation."""
+        """Content of the files by their role: train, zsl, gzsl, validation."""
         return {
             role: read_annotation_file(path, self.cache_dir, self.strip_prefix) for role, path in self.paths.items()
         }
@@ -113,7 +113,7 @@ class JSONDataModule(FolderDataModule):
         unseen = zsl.classes if zsl else _without(gzsl.classes if gzsl else (), train.classes)
         if zsl and (both := _common(zsl.classes, train.classes)):
             raise UserError(
-                f"{zsl.path}: {_some(both)} of its classes stand in {train.path} too; "
+                f"{zsl.path}: {_some(both)} of its classes are also in {train.path}; "
                 "unseen classes must not be trained on, remove them from one of the files"
             )
         names = (*train.classes, *unseen)
@@ -122,26 +122,26 @@ class JSONDataModule(FolderDataModule):
         for file in self.files.values():
             if extra := _without(file.classes, names):
                 raise UserError(
-                    f"{file.path}: {_some(extra)} of its classes stand in no other class list; "
+                    f"{file.path}: {_some(extra)} of its classes are in no other class list; "
                     f"add them to {(zsl or gzsl or train).path} or remove them"
                 )
             for label in _without(tuple(file.others), names):
                 raise UserError(
-                    f"{file.path}: images[{file.others[label]}]: label {label!r} stands in no class list; "
+                    f"{file.path}: images[{file.others[label]}]: label {label!r} is in no class list; "
                     "correct it or add it to the classes"
                 )
         return LabelVocabulary(train.classes, unseen)
 
     @cached_property
     def exhaustive(self) -> bool:  # type: ignore[override]
-        """Whether every evaluation image tells about every label."""
+        """Whether every evaluation image has annotations for every label."""
         if self.validation_size and self.vocabulary.unseen:
             return False
         parts = self._parts("test") + (self._parts("validation") if self.has_validation else [])
         return all(len(file.classes) == len(self.vocabulary) for file, _ in parts)
 
     def read_annotations(self, split: Split) -> Table:
-        """Rows of a split; made once from what `read_annotation_file` keeps."""
+        """Rows of a split; made once from the cached files."""
         settings = {"root": os.path.abspath(self.root), "strip": self.strip_prefix, "exhaustive": self.exhaustive}
         inputs = [file.path for file in self.files.values()]
 
@@ -155,14 +155,14 @@ class JSONDataModule(FolderDataModule):
         table = cached_table(self.cache_dir, f"json-{split}", inputs, settings, make)
         if split == "test" and (table.counts.get(ZSL_ALONE) or table.counts.get(GZSL_ALONE)):
             logger.warning(
-                "%s lists %s images that %s does not, which lists %s others; every protocol scores the images of both",
+                "%s lists %s images that %s does not, which lists %s others; every protocol uses the images of both",
                 *(self.paths["zsl"], f"{table.counts[ZSL_ALONE]:,}"),
                 *(self.paths["gzsl"], f"{table.counts[GZSL_ALONE]:,}"),
             )
         return table
 
     def _parts(self, split: Split) -> list[tuple[AnnotationFile, pa.Table]]:
-        """Files of a split, each with those of its rows that count."""
+        """Files of a split, each with the rows to use."""
         if split != "test":
             return [(self.files[split], self.files[split].rows)]
         zsl, gzsl = self.files.get("zsl"), self.files.get("gzsl")
@@ -174,7 +174,7 @@ class JSONDataModule(FolderDataModule):
         return [(gzsl, gzsl.rows), *([(zsl, alone)] if len(alone) else [])]
 
     def _compare_test_files(self, counts: dict[str, int]) -> None:
-        """Count images that one file lists alone; those in both must have the same unseen labels."""
+        """Count the images that only one file lists; check that the others have the same unseen labels in both."""
         if "zsl" not in self.files or "gzsl" not in self.files:
             return
         zsl, gzsl = self.files["zsl"], self.files["gzsl"]
@@ -183,12 +183,12 @@ class JSONDataModule(FolderDataModule):
         counts[ZSL_ALONE] = place.null_count
         counts[GZSL_ALONE] = len(gzsl.rows) - (len(place) - place.null_count)
         width, first_unseen = len(self.vocabulary), len(self.vocabulary.seen)
-        marks = []
+        found = []
         for file, table in ((zsl, zsl.rows.filter(shared)), (gzsl, gzsl.rows.take(place.drop_null()))):
-            rows, columns, _ = self._marks(file, table)
-            marks.append((rows * width + columns)[columns >= first_unseen])
-        for mark in np.setxor1d(marks[0], marks[1])[:1]:
-            row, column = divmod(int(mark), width)
+            rows, columns, _ = self._present(file, table)
+            found.append((rows * width + columns)[columns >= first_unseen])
+        for pair in np.setxor1d(found[0], found[1])[:1]:
+            row, column = divmod(int(pair), width)
             path = zsl.rows["path"].filter(shared)[row].as_py()
             raise UserError(
                 f"{zsl.path} and {gzsl.path} disagree whether {path} shows {self.vocabulary.names[column]!r}; "
@@ -200,7 +200,7 @@ class JSONDataModule(FolderDataModule):
         known[self._columns(file)[: len(file.classes)]] = True
         for start in range(0, len(table), CHUNK):
             chunk = table.slice(start, CHUNK)
-            rows, columns, ignored = self._marks(file, chunk)
+            rows, columns, ignored = self._present(file, chunk)
             counts[IGNORED] = counts.get(IGNORED, 0) + ignored
             positive = Ragged(rows, columns, len(chunk)).slice(0, len(chunk))
             negative = None
@@ -213,13 +213,13 @@ class JSONDataModule(FolderDataModule):
             yield record_batch([os.path.join(root, path) for path in paths], positive, negative, paths)
 
     def _columns(self, file: AnnotationFile) -> Columns:
-        """The vocabulary's column of each of the file's names; -1 for those beside its classes."""
+        """The vocabulary's column of each of the file's names; -1 for names that are none of its classes."""
         column = {label_key(name): i for i, name in enumerate(self.vocabulary.names)}
         classes = [column[label_key(name)] for name in file.classes]
         return np.array([*classes, *[-1] * len(file.others)], dtype=np.int64)
 
-    def _marks(self, file: AnnotationFile, table: pa.Table) -> tuple[Columns, Columns, int]:
-        """Rows and columns of the labels present, in order, and how many more are none of the file's classes."""
+    def _present(self, file: AnnotationFile, table: pa.Table) -> tuple[Columns, Columns, int]:
+        """Rows and columns of the labels present, in order, and the number of labels that are none of the classes."""
         rows = pc.list_parent_indices(table["labels"]).to_numpy().astype(np.int64)
         columns = self._columns(file)[pc.list_flatten(table["labels"]).to_numpy()]
         order = np.lexsort((columns, rows))

@@ -1,4 +1,4 @@
-"""One annotation file of class names and labelled images: checked and read once, then kept as Arrow."""
+"""Reads an annotation file of class names and labelled images; checked once, then cached as Arrow."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FORM = '{"classes": ["name", ...], "images": [["path", ["name", ...]], ...]}'
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What a file says.
+    """Content of an annotation file.
 
     Attributes:
         path: The file.
-        classes: Labels that every row of the file tells about: listed is present, not listed is absent.
-        others: Labels that rows list beside the classes, with the place of the first such row.
-        rows: Columns `path` (string, without the prefix) and `labels` (lists of places in `names`), memory-mapped.
-        counts: Of images, and of rows that repeat one.
+        classes: Labels annotated in every row: present if listed, else absent.
+        others: Labels in rows that are none of the classes, with the index of the first such row.
+        rows: Columns `path` (string, without the prefix) and `labels` (lists of indices into `names`), memory-mapped.
+        counts: Number of images, and of rows that repeat one.
     """
 
     path: Path
@@ -48,15 +48,15 @@ class AnnotationFile:
 def read_annotation_file(file: Path, cache_dir: str | Path | None, strip_prefix: str = "") -> AnnotationFile:
     """Read a file of the form `{"classes": [...], "images": [["path", ["label", ...]], ...]}`.
 
-    A label that a row repeats counts once; so does a row that is repeated. Case and blanks of a label do not count.
+    Repeated labels of a row and repeated rows count once. Case and blanks of labels are ignored.
 
     Args:
         file: The file.
         cache_dir: See `ovml.data.cache.cache_root`.
-        strip_prefix: Folder that is taken off the front of the paths.
+        strip_prefix: Folder to remove from the front of the paths.
 
     Raises:
-        UserError: The file is missing or not of that form; the message names the place.
+        UserError: The file is missing or malformed; the message names the place.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such annotation file; it holds {FORM}")
@@ -79,7 +79,7 @@ def _write(folder: Path, rows: Mapping[str, Sequence[int]], about: Mapping[str, 
 
 
 class _Parser:
-    """Reads a file row by row, with the place of what is wrong."""
+    """Reads a file row by row; errors name the place."""
 
     def __init__(self, file: Path, strip_prefix: str) -> None:
         self.file = file

@@ -1,15 +1,13 @@
-"""NUS-WIDE: Flickr images with 925 seen labels (tags) and 81 unseen ones (concepts that people checked)."""
+"""NUS-WIDE: Flickr images with 925 seen labels (tags) and 81 unseen labels (human-annotated concepts)."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Protocol
 
 from ovml.data.base import Split
 from ovml.data.cache import Table
 from ovml.data.folder import FolderDataModule
-from ovml.data.image_files import ImageCheck
+from ovml.data.hub.load import is_hub_name
 from ovml.data.nuswide.files import SOURCE, OfficialFiles
 from ovml.data.nuswide.h5 import H5Files, h5_file
 from ovml.data.nuswide.rows import ANNOTATIONS_ONLY, COMBINE, SavedRows
@@ -20,26 +18,26 @@ from ovml.vocabulary import LabelVocabulary
 class NUSWIDEDataModule(FolderDataModule):
     """NUS-WIDE (Chua et al., CIVR 2009): 161,789 training and 107,859 test images from Flickr.
 
-    The 925 seen labels are the 1,000 most frequent tags without those among the 81 concepts; the 81 unseen labels are
-    the concepts, which people checked for every image. What `root` holds is recognised by its files:
+    The 925 seen labels are the 1,000 most frequent tags except those among the 81 concepts; the 81 unseen labels are
+    the concepts, which people annotated for every image. The files in `root` tell which of these layouts it has:
 
     1. The official distribution: `ImageList/{Imagelist,TrainImagelist,TestImagelist}.txt`,
        `NUS_WID_Tags/{TagList1k.txt,Train_Tags1k.dat,Test_Tags1k.dat}` (or `AllTags1k.txt`),
-       `Groundtruth/TrainTestLabels` (or `AllLabels`), `Concepts81.txt` and the pictures `Flickr/<tag>/<n>_<id>.jpg`.
+       `Groundtruth/TrainTestLabels` (or `AllLabels`), `Concepts81.txt` and the images `Flickr/<tag>/<n>_<id>.jpg`.
     2. The files of BiAM and MKT: `features/nus_wide_{train,test}.h5`, `img_names.pkl`, `test_img_names.pkl`,
-       `Concepts925.txt`, `Concepts81.txt` and the same pictures. It needs `pip install 'ovml[nuswide]'`.
+       `Concepts925.txt`, `Concepts81.txt` and the same images. They need `pip install 'ovml[nuswide]'`.
     3. Rows of Hugging Face `datasets`: a folder that `DatasetDict.save_to_disk` wrote, or the name of a set on the
        Hub (`owner/name`), with splits `train` and `test`, columns `image` and `positive` (names or ids of labels) and,
        if there are any, `negative` and `image_id`; beside them `Concepts925.txt` and `Concepts81.txt`.
 
-    Where 1 and 2 lie in one folder, 1 is read. See docs/data/nuswide.md.
+    If 1 and 2 are in one folder, 1 is read. See docs/data/nuswide.md.
 
     Args:
         root: Folder of the data set, or its name on the Hub.
         kwargs: See `FolderDataModule`.
 
     Raises:
-        UserError: `root` is no folder, or holds none of the three.
+        UserError: `root` is not a folder, or has none of the three layouts.
 
     Example:
         ```yaml
@@ -54,15 +52,15 @@ class NUSWIDEDataModule(FolderDataModule):
     title = "NUS-WIDE"
     source = SOURCE
     has_validation = False
-    # A failed download leaves a page of text or Flickr's "photo unavailable", always the same bytes.
+    # A failed download leaves a text page or Flickr's "photo unavailable" image, always the same bytes.
     min_bytes = 4001
     placeholder_copies = 5
 
     def check_root(self) -> None:
-        """Find out which of the layouts is there.
+        """Find the layout of the root.
 
         Raises:
-            UserError: None is.
+            UserError: It has none of the layouts.
         """
         self.layout = find_layout(self.root, self.cache_dir)
 
@@ -73,45 +71,24 @@ class NUSWIDEDataModule(FolderDataModule):
 
     @property
     def exhaustive(self) -> bool:  # type: ignore[override]
-        """Whether a label that a row does not list is absent; only layout 2 and 3 may mark labels unknown."""
+        """Whether labels that a row does not list are absent; only layouts 2 and 3 may have unknown labels."""
         return self.layout.exhaustive
 
     def read_annotations(self, split: Split) -> Table:
-        """Rows of a split, in the order of its list of images; training rows carry the concepts too."""
+        """Rows of a split, in the order of its image list; training rows have the concepts too."""
         return self.layout.table(split)
 
-    def check(self, split: Split) -> ImageCheck:
-        """Which pictures of a split are there; pictures that are part of the rows always are."""
-        if isinstance(self.layout, SavedRows):
-            return self.layout.check(self.annotations(split))
-        return super().check(split)
 
-
-class Layout(Protocol):
-    """A form in which NUS-WIDE lies on disk."""
-
-    @property
-    def vocabulary(self) -> LabelVocabulary:
-        """The labels."""
-
-    @property
-    def exhaustive(self) -> bool:
-        """Whether a label that a row does not list is absent."""
-
-    def table(self, split: Split) -> Table:
-        """Rows of a split."""
-
-
-def find_layout(root: Path, cache_dir: str | None) -> Layout:
-    """Recognise what lies at `root` by its files.
+def find_layout(root: Path, cache_dir: str | None) -> OfficialFiles | H5Files | SavedRows:
+    """Recognise the layout of a folder by its files.
 
     Raises:
-        UserError: Nothing of NUS-WIDE does.
+        UserError: It has no layout of NUS-WIDE.
     """
     if root.as_posix() == ANNOTATIONS_ONLY and not root.is_dir():
         raise UserError(f"{COMBINE}; {SOURCE} says how to get the rest")
-    if not root.is_dir() and not _is_hub_name(root):
-        raise UserError(f"{root}: no such folder; --data.root is where NUS-WIDE lies; it is handed out at {SOURCE}")
+    if not root.is_dir() and not is_hub_name(root):
+        raise UserError(f"{root}: no such folder; --data.root is the folder of NUS-WIDE; download it from {SOURCE}")
     if not root.is_dir() or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return SavedRows(root, cache_dir)
     if (root / "ImageList" / "TrainImagelist.txt").is_file():
@@ -125,10 +102,5 @@ def find_layout(root: Path, cache_dir: str | None) -> Layout:
     raise UserError(
         f"{root}: no NUS-WIDE here; expected ImageList/TrainImagelist.txt (the official distribution), "
         f"features/nus_wide_train.h5 (that of BiAM and MKT) or dataset_dict.json (saved by datasets); "
-        f"it is handed out at {SOURCE}"
+        f"download it from {SOURCE}"
     )
-
-
-def _is_hub_name(root: Path) -> bool:
-    """Whether it looks like `owner/name`; below a folder that is there it is a mistyped path."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", root.as_posix())) and not root.parent.exists()

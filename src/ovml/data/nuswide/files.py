@@ -1,4 +1,4 @@
-"""NUS-WIDE as its makers hand it out: lists of images, tables of 0 and 1 as text."""
+"""NUS-WIDE as its authors publish it: lists of images, and tables of 0 and 1 as text."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 class OfficialFiles:
     """The official distribution.
 
-    The truth about the unseen labels is what people marked (`Groundtruth`). `AllTags81.txt`, `Train_Tags81.txt` and
-    `Test_Tags81.txt` are not that: they say whether a Flickr user gave the word as a tag, and are never read.
+    The unseen labels are those annotated by people (`Groundtruth`). `AllTags81.txt`, `Train_Tags81.txt` and
+    `Test_Tags81.txt` only say whether a Flickr user gave the word as a tag, and are never read.
 
     Args:
         root: Folder of the data set.
@@ -46,14 +46,14 @@ class OfficialFiles:
 
     @cached_property
     def vocabulary(self) -> LabelVocabulary:
-        """Seen: the tags that are no concept. Unseen: the concepts."""
+        """Seen: the tags that are not concepts. Unseen: the concepts."""
         return read_vocabulary(self.root)
 
     def table(self, split: Split) -> Table:
         """Rows of a split.
 
         Raises:
-            UserError: A file is missing, or is not of the form expected.
+            UserError: A file is missing or malformed.
         """
         tag_list = tag_file(self.root)
         reader = SplitReader(self.root, split)
@@ -92,12 +92,12 @@ class OfficialFiles:
 
 
 class Matrix(NamedTuple):
-    """A table of 0 and 1 with a line for each image.
+    """A table of 0 and 1 with one line per image.
 
     Attributes:
-        own: File with the lines of a split's images.
-        whole: File with those of all images; one of the two must be there.
-        ids: Label id of each column, -1 for a column that is no label.
+        own: File of the split's images.
+        whole: File of all images; one of the two must exist.
+        ids: Label id of each column; -1 for columns that are no label.
     """
 
     own: Path
@@ -105,20 +105,20 @@ class Matrix(NamedTuple):
     ids: Indices
 
     def files(self) -> list[Path]:
-        """Those of the two that are there."""
+        """Those of the two that exist."""
         need_file(self.own, self.whole)
         return [file for file in (self.own, self.whole) if file.is_file()]
 
 
 class Ones(NamedTuple):
-    """Where a table of 0 and 1 is 1: row and column of each `[V]`."""
+    """Row and column of each 1 in a table of 0 and 1 `[V]`."""
 
     rows: Indices
     columns: Indices
 
 
 class SplitReader:
-    """Reads a split's lines: from a file of its own where it is there, else from that of all images, by image name."""
+    """Reads a split's lines from its own file or, without one, by image name from the file of all images."""
 
     def __init__(self, root: Path, split: Split) -> None:
         self.list = need_file(root / "ImageList" / f"{split.capitalize()}Imagelist.txt")
@@ -136,11 +136,10 @@ class SplitReader:
             try:
                 return read_ones(matrix.own, len(matrix.ids), len(self.images))
             except WrongValueError as error:
-                # The official Labels_lake_Train.txt has such a line (78,372); Labels_lake.txt is sound.
+                # The official Labels_lake_Train.txt has such a line (78,372); Labels_lake.txt is correct.
                 if not (matrix.whole.is_file() and self.all_list.is_file()):
                     raise UserError(
-                        f"{error.what}; put {matrix.whole} and {self.all_list} there, and they are read instead "
-                        f"({SOURCE})"
+                        f"{error.what}; add {matrix.whole} and {self.all_list}, which are read instead ({SOURCE})"
                     ) from error
                 logger.warning("%s; %s is read instead", error.what, matrix.whole)
                 self.replaced += 1
@@ -151,33 +150,35 @@ class SplitReader:
 
     @cached_property
     def _places(self) -> Indices:
-        """Each image's row in the split; -1 for an image of another one."""
+        """Row in the split of each image; -1 for images of the other split."""
         row_of = {name: row for row, name in enumerate(read_image_list(need_file(self.all_list)))}
         places = np.full(len(row_of), -1)
         for place, name in enumerate(self.images):
             if name not in row_of:
-                raise UserError(f"{self.list}: {name} is not listed in {self.all_list}; get both again from {SOURCE}")
+                raise UserError(
+                    f"{self.list}: {name} is not listed in {self.all_list}; download both again from {SOURCE}"
+                )
             places[row_of[name]] = place
         return places
 
 
 class WrongValueError(UserError):
-    """A table of 0 and 1 holds something else."""
+    """A table of 0 and 1 holds another value."""
 
     def __init__(self, what: str) -> None:
         self.what = what
-        super().__init__(f"{what}; get the file again from {SOURCE}")
+        super().__init__(f"{what}; download the file again from {SOURCE}")
 
 
 def read_ones(path: Path, width: int, num_rows: int) -> Ones:
     r"""Read a text file of `num_rows` lines with `width` values of 0 or 1.
 
-    Values are set apart by blanks or tabs, with or without one at the end; lines end with `\n` or `\r\n`; blank lines
-    do not count. The file is read in blocks, so memory depends on the number of ones alone.
+    Values are separated by blanks or tabs, which may end a line too; lines end with `\n` or `\r\n`; blank lines are
+    skipped. The file is read in blocks, so memory depends only on the number of ones.
 
     Raises:
         WrongValueError: A value is neither 0 nor 1.
-        UserError: A line has another number of values, or the file another number of lines.
+        UserError: A line has the wrong number of values, or the file the wrong number of lines.
     """
     rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     lines = done = 0
@@ -197,13 +198,13 @@ def read_ones(path: Path, width: int, num_rows: int) -> Ones:
     if done != num_rows:
         raise UserError(
             f"{path}: {done:,} lines, but {num_rows:,} images are listed; the file or the list of images is "
-            f"incomplete, or of another version: get both again from {SOURCE}"
+            f"incomplete or of another version; download both again from {SOURCE}"
         )
     return Ones(np.concatenate(rows), np.concatenate(columns))
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-    """The bytes of a file, some whole lines at a time."""
+    """The bytes of a file in blocks of whole lines."""
     rest = b""
     with open(path, "rb") as file:
         while chunk := file.read(BLOCK_BYTES):
@@ -215,7 +216,7 @@ def _blocks(path: Path) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
 
 
 def _refuse(path: Path, block: bytes, width: int, lines_before: int) -> None:
-    """Raise the error about the first line at fault."""
+    """Raise the error about the first malformed line."""
     for number, line in enumerate(block.split(b"\n"), start=lines_before + 1):
         values = line.split()
         for value in values:
@@ -223,45 +224,45 @@ def _refuse(path: Path, block: bytes, width: int, lines_before: int) -> None:
                 raise WrongValueError(f"{path}, line {number}: {value[:20].decode('latin1')!r} is neither 0 nor 1")
         if values and len(values) != width:
             raise UserError(
-                f"{path}, line {number}: {len(values):,} values, {width:,} expected; get the file again from {SOURCE}"
+                f"{path}, line {number}: {len(values):,} values, {width:,} expected; download it again from {SOURCE}"
             )
 
 
 def read_image_list(path: Path) -> list[str]:
-    r"""Read image names, `<tag>/<n>_<id>.jpg`, from a list with one a line, `<tag>\<n>_<id>.jpg`.
+    r"""Read image names, `<tag>/<n>_<id>.jpg`, from a list with one `<tag>\<n>_<id>.jpg` per line.
 
     Raises:
-        UserError: The list is empty, is not text, names an image twice, or has a line of another form.
+        UserError: The list is empty, is not text, lists an image twice, or has a malformed line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file; get it again from {SOURCE}") from error
+        raise UserError(f"{path}: not a text file; download it again from {SOURCE}") from error
     names = []
     for number, line in enumerate(text.replace("\\", "/").splitlines(), start=1):
         if name := line.strip():
             if name.count("/") != 1:
-                raise UserError(f"{path}, line {number}: {name!r}, but <tag>/<n>_<id>.jpg is expected; mend the list")
+                raise UserError(f"{path}, line {number}: {name!r}, but <tag>/<n>_<id>.jpg is expected; fix the list")
             names.append(name)
     check_image_names(names, path)
     return names
 
 
 def check_image_names(names: Sequence[str], path: Path) -> None:
-    """Raise a `UserError` where a list has no image, or one twice."""
+    """Raise a `UserError` if a list has no image, or an image twice."""
     if not names:
-        raise UserError(f"{path}: lists no image; get it again from {SOURCE}")
+        raise UserError(f"{path}: lists no image; download it again from {SOURCE}")
     if len(set(names)) < len(names):
         name, times = Counter(names).most_common(1)[0]
         raise UserError(f"{path}: {name} is listed {times} times; each image counts once, so keep one of them")
 
 
 def read_vocabulary(root: Path, seen: str | None = None) -> LabelVocabulary:
-    """The labels. Unseen: the concepts.
+    """Read the vocabulary, whose unseen labels are the concepts.
 
     Args:
         root: Folder of the lists.
-        seen: File of the seen labels; where there is none, they are the tags that are no concept.
+        seen: File of the seen labels. Without it, the seen labels are the tags that are not concepts.
     """
     concepts = read_names(concept_file(root))
     if seen and (root / seen).is_file():
@@ -272,23 +273,23 @@ def read_vocabulary(root: Path, seen: str | None = None) -> LabelVocabulary:
 
 
 def tag_file(root: Path) -> Path:
-    """The names of the 1,000 tags."""
+    """File of the names of the 1,000 tags."""
     return need_file(root / "NUS_WID_Tags" / "TagList1k.txt")
 
 
 def concept_file(root: Path) -> Path:
-    """The names of the 81 concepts."""
+    """File of the names of the 81 concepts."""
     return need_file(root / "Concepts81.txt", root / "ConceptsList" / "Concepts81.txt")
 
 
 def need_file(*choices: Path, source: str = SOURCE) -> Path:
-    """The first of some files that is there.
+    """Return the first file that exists.
 
     Raises:
-        UserError: None is.
+        UserError: None exists.
     """
     for file in choices:
         if file.is_file():
             return file
     others = "".join(f", nor {file}" for file in choices[1:])
-    raise UserError(f"{choices[0]}: no such file{others}; it is handed out at {source}")
+    raise UserError(f"{choices[0]}: no such file{others}; download it from {source}")

@@ -1,4 +1,4 @@
-"""NUS-WIDE in the form that the zero-shot literature passes on: two HDF5 files with the labels of each image."""
+"""NUS-WIDE in the form used in the zero-shot literature: two HDF5 files with the labels of each image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class H5Files:
-    """The layout of BiAM and MKT: 1 is present, -1 absent and 0 unknown.
+    """Files of BiAM and MKT, where 1 is present, -1 absent and 0 unknown.
 
     Args:
         root: Folder of the data set.
@@ -40,41 +40,41 @@ class H5Files:
 
     @cached_property
     def vocabulary(self) -> LabelVocabulary:
-        """Seen: `Concepts925.txt` or, without it, the tags that are no concept. Unseen: `Concepts81.txt`."""
+        """Seen: `Concepts925.txt` or, without it, the tags that are not concepts. Unseen: `Concepts81.txt`."""
         return read_vocabulary(self.root, "Concepts925.txt")
 
     @cached_property
     def exhaustive(self) -> bool:
-        """Whether no mark is unknown, so that the absent ones need not be kept."""
-        return not any(self.marks(split).unknown for split in NAME_LISTS if h5_file(self.root, split).is_file())
+        """Whether nothing is unknown, so that absent labels need not be stored."""
+        return not any(self.annotations(split).unknown for split in NAME_LISTS if h5_file(self.root, split).is_file())
 
-    def marks(self, split: Split) -> Marks:
-        """The marks of a split's images; read from the HDF5 file once."""
+    def annotations(self, split: Split) -> Annotations:
+        """Annotations of a split's images; read from the HDF5 file once, then cached."""
         names = need_file(self.root / NAME_LISTS[split], source=H5_SOURCE)
         file = need_file(h5_file(self.root, split), source=H5_SOURCE)
         sizes = [len(self.vocabulary.seen), len(self.vocabulary.unseen)]
-        cached = cached_folder(self.cache_dir, f"nuswide-marks-{split}", [file, names], {"sizes": sizes})
+        cached = cached_folder(self.cache_dir, f"nuswide-annotations-{split}", [file, names], {"sizes": sizes})
         with cached as (folder, aside):
             if aside is not None:
-                marks = read_marks(file, read_image_names(names), *sizes)
-                np.save(aside / "present.npy", marks.present)
-                np.save(aside / "absent.npy", marks.absent)
-                (aside / "unknown.json").write_text(json.dumps(marks.unknown))
+                annotations = read_annotations(file, read_image_names(names), *sizes)
+                np.save(aside / "present.npy", annotations.present)
+                np.save(aside / "absent.npy", annotations.absent)
+                (aside / "unknown.json").write_text(json.dumps(annotations.unknown))
         present, absent = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("present", "absent"))
-        return Marks(present, absent, json.loads((folder / "unknown.json").read_text()))
+        return Annotations(present, absent, json.loads((folder / "unknown.json").read_text()))
 
     def table(self, split: Split) -> Table:
         """Rows of a split.
 
         Raises:
-            UserError: A file is missing, or is not of the form expected.
+            UserError: A file is missing or malformed.
         """
         name_list = need_file(self.root / NAME_LISTS[split], source=H5_SOURCE)
         flickr = self.root / "Flickr"
         folders = {folder.name for folder in flickr.iterdir() if folder.is_dir()} if flickr.is_dir() else set()
         images = image_paths(read_image_names(name_list), folders, name_list)
         check_image_names(images, name_list)
-        marks = self.marks(split)
+        annotations = self.annotations(split)
         settings = {
             "root": str(self.root),
             "labels": len(self.vocabulary),
@@ -83,11 +83,11 @@ class H5Files:
         }
 
         def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
-            counts["unknown marks"] = marks.unknown
+            counts["unknown annotations"] = annotations.unknown
             for start in range(0, len(images), BATCH_ROWS):
                 part = slice(start, start + BATCH_ROWS)
-                positive = _lists(marks.present[part])
-                negative = None if self.exhaustive else _lists(marks.absent[part])
+                positive = _lists(annotations.present[part])
+                negative = None if self.exhaustive else _lists(annotations.absent[part])
                 yield record_batch([f"{flickr}/{name}" for name in images[part]], positive, negative, images[part])
 
         inputs = [name_list, h5_file(self.root, split)]
@@ -95,22 +95,22 @@ class H5Files:
 
 
 def _lists(bits: Bits) -> pa.Array:
-    """Places of the set bits of each row."""
+    """Positions of the set bits of each row."""
     rows, places = np.nonzero(np.unpackbits(bits, axis=1))
     return Ragged(rows, places, len(bits)).slice(0, len(bits))
 
 
 def h5_file(root: Path, split: Split) -> Path:
-    """The labels of a split."""
+    """Label file of a split."""
     return root / "features" / f"nus_wide_{split}.h5"
 
 
-class Marks(NamedTuple):
-    """What is known of each image's labels.
+class Annotations(NamedTuple):
+    """Annotations of images as bits.
 
     Attributes:
-        present: Bits `[N, ceil(L / 8)]`, as `numpy.packbits` gives them.
-        absent: Likewise.
+        present: Labels present, `[N, ceil(L / 8)]`, packed by `numpy.packbits`.
+        absent: Labels absent, likewise.
         unknown: Number of pairs of image and label that are neither.
     """
 
@@ -119,14 +119,14 @@ class Marks(NamedTuple):
     unknown: int
 
 
-def read_marks(file: Path, names: Sequence[str], num_seen: int, num_unseen: int) -> Marks:
+def read_annotations(file: Path, names: Sequence[str], num_seen: int, num_unseen: int) -> Annotations:
     """Read `<name>-labels` and `<name>-labels_81` of every image.
 
-    `-labels` holds the seen labels, in the test split the unseen ones after them. `-labels_81` holds the unseen ones
-    and, where it is there, is what counts for them. A label of neither is unknown.
+    `-labels` holds the seen labels, in the test split followed by the unseen ones. `-labels_81` holds the unseen labels
+    and takes precedence. Labels in neither are unknown.
 
     Raises:
-        UserError: h5py is not installed, the file is not HDF5, or an image's labels are missing or of another form.
+        UserError: h5py is not installed, the file is not HDF5, or an image's labels are missing or malformed.
     """
     h5py = _import_h5py()
     size = num_seen + num_unseen
@@ -135,24 +135,24 @@ def read_marks(file: Path, names: Sequence[str], num_seen: int, num_unseen: int)
     try:
         with h5py.File(file, "r") as content:
             for row, name in enumerate(track(names, f"reading {file.name}")):
-                marks = np.zeros(size, np.int8)
+                annotations = np.zeros(size, np.int8)
                 labels = _read(h5py, content, f"{name}-labels", (num_seen, size))
                 unseen = _read(h5py, content, f"{name}-labels_81", (num_unseen,))
                 if labels is None:
                     raise UserError(f"{file}: no labels of {name}; the list of names belongs to another file")
-                marks[: len(labels)] = labels
+                annotations[: len(labels)] = labels
                 if unseen is not None:
-                    marks[num_seen:] = unseen
-                present[row] = np.packbits(marks == 1)
-                absent[row] = np.packbits(marks == -1)
-                unknown += size - int(np.count_nonzero(marks))
+                    annotations[num_seen:] = unseen
+                present[row] = np.packbits(annotations == 1)
+                absent[row] = np.packbits(annotations == -1)
+                unknown += size - int(np.count_nonzero(annotations))
     except OSError as error:
         raise UserError(f"{file}: cannot be read as HDF5 ({error}); download it again") from error
-    return Marks(present, absent, unknown)
+    return Annotations(present, absent, unknown)
 
 
 def _read(h5py: Any, content: Any, key: str, lengths: Sequence[int]) -> np.ndarray[Any, Any] | None:
-    """The values of a data set of an HDF5 file; `None` where it is not there."""
+    """Values of an HDF5 data set; `None` if it does not exist."""
     try:
         found = h5py.h5d.open(content.id, key.encode())  # `content[key]` takes three times as long
     except KeyError:
@@ -163,7 +163,7 @@ def _read(h5py: Any, content: Any, key: str, lengths: Sequence[int]) -> np.ndarr
         expected = " or ".join(str(length) for length in lengths)
         raise UserError(
             f"{content.filename}: {key} has the shape {values.shape}, {expected} values expected; "
-            "give the label lists (Concepts925.txt, Concepts81.txt) that belong to it"
+            "use the label lists (Concepts925.txt, Concepts81.txt) that belong to it"
         )
     if ((values < -1) | (values > 1)).any():
         raise UserError(f"{content.filename}: {key} has values other than 1, 0 and -1; download the file again")
@@ -179,22 +179,22 @@ def _import_h5py() -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, dicts and strings, and refuses all that is found by name, since that could run code."""
+    """Reads lists, dicts and strings; refuses everything loaded by name, which could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
 
 
 def read_image_names(path: Path) -> list[str]:
-    """Read a pickled `{"img_names": [...]}`, also one of Python 2, without running what it may contain.
+    """Read a pickled `{"img_names": [...]}`, also one of Python 2, without running any code in it.
 
     Raises:
-        UserError: It is not that.
+        UserError: The file holds something else.
     """
     with open(path, "rb") as file:
         try:
             content = _PlainUnpickler(file, encoding="latin1").load()
-        except Exception as error:  # a broken pickle raises nearly anything
+        except Exception as error:  # a broken pickle raises many types
             raise UserError(
                 f"{path}: no pickle of plain names ({' '.join(str(error).split())}); download it again"
             ) from error
@@ -207,12 +207,12 @@ def read_image_names(path: Path) -> list[str]:
 def image_paths(names: Sequence[str], folders: Collection[str], where: Path) -> list[str]:
     """Turn `<tag>_<n>_<id>.jpg` into `<tag>/<n>_<id>.jpg`.
 
-    A tag may hold underscores, and a name may begin with the folders in which its file once lay, joined by
-    underscores: the tag is the longest end of what comes before `<n>` that is a folder.
+    Tags may contain underscores, and names may begin with parent folders, joined by underscores. So the tag is the
+    longest suffix of the part before `<n>` that is a folder.
 
     Args:
         names: Names of images.
-        folders: Folders of pictures, one a tag.
+        folders: Folders of images, one per tag.
         where: File of the names, for messages.
 
     Raises:
@@ -236,5 +236,5 @@ def image_paths(names: Sequence[str], folders: Collection[str], where: Path) -> 
 def _tag(start: str, folders: Collection[str]) -> str:
     parts = start.split("_")
     ends = ["_".join(parts[first:]) for first in range(len(parts))]
-    # Where no picture is there yet, what follows the folder of all of them, if that is part of the name.
+    # Without any folder of images: what follows `Flickr_`, if the name contains it.
     return next((end for end in ends if end in folders), start.rpartition("Flickr_")[2])

@@ -1,4 +1,4 @@
-"""Verified marks of Open Images: pairs of image and label, each once, in arrays."""
+"""Verified annotations of Open Images as arrays of unique pairs of image and label."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ovml.utils.errors import UserError
 Array = np.ndarray[Any, Any]
 
 LABEL_BITS = 20
-"""Room for a million labels, which leaves room for 2^42 images."""
+"""Bits of a label number: up to a million labels, which leaves 42 bits for images."""
 LABEL_MASK = (1 << LABEL_BITS) - 1
 BOTH = -1
-"""Value of a pair that is marked present as well as absent."""
+"""Value of a pair that is annotated both present and absent."""
 PIECE = 1 << 22
-"""Rows that are worked on at once, since tens of millions would need several times their own memory."""
+"""Rows processed at once; temporary arrays of tens of millions of rows would take several times their memory."""
 
 
-class MarkCollector:
-    """Gathers rows of annotations, block after block.
+class AnnotationCollector:
+    """Collects rows of annotations, block by block.
 
     Args:
-        label_ids: Machine ids that are numbered first; those met later follow.
+        label_ids: Machine ids that are numbered first; ids in later rows follow.
     """
 
     def __init__(self, label_ids: Sequence[str] = ()) -> None:
@@ -38,23 +38,23 @@ class MarkCollector:
         """Add rows.
 
         Args:
-            images: Number of each row's image `[N]`.
-            labels: Machine ids `[N]`.
-            present: 1 where the label was found present, 0 where it was found absent `[N]`.
+            images: Image number of each row `[N]`.
+            labels: Machine id of each row `[N]`.
+            present: 1 if the label is present, 0 if it is absent `[N]`.
         """
         numbers = [self.numbers.setdefault(label, len(self.numbers)) for label in labels.dictionary.to_pylist()]
         if len(self.numbers) > LABEL_MASK:
             raise UserError(f"more than {LABEL_MASK:,} different labels; they should be machine ids such as /m/01g317")
         label_numbers = np.array(numbers, dtype=np.int64)[labels.indices.to_numpy()]
-        # The order of these numbers is that of image, label, mark.
+        # Sorting these numbers sorts by image, then label, then annotation.
         self._keys.append((images.astype(np.int64) << LABEL_BITS | label_numbers) << 1 | present)
 
-    def marks(self, num_images: int, number_of: Array | None = None) -> Marks:
-        """What was gathered, as pairs; the collector is empty afterwards.
+    def annotations(self, num_images: int, number_of: Array | None = None) -> Annotations:
+        """Return the collected rows as pairs and empty the collector.
 
         Args:
             num_images: Number of images.
-            number_of: Another number for every image number.
+            number_of: New number of every image number.
         """
         if number_of is not None:
             for keys in self._keys:
@@ -62,18 +62,18 @@ class MarkCollector:
                 keys += (number_of[old] - old) << LABEL_BITS + 1
         joined = np.concatenate([np.zeros(0, dtype=np.int64), *self._keys])
         self._keys.clear()
-        return Marks.from_keys(joined, tuple(self.numbers), num_images)
+        return Annotations.from_keys(joined, tuple(self.numbers), num_images)
 
 
 @dataclass(frozen=True)
-class Marks:
-    """Marked pairs `[M]`, each once, in the order of image, then label.
+class Annotations:
+    """Unique annotated pairs `[M]`, sorted by image, then label.
 
     Attributes:
-        pairs: Number of the image `<< LABEL_BITS |` number of the label, which is its place in `label_ids`.
-        values: 1 present, 0 absent, -1 marked both ways.
+        pairs: Number of the image `<< LABEL_BITS |` number of the label, its index in `label_ids`.
+        values: 1 present, 0 absent, -1 annotated both ways.
         label_ids: Machine ids.
-        num_rows: Rows of the annotations per label `[len(label_ids)]`, repeats and all.
+        num_rows: Rows per label `[len(label_ids)]`, repeats included.
         num_images: Number of images.
     """
 
@@ -84,18 +84,18 @@ class Marks:
     num_images: int
 
     @classmethod
-    def from_keys(cls, keys: Array, label_ids: Sequence[str], num_images: int) -> Marks:
+    def from_keys(cls, keys: Array, label_ids: Sequence[str], num_images: int) -> Annotations:
         """Sort rows into pairs.
 
         Args:
-            keys: (image << LABEL_BITS | label) << 1 | present, of every row `[N]`. The pairs take their memory.
-            label_ids: Machine ids that the numbers of the labels stand for.
+            keys: (image << LABEL_BITS | label) << 1 | present, of every row `[N]`; overwritten with the pairs.
+            label_ids: Machine ids by label number.
             num_images: Number of images.
         """
         keys.sort()
         num_rows = np.zeros(len(label_ids), dtype=np.int64)
         present = np.empty(len(keys), dtype=np.int8)
-        first = np.ones(len(keys), dtype=bool)  # of a pair's rows; those that say absent come first
+        first = np.ones(len(keys), dtype=bool)  # row of its pair; rows that say absent sort first
         for piece in _pieces(len(keys)):
             num_rows += np.bincount(keys[piece] >> 1 & LABEL_MASK, minlength=len(label_ids))
             present[piece] = keys[piece] & 1
@@ -111,7 +111,7 @@ class Marks:
         return cls(keys[:stop], values, tuple(label_ids), num_rows, num_images)
 
     def positives(self) -> dict[str, int]:
-        """Images in which a label is present, for every label of the annotations."""
+        """Number of images in which each label is present, for every label of the annotations."""
         counts = np.zeros(len(self.label_ids), dtype=np.int64)
         for piece in _pieces(len(self.pairs)):
             labels = self.pairs[piece] & LABEL_MASK
@@ -119,11 +119,11 @@ class Marks:
         return dict(zip(self.label_ids, counts.tolist(), strict=True))
 
     def lists(self, num_labels: int, counts: dict[str, int]) -> tuple[Ragged, Ragged]:
-        """Present and absent labels of every image; a pair that is marked both ways is in neither.
+        """Present and absent labels of every image; a pair that is annotated both ways is in neither.
 
         Args:
-            num_labels: Labels of the vocabulary: the first of `label_ids`; the others are left out.
-            counts: Filled with what was counted.
+            num_labels: Size of the vocabulary, which is the start of `label_ids`; other labels are skipped.
+            counts: Filled with counts.
         """
         inside = np.empty(len(self.pairs), dtype=bool)
         for piece in _pieces(len(self.pairs)):
@@ -134,10 +134,10 @@ class Marks:
             "images": self.num_images,
             "rows": int(self.num_rows.sum()),
             "rows outside the vocabulary": int(self.num_rows[num_labels:].sum()),
-            "rows that repeat a mark": int(self.num_rows[:num_labels].sum()) - int(inside.sum()) - conflicting,
-            "pairs marked both ways (unknown)": conflicting,
-            "present marks": len(positive.values),
-            "absent marks": len(negative.values),
+            "rows that repeat an annotation": int(self.num_rows[:num_labels].sum()) - int(inside.sum()) - conflicting,
+            "pairs annotated both ways (unknown)": conflicting,
+            "present annotations": len(positive.values),
+            "absent annotations": len(negative.values),
         }
         return positive, negative
 

@@ -1,4 +1,4 @@
-"""The large CSV files of Open Images, read as streams: verified labels and lists of images."""
+"""Reads the large CSV files of Open Images as streams: verified labels and lists of images."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pacsv
 
-from ovml.data.openimages.annotations import Array, MarkCollector, Marks
+from ovml.data.openimages.annotations import AnnotationCollector, Annotations, Array
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 
 SOURCE = "https://storage.googleapis.com/openimages/web/download_v7.html"
-"""Where the set is handed out."""
-AGAIN = f"mend it, or get it again from {SOURCE}"
+"""Download page of the data set."""
+AGAIN = f"fix it or download it again from {SOURCE}"
 COLUMNS = ("ImageID", "LabelName", "Confidence")
 BLOCK_BYTES = 4 << 20
-"""Read at once; larger blocks are no faster, and the reader holds dozens of them."""
+"""Bytes read at once; larger blocks are no faster, and the reader holds dozens of them."""
 
 
-def read_marks(path: Path, label_ids: Sequence[str] = (), listed: pa.Array | None = None) -> tuple[pa.Array, Marks]:
-    """Read verified labels, as a stream.
+def read_annotations(
+    path: Path, label_ids: Sequence[str] = (), listed: pa.Array | None = None
+) -> tuple[pa.Array, Annotations]:
+    """Read verified labels as a stream.
 
     Args:
         path: CSV file with the columns ImageID, LabelName and Confidence (0 or 1).
-        label_ids: Machine ids that come first in the marks' own list; those met in the file follow.
-        listed: Image ids that come first, whether or not the file has them.
+        label_ids: Machine ids that come first in `Annotations.label_ids`; other ids of the file follow.
+        listed: Image ids that come first, even if the file has no annotation of them.
 
     Returns:
-        Ids of the images, in the order of the list and the file, and the marks.
+        Ids of the images, in the order of the list and the file, and the annotations.
 
     Raises:
-        UserError: A column is missing or unknown, a line is malformed, or a Confidence is neither 0 nor 1; the line is
-            named.
+        UserError: A column is missing or unknown, a line is malformed, or a Confidence is neither 0 nor 1; the message
+            names the line.
     """
-    collector = MarkCollector(label_ids)
-    images = [] if listed is None else [listed]  # those of each block: an id may occur again in another block
+    collector = AnnotationCollector(label_ids)
+    images = [] if listed is None else [listed]  # of each block; an id may occur in several blocks
     offset = sum(map(len, images))
     for block in _blocks(path, COLUMNS, others=("Source",)):
         image, label, confidence = (column.dictionary_encode() for column in block.columns)
-        present = [_mark(value) for value in confidence.dictionary.to_pylist()]
+        present = [_presence(value) for value in confidence.dictionary.to_pylist()]
         if None in present or any(pc.any(pc.equal(ids.dictionary, "")).as_py() for ids in (image, label)):
-            _explain(path, "a value that is not understood")
+            _explain(path, "invalid value")
         collector.add(_numbers(image) + offset, label, np.array(present, dtype=np.int64)[_numbers(confidence)])
         images.append(image.dictionary)
         offset += len(image.dictionary)
@@ -55,8 +57,8 @@ def read_marks(path: Path, label_ids: Sequence[str] = (), listed: pa.Array | Non
     image_ids = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], pa.string())
     number_of = np.concatenate([np.zeros(0, np.int64), *map(_numbers, encoded.chunks)])
     del images, encoded
-    pa.default_memory_pool().release_unused()  # about 1 GB, which Arrow would keep for itself
-    return image_ids, collector.marks(len(image_ids), number_of)
+    pa.default_memory_pool().release_unused()  # about 1 GB that Arrow would keep
+    return image_ids, collector.annotations(len(image_ids), number_of)
 
 
 def read_image_list(path: Path, split: str) -> pa.Array:
@@ -68,7 +70,7 @@ def read_image_list(path: Path, split: str) -> pa.Array:
     has_subset = "Subset" in _header(path)
     columns = ("ImageID", "Subset") if has_subset else ("ImageID",)
     pieces = []
-    # Titles of pictures may hold line breaks.
+    # Titles of images may hold line breaks.
     for block in _blocks(path, columns, newlines_in_values=True):
         ids = block.column(0)
         pieces.append(ids.filter(pc.equal(block.column(1), split)) if has_subset else ids)
@@ -81,7 +83,7 @@ def read_image_list(path: Path, split: str) -> pa.Array:
 def _blocks(
     path: Path, columns: Sequence[str], others: Sequence[str] | None = None, newlines_in_values: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of a file, as a stream; `others` are the only ones that it may have beside them."""
+    """Stream some columns of a file; if `others` is given, the file must have no columns beside both."""
     header = _header(path)
     missing = [name for name in columns if name not in header]
     if missing:
@@ -117,7 +119,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _explain(path: Path, reason: str) -> NoReturn:
-    """Name the line of an annotation file that the fast reader stumbled over; it does not know it itself."""
+    """Find and name the malformed line of an annotation file, which the fast reader does not report."""
     header = _header(path)
     with path.open("rb") as file:
         next(file)
@@ -135,15 +137,15 @@ def _explain(path: Path, reason: str) -> NoReturn:
             for name in ("ImageID", "LabelName"):
                 if not cells[name]:
                     raise UserError(f"{where}: {name} is empty; {AGAIN}")
-            if _mark(cells["Confidence"]) is None:
+            if _presence(cells["Confidence"]) is None:
                 raise UserError(
                     f"{where}: Confidence is {cells['Confidence']!r}, but human-verified labels have 0 or 1; "
-                    "take the file of human labels, not that of machine-generated ones"
+                    "use the file of human labels, not the one of machine-generated labels"
                 )
     raise UserError(f"{path}: {reason}; {AGAIN}")
 
 
-def _mark(confidence: str) -> int | None:
+def _presence(confidence: str) -> int | None:
     try:
         value = float(confidence)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Open Images: human-verified image-level labels, thousands of seen ones and the 400 most frequent others."""
+"""Open Images: human-verified image-level labels, thousands of them seen and 400 unseen."""
 
 from __future__ import annotations
 
@@ -7,65 +7,59 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import numpy as np
+import datasets
+import pyarrow as pa
 
 from ovml.data.base import Split
 from ovml.data.cache import Table, cached_folder, cached_table, record_batch
 from ovml.data.folder import FolderDataModule
-from ovml.data.image_files import ImageCheck
 from ovml.data.openimages.csv import SOURCE
 from ovml.data.openimages.files import OpenImagesFiles, find_class_file, read_class_list, read_descriptions
 from ovml.data.openimages.hub import HubRows
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
-if TYPE_CHECKING:
-    import datasets
-    import pyarrow as pa
-
-    from ovml.data.openimages.annotations import Marks
-
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 50_000
 OVER_100 = 101
-"""Training images that a seen label needs where no list of trainable classes is given."""
+"""Default of `min_train_images` without a list of trainable classes."""
 
 
 class OpenImagesDataModule(FolderDataModule):
-    """Open Images (Kuznetsova et al., IJCV 2020), V4 and later: labels that people verified for whole images.
+    """Open Images (Kuznetsova et al., IJCV 2020), V4 and later: human-verified labels of whole images.
 
-    A label is present (verified, Confidence 1), absent (verified, 0) or, for most pairs of image and label, unknown;
-    a pair that is marked both ways is unknown too. Labels are keyed by machine id, since many share a name.
+    A label is present (verified, Confidence 1), absent (verified, 0) or, for most pairs of image and label, unknown.
+    Pairs annotated both ways are unknown too. Labels are keyed by machine id, since many share a name.
 
-    Seen are the trainable classes, unseen the labels outside them that are present in most test images. The rows of a
-    split are the images of its annotations; for validation and test those of the image list, if there is one, even
-    when nothing was verified for them.
+    The seen labels are the trainable classes; the unseen labels are the other labels that are present in most test
+    images. The rows of a split are the images of its annotations; for validation and test the images of the image
+    list, if there is one, even without annotations.
 
     `root` holds `{train,validation,test}-annotations-human-imagelabels.csv`, `class-descriptions.csv`,
-    `classes-trainable.txt`, or what later versions call them (`oidv7-...`), and pictures `{split}/{ImageID}.jpg`. Or it
+    `classes-trainable.txt`, or their later names (`oidv7-...`), and images `{split}/{ImageID}.jpg`. Or it
     is a set on the Hub such as `vikhyatk/openimages-human-labels`, or a folder of its Parquet files, with columns
     `image`, `image_id` and `labels`. See docs/data/openimages.md.
 
     Args:
         root: Folder of the data set, or its name on the Hub.
-        num_unseen: Number of unseen labels. If the test split has fewer, all of them are taken, with a warning.
-        unseen_file: List of the unseen labels, machine ids one a line; `num_unseen` then does not count.
-        min_train_images: Trainable classes that are present in fewer training images are not seen labels. Default:
-            the list of trainable classes as it is. It takes reading the training annotations.
+        num_unseen: Number of unseen labels. If the test split has fewer, all are used, with a warning.
+        unseen_file: List of the unseen labels, one machine id per line; replaces `num_unseen`.
+        min_train_images: Minimum number of training images in which a trainable class is present to be a seen label.
+            Default: no minimum. It requires reading the training annotations.
         classes_trainable: List of the trainable classes. Default: the one in `root`. For a set on the Hub the labels
             that are present in over 100 training images (or `min_train_images`).
-        class_descriptions: Names of the machine ids. Default: the file in `root`. For a set on the Hub its labels
+        class_descriptions: Names of the machine ids. Default: the file in `root`. For a set on the Hub the labels
             themselves, if they are names.
-        streaming: Read a set on the Hub as it is needed, without storing it; wants the three files above.
-        streamed_rows: Rows of the training split, the length of an epoch, for a stream.
+        streaming: Read rows of a set on the Hub as they are needed, without storing it; requires the three files above.
+        streamed_rows: Number of rows of a streamed training split: the length of an epoch.
         kwargs: See `FolderDataModule` and `MultiLabelDataModule`.
 
     Raises:
-        UserError: There is no such folder, or an argument is out of range. Reading raises one as well: a file is
-            missing or malformed, a class has no name, an unseen label is seen, a split is empty.
+        UserError: There is no such folder, or an argument is out of range. Reading raises one if a file is missing or
+            malformed, a class has no name, an unseen label is seen, or a split is empty.
 
     Example:
         ```yaml
@@ -98,7 +92,7 @@ class OpenImagesDataModule(FolderDataModule):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} must be at least 1; got {value}")
         if streaming and not self.is_hub:
-            raise UserError(f"{self.root}: a folder of pictures is not streamed; leave data.streaming out")
+            raise UserError(f"{self.root}: a folder of images cannot be streamed; remove data.streaming")
         self.num_unseen = num_unseen
         self.unseen_file = unseen_file
         self.min_train_images = min_train_images
@@ -110,7 +104,7 @@ class OpenImagesDataModule(FolderDataModule):
         self.streamed_rows = streamed_rows
 
     def check_root(self) -> None:
-        """Raise a `UserError` unless the root is a folder, or may be a set on the Hub."""
+        """Raise a `UserError` unless the root is a folder or may be a set on the Hub."""
         self.is_hub = HubRows.is_it(self.root)
         if not self.is_hub:
             super().check_root()
@@ -165,7 +159,7 @@ class OpenImagesDataModule(FolderDataModule):
             if both := [label for label in unseen if label in seen]:
                 raise UserError(
                     f"{self.unseen_file}: {both[0]} ({self.names[both[0]]}) is a seen label, as are {len(both) - 1} "
-                    "others of the list; unseen labels must not be trained on, remove them"
+                    "others of the list; unseen labels must not be trained on, so remove them"
                 )
             return unseen
         positives = self.positives("test")
@@ -173,18 +167,18 @@ class OpenImagesDataModule(FolderDataModule):
         unseen = sorted(others, key=lambda label: (-positives[label], label))[: self.num_unseen]
         if not unseen:
             raise UserError(
-                f"{self.root}: no label outside the {len(seen):,} seen ones is present in a test image, so that none "
-                f"is unseen; the annotations of the test split are handed out at {SOURCE}"
+                f"{self.root}: no label outside the {len(seen):,} seen ones is present in a test image, so none is "
+                f"unseen; download the annotations of the test split from {SOURCE}"
             )
         if nameless := [label for label in unseen if label not in self.names]:
             raise UserError(
-                f"{self.root}: the test annotations have {nameless[0]}, which is not among the class descriptions; "
-                "take both files of the same version"
+                f"{self.root}: the test annotations have {nameless[0]}, which is not in the class descriptions; "
+                "use both files of the same version"
             )
         if len(unseen) < self.num_unseen:
             logger.warning(
                 "%s: %s labels outside the seen ones are present in test images, fewer than num_unseen %s; "
-                "figures on them compare with no published ones",
+                "results on them are not comparable with published ones",
                 *(self.root, f"{len(unseen):,}", f"{self.num_unseen:,}"),
             )
         return unseen
@@ -195,8 +189,8 @@ class OpenImagesDataModule(FolderDataModule):
         inputs = self._layout.inputs(split)
         with cached_folder(self.cache_dir, "openimages-counts", inputs, settings) as (folder, aside):
             if aside is not None:
-                _, marks = self._layout.read(split)
-                (aside / "positives.json").write_text(json.dumps(marks.positives()))
+                _, annotations = self._layout.read(split)
+                (aside / "positives.json").write_text(json.dumps(annotations.positives()))
         counts: dict[str, int] = json.loads((folder / "positives.json").read_text())
         return counts
 
@@ -205,9 +199,9 @@ class OpenImagesDataModule(FolderDataModule):
         label_ids = self.label_ids
 
         def make(counts: dict[str, int]) -> Iterable[pa.RecordBatch]:
-            image_ids, marks = self._layout.read(split, label_ids)
-            positive, negative = marks.lists(len(label_ids), counts)
-            del marks
+            image_ids, annotations = self._layout.read(split, label_ids)
+            positive, negative = annotations.lists(len(label_ids), counts)
+            del annotations
             for start in range(0, len(image_ids), ROWS_AT_ONCE):
                 ids = image_ids.slice(start, ROWS_AT_ONCE)
                 stop = start + len(ids)
@@ -219,33 +213,26 @@ class OpenImagesDataModule(FolderDataModule):
         table = cached_table(self.cache_dir, f"openimages-{split}", inputs, settings, make)
         return self._layout.finish(split, table)
 
-    def check(self, split: Split) -> ImageCheck:
-        """Which pictures of a split are there; those that are part of the rows always are."""
-        if not self.is_hub:
-            return super().check(split)
-        table, none = self.annotations(split), np.zeros(0, dtype=np.int64)
-        return ImageCheck(len(table.rows), none, none, table.folder)
-
     def dataset(self, split: Split) -> datasets.Dataset | datasets.IterableDataset:  # type: ignore[override]
-        """Rows of a split without those whose picture is missing; a stream has all.
+        """Rows of a split without missing images; a stream keeps all rows.
 
         Raises:
-            UserError: More than `max_missing` of the pictures are missing, or the split is empty.
+            UserError: More than `max_missing` of the images are missing, or the split is empty.
         """
         if not self.streaming:
             return super().dataset(split)
         if self.validation_size:
-            raise UserError("data.validation_size needs the rows on disk; leave it or data.streaming out")
+            raise UserError("data.validation_size needs the rows on disk; remove it or data.streaming")
         assert isinstance(self._layout, HubRows)
         return self._layout.stream(split, self.label_ids)
 
     def prepare_data(self) -> None:
-        """Read annotations and look for pictures, once on every machine; a stream is read as it comes."""
+        """Read annotations and look for images, once per machine; nothing is prepared for a stream."""
         if not self.streaming:
             super().prepare_data()
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> OpenImagesFiles | HubRows:
         return HubRows(self.root, self._descriptions, self.streaming) if self.is_hub else OpenImagesFiles(self.root)
 
     @cached_property
@@ -255,28 +242,12 @@ class OpenImagesDataModule(FolderDataModule):
 
     @property
     def _hub_settings(self) -> list[str] | None:
-        """What the meaning of a set's labels depends on where they are names."""
+        """Names of the machine ids, which the meaning of a Hub set's labels depends on."""
         return sorted(map(str, (self._descriptions or {}).items())) if self.is_hub else None
 
     def _class_file(self, name: str) -> Path | None:
         given = self.class_files[name]
         path = Path(given).expanduser() if given else find_class_file(self.root, name)
         if path is None and not self.is_hub:
-            raise UserError(f"{self.root}: no {name} there; get it from {SOURCE}")
+            raise UserError(f"{self.root}: no {name} there; download it from {SOURCE}")
         return path
-
-
-class Layout(Protocol):
-    """A form in which Open Images lies on disk."""
-
-    def inputs(self, split: str) -> list[Path]:
-        """Files that the marks of a split are read from."""
-
-    def read(self, split: str, label_ids: list[str] = ...) -> tuple[pa.Array, Marks]:
-        """Image ids of a split, and its marks."""
-
-    def paths(self, split: str, image_ids: pa.Array) -> pa.Array:
-        """Paths of pictures, where they are files."""
-
-    def finish(self, split: str, table: Table) -> Table:
-        """The table with the pictures, where they are part of the rows."""

@@ -1,4 +1,4 @@
-"""The files of Open Images in their folder: which is which, class lists, pictures."""
+"""Finds and reads the files of Open Images in a folder: annotations, class lists, images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ovml.data.cache import Table
-from ovml.data.openimages.annotations import Marks
-from ovml.data.openimages.csv import AGAIN, SOURCE, read_image_list, read_marks, unreadable
+from ovml.data.openimages.annotations import Annotations
+from ovml.data.openimages.csv import AGAIN, SOURCE, read_annotations, read_image_list, unreadable
 from ovml.utils.errors import UserError
 
 
 class OpenImagesFiles:
-    """Annotations and pictures as they are handed out, of V4 or later, in one folder.
+    """Annotations and images as published, of V4 or later, in one folder.
 
     Args:
         root: The folder.
@@ -26,49 +26,49 @@ class OpenImagesFiles:
         self.root = root.absolute()
 
     def inputs(self, split: str) -> list[Path]:
-        """Files that the marks of a split are read from.
+        """Files that the annotations of a split are read from.
 
         Raises:
-            UserError: There are no annotations, or two files of them.
+            UserError: There is no annotation file, or there are two.
         """
         name, short = "annotations-human-imagelabels.csv", "val" if split == "validation" else split
         patterns = [f"{split}-{name}", *(f"oidv*-{part}-{name}" for part in (split, short))]
         annotations = _one_of(_matches([self.root, self.root / split], patterns))
         if annotations is None:
-            raise UserError(f"{self.root}: no {patterns[0]} there or in {split}/; get it from {SOURCE}")
+            raise UserError(f"{self.root}: no {patterns[0]} there or in {split}/; download it from {SOURCE}")
         images = self._image_list(split)
         return [annotations, images] if images else [annotations]
 
-    def read(self, split: str, label_ids: Sequence[str] = ()) -> tuple[pa.Array, Marks]:
-        """Image ids of a split, and its marks; see `read_marks`.
+    def read(self, split: str, label_ids: Sequence[str] = ()) -> tuple[pa.Array, Annotations]:
+        """Image ids of a split, and its annotations; see `read_annotations`.
 
         Raises:
             UserError: A file is missing or malformed.
         """
         annotations, *images = self.inputs(split)
-        return read_marks(annotations, label_ids, read_image_list(images[0], split) if images else None)
+        return read_annotations(annotations, label_ids, read_image_list(images[0], split) if images else None)
 
     def paths(self, split: str, image_ids: pa.Array) -> pa.Array:
-        """Paths of pictures."""
+        """Paths of images."""
         return pc.binary_join_element_wise(f"{self.root / split}/", image_ids, ".jpg", "")
 
     def finish(self, split: str, table: Table) -> Table:
-        """The table as it is: its pictures are files."""
+        """Return the table unchanged; its images are files."""
         return table
 
     def _image_list(self, split: str) -> Path | None:
-        # An image without a verified label is of no use in training, so that millions of them need not be listed.
+        # Training cannot use images without a verified label, so millions of them need not be listed.
         if split == "train":
             return None
         own = _matches([self.root, self.root / split], [f"{split}-images*.csv"])
-        # Beside it there may be a list of the images with boxes alone.
+        # There may be a second list, of the images with boxes only.
         return _one_of([path for path in own if "boxable" not in path.name]) or _one_of(
             _matches([self.root], ["image_ids_and_rotation.csv"])
         )
 
 
 def find_class_file(root: Path, name: str) -> Path | None:
-    """A file such as `class-descriptions.csv`, which later versions call `oidv7-class-descriptions.csv`.
+    """Find a file such as `class-descriptions.csv`, which later versions call `oidv7-class-descriptions.csv`.
 
     Raises:
         UserError: There are several.
@@ -77,7 +77,7 @@ def find_class_file(root: Path, name: str) -> Path | None:
 
 
 def read_descriptions(path: Path) -> dict[str, str]:
-    """Name of every machine id; with or without the header `LabelName,DisplayName`.
+    """Read the name of every machine id; the header `LabelName,DisplayName` is optional.
 
     Raises:
         UserError: The file cannot be read, or a line does not hold an id and a name, or repeats an id.
@@ -94,7 +94,7 @@ def read_descriptions(path: Path) -> dict[str, str]:
                     raise UserError(f"{where}: expected a machine id and a name, got {','.join(row)!r}; {AGAIN}")
                 label, name = row[0].strip(), row[1].strip()
                 if label in names:
-                    raise UserError(f"{where}: {label} is described a second time; keep one of the lines")
+                    raise UserError(f"{where}: {label} is described twice; keep one of the lines")
                 names[label] = name
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}; {AGAIN}") from error
@@ -106,7 +106,7 @@ def read_descriptions(path: Path) -> dict[str, str]:
 
 
 def read_class_list(path: Path, names: Mapping[str, str]) -> list[str]:
-    """Machine ids, one a line; blank lines are left out.
+    """Read machine ids, one per line; blank lines are skipped.
 
     Args:
         path: Text file.
@@ -127,12 +127,12 @@ def read_class_list(path: Path, names: Mapping[str, str]) -> list[str]:
             raise UserError(f"{path}, line {number}: {label} is repeated (line {first[label]}); keep one of them")
         if label not in names:
             raise UserError(
-                f"{path}, line {number}: {label} is not among the class descriptions, so it has no name; "
-                "take both files of the same version"
+                f"{path}, line {number}: {label} is not in the class descriptions, so it has no name; "
+                "use both files of the same version"
             )
         first[label] = number
     if not first:
-        raise UserError(f"{path}: lists no class; give machine ids such as /m/01g317, one a line")
+        raise UserError(f"{path}: lists no class; give machine ids such as /m/01g317, one per line")
     return list(first)
 
 
@@ -142,5 +142,5 @@ def _matches(folders: Sequence[Path], patterns: Sequence[str]) -> list[Path]:
 
 def _one_of(found: Sequence[Path]) -> Path | None:
     if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1]}: two of the same kind; keep the one that is to be read")
+        raise UserError(f"{found[0]} and {found[1]}: two files of the same kind; keep the one to read")
     return found[0] if found else None

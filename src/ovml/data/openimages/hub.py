@@ -1,10 +1,11 @@
-"""Open Images as rows of Hugging Face `datasets`, as `vikhyatk/openimages-human-labels` on the Hub has them."""
+"""Open Images as rows of Hugging Face `datasets`, in the form of `vikhyatk/openimages-human-labels` on the Hub."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ovml.data.cache import FEATURES, Table
-from ovml.data.openimages.annotations import MarkCollector, Marks
+from ovml.data.cache import Table
+from ovml.data.hub.load import LoadedSet, is_hub_name, load_set, published
+from ovml.data.hub.rows import beside_images, streamed_rows
+from ovml.data.openimages.annotations import AnnotationCollector, Annotations
 from ovml.data.openimages.csv import SOURCE
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
@@ -29,19 +32,18 @@ ROWS_AT_ONCE = 20_000
 class HubRows:
     """Rows with the columns `image`, `image_id` and `labels`, a list of `{"label", "confidence"}`.
 
-    A label is a machine id or a name. A name that several machine ids share could be any of them, so such a mark is
-    left out (unknown) and counted.
+    A label is a machine id or a name. Annotations with a name that several machine ids share are ambiguous, so they are
+    skipped (unknown) and counted.
 
     Args:
         root: The set's name on the Hub (`owner/name`), or a folder of its Parquet files.
-        names: Name of every machine id. Without them the labels themselves serve as ids.
-        streaming: Read rows from the Hub as they are needed.
+        names: Name of every machine id. Default: the labels are their own ids.
+        streaming: Read rows as they are needed, without preparing the set on disk.
     """
 
     def __init__(self, root: Path, names: Mapping[str, str] | None, streaming: bool = False) -> None:
         self.root = root
         self.streaming = streaming
-        self._rows: dict[str, Any] = {}
         self._id_of: dict[str, str] = {}
         self._shared: set[str] = set()
         for label, name in (names or {}).items():
@@ -52,36 +54,35 @@ class HubRows:
 
     @classmethod
     def is_it(cls, root: Path) -> bool:
-        """Whether `root` is a folder of Parquet files or, where there is no such folder, looks like `owner/name`."""
+        """Whether `root` is a folder of Parquet files or, if there is no such folder, looks like `owner/name`."""
         if root.is_dir():
             return any(any(root.glob(pattern)) for pattern in ("*.parquet", "data/*.parquet"))
-        # Below a folder that is there it is a mistyped path.
-        return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", root.as_posix())) and not root.parent.exists()
+        return is_hub_name(root)
 
     def rows(self, split: str) -> Any:
-        """Rows of a split as they are.
+        """Rows of a split, unconverted.
 
         Raises:
-            UserError: They cannot be had, or have other columns.
+            UserError: They cannot be loaded, or have other columns.
         """
-        if split not in self._rows:
-            try:
-                rows = datasets.load_dataset(self.root.as_posix(), split=split, streaming=self.streaming)
-            except Exception as error:  # the library raises nearly anything
-                what = "cannot be read" if self.root.is_dir() else "no such folder, and not to be had from the Hub"
-                raise UserError(
-                    f"{self.root}: {split} split of Open Images: {what} ({' '.join(str(error).split())}); "
-                    f"the set is handed out at {SOURCE}"
-                ) from error
-            self._check_columns(rows, split)
-            self._rows[split] = rows
-        return self._rows[split]
+        with published(self.root, SOURCE, f"{split} split of Open Images: "):
+            splits = self._source.splits
+        if split not in splits:
+            raise UserError(
+                f"{self.root}: no {split} split, only {', '.join(splits)}; download the whole set from {SOURCE}"
+            )
+        self._check_columns(splits[split], split)
+        return splits[split]
+
+    @cached_property
+    def _source(self) -> LoadedSet:
+        return load_set(self.root.as_posix(), streaming=self.streaming)
 
     def inputs(self, split: str) -> list[Path]:
-        """Files that the marks of a split are read from.
+        """Files that the annotations of a split are read from.
 
         Raises:
-            UserError: The rows are streamed, so that there is no file.
+            UserError: The rows are streamed, so there is no file.
         """
         if self.streaming:
             raise UserError(
@@ -90,19 +91,19 @@ class HubRows:
             )
         return [Path(file["filename"]) for file in self.rows(split).cache_files]
 
-    def read(self, split: str, label_ids: Sequence[str] = ()) -> tuple[pa.Array, Marks]:
-        """Image ids of a split, and its marks; see `ovml.data.openimages.csv.read_marks`.
+    def read(self, split: str, label_ids: Sequence[str] = ()) -> tuple[pa.Array, Annotations]:
+        """Image ids of a split, and its annotations; see `ovml.data.openimages.csv.read_annotations`.
 
         Raises:
             UserError: A confidence is neither 0 nor 1.
         """
-        collector, pieces, offset, left_out = MarkCollector(label_ids), [], 0, 0
+        collector, pieces, offset, left_out = AnnotationCollector(label_ids), [], 0, 0
         for ids, lists in self._blocks(split):
-            marks = lists.flatten()
-            label = marks.field("label").cast(pa.string()).fill_null("").dictionary_encode()
+            annotations = lists.flatten()
+            label = annotations.field("label").cast(pa.string()).fill_null("").dictionary_encode()
             known = [self.id_of(name) for name in label.dictionary.to_pylist()]
             label = pa.DictionaryArray.from_arrays(label.indices, pa.array(known, pa.string()))
-            confidence = marks.field("confidence").to_numpy(zero_copy_only=False)
+            confidence = annotations.field("confidence").to_numpy(zero_copy_only=False)
             row = pc.list_parent_indices(lists).to_numpy()
             for odd in np.flatnonzero((confidence != 0) & (confidence != 1))[:1]:
                 raise self._odd(split, ids[int(row[odd])].as_py(), confidence[odd])
@@ -116,40 +117,37 @@ class HubRows:
                 "%s: %s labels of the %s split have a name that several classes share; they count as unknown",
                 *(self.root, f"{left_out:,}", split),
             )
-        return pa.chunked_array(pieces, pa.string()).combine_chunks(), collector.marks(offset)
+        return pa.chunked_array(pieces, pa.string()).combine_chunks(), collector.annotations(offset)
 
     def id_of(self, label: str) -> str | None:
-        """Machine id that a label of the rows means; `None` where it could be several."""
+        """Machine id of a label of the rows; `None` if it is ambiguous."""
         key = label_key(label)
         return None if not key or key in self._shared else self._id_of.get(key, label)
 
     def paths(self, split: str, image_ids: pa.Array) -> pa.Array:
-        """Nothing: pictures are part of the rows."""
+        """Null paths, since the images are part of the rows."""
         return pa.nulls(len(image_ids), pa.string())
 
     def finish(self, split: str, table: Table) -> Table:
-        """The table with the rows' pictures, which are not copied."""
-        images = self.rows(split).select_columns(["image"]).cast_column("image", FEATURES["image"])
-        labels = table.rows.remove_columns("image")
-        return Table(datasets.concatenate_datasets([images, labels], axis=1), table.counts, table.folder)
+        """Add the rows' images to the table, without copying them."""
+        return replace(table, rows=beside_images(self.rows(split), "image", table.rows.remove_columns("image")))
 
     def stream(self, split: str, label_ids: Sequence[str]) -> datasets.IterableDataset:
-        """Rows of a split as a stream, label ids being places in `label_ids`."""
+        """Rows of a split as a stream, with labels as indices into `label_ids`."""
         number_of = {label: number for number, label in enumerate(label_ids)}
 
-        def convert(row: dict[str, Any]) -> dict[str, Any]:
-            marked: dict[int, set[bool]] = {}
-            for mark in row["labels"]:
-                if mark["confidence"] not in (0, 1):
-                    raise self._odd(split, row["image_id"], mark["confidence"])
-                label = self.id_of(mark["label"] or "")
+        def convert(row: Mapping[str, Any]) -> dict[str, Any]:
+            annotated: dict[int, set[bool]] = {}
+            for annotation in row["labels"]:
+                if annotation["confidence"] not in (0, 1):
+                    raise self._odd(split, row["image_id"], annotation["confidence"])
+                label = self.id_of(annotation["label"] or "")
                 if label in number_of:
-                    marked.setdefault(number_of[label], set()).add(mark["confidence"] == 1)
-            positive, negative = (sorted(n for n, is_in in marked.items() if is_in == {v}) for v in (True, False))
+                    annotated.setdefault(number_of[label], set()).add(annotation["confidence"] == 1)
+            positive, negative = (sorted(n for n, is_in in annotated.items() if is_in == {v}) for v in (True, False))
             return {"image": row["image"], "positive": positive, "negative": negative, "image_id": row["image_id"]}
 
-        rows = self.rows(split).select_columns(list(COLUMNS)).cast_column("image", datasets.Image(decode=False))
-        return rows.map(convert, remove_columns=["labels"], features=FEATURES)
+        return streamed_rows(self.rows(split), "image", ("image_id", "labels"), convert)
 
     def _blocks(self, split: str) -> Iterator[tuple[pa.Array, pa.ListArray]]:
         rows = self.rows(split).select_columns(["image_id", "labels"]).with_format("arrow")

@@ -1,4 +1,4 @@
-"""Draws the objects and backgrounds of the demo world with Pillow (see `ovml.data.synthetic.scenes`)."""
+"""Draws the objects and backgrounds of the demo's scenes with Pillow (see `ovml.data.synthetic.scenes`)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Thing:
         shape: One of `SHAPES`.
         colour: One of `COLOURS`.
         pattern: One of `PATTERNS`, or "" for a plain object.
-        x: Centre from the left, in pixels of the final picture.
+        x: Centre from the left, in pixels of the final image.
         y: Centre from the top.
         radius: Half the object's extent.
         angle: Rotation in degrees.
@@ -218,7 +218,7 @@ def draw(things: tuple[Thing, ...], ground: str, rng: random.Random) -> Image.Im
         rng: Source of the colour jitter, clutter and noise.
 
     Returns:
-        An RGB picture of ``IMAGE_SIZE`` by ``IMAGE_SIZE`` pixels.
+        An RGB image of ``IMAGE_SIZE`` by ``IMAGE_SIZE`` pixels.
     """
     canvas = _background(ground, rng)
     _clutter(canvas, rng)
@@ -237,7 +237,7 @@ def photograph(image: Image.Image, rng: random.Random) -> Image.Image:
         rng: Source of all choices.
 
     Returns:
-        An RGB picture of the same size.
+        An RGB image of the same size.
     """
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
     width, height = image.size

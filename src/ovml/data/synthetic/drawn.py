@@ -1,4 +1,4 @@
-"""What the drawn worlds share: their splits, and a split's scenes kept as files of the `datasets` library."""
+"""Splits of a synthetic data set, drawn once and cached by the `datasets` library."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from PIL import Image
 from ovml.data.cache import FEATURES
 
 SPLITS = ("pretrain", "train", "validation", "test")
-"""Each split draws from a random stream of its own; ``pretrain`` is for the world's CLIP alone."""
+"""Each split has its own random stream; ``pretrain`` is only for training the data set's own CLIP."""
 
 
 class DrawnScene(Protocol):
-    """What is kept of a scene."""
+    """The parts of a scene that are stored."""
 
     @property
     def image(self) -> Image.Image:
-        """The picture."""
+        """The image."""
 
     @property
     def label_ids(self) -> list[int]:
-        """Ids of the labels that are there, ascending."""
+        """Ids of the labels present, ascending."""
 
 
 def check_split(split: str) -> None:
-    """See that there is such a split.
+    """Check the name of a split.
 
     Raises:
-        ValueError: There is not.
+        ValueError: There is no such split.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
@@ -40,17 +40,17 @@ def check_split(split: str) -> None:
 def drawn_split(
     draw: Callable[[int], DrawnScene], split: str, size: int, fingerprint: str, cache_dir: str | None
 ) -> datasets.Dataset:
-    """Draw a split, or read it from the cache where it was drawn before.
+    """Draw a split, or read it from the cache.
 
     Args:
-        draw: Gives the split's scene of an index.
+        draw: Draws the scene with a given index.
         split: One of `SPLITS`.
         size: Number of scenes.
-        fingerprint: Names all that the scenes depend on; the cache's key.
+        fingerprint: Cache key; must name everything that the scenes depend on.
         cache_dir: Folder for the Arrow files; the `datasets` library's own by default.
 
     Returns:
-        Memory-mapped rows: `image`, `positive` (ids of labels), `negative` (always empty: what is not positive is
+        Memory-mapped rows: `image`, `positive` (ids of labels), `negative` (always empty: labels not listed are
         absent) and `image_id`.
 
     Raises:

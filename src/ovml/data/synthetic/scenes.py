@@ -1,15 +1,15 @@
-"""A small drawn world with a vocabulary of compositional labels, for demos and tests without downloads.
+"""A small synthetic data set with compositional labels, for demos and tests without downloads.
 
 A scene shows one to six objects, each with a shape, a colour and perhaps a pattern, on a cluttered
 background. A label names a shape ("circle"), a coloured shape ("red circle"), a patterned shape ("striped
-circle") or all three ("striped red circle"), and is present when any object fits it.
+circle") or all three ("striped red circle"), and is present if any object fits it.
 
 There are two kinds of unseen labels: held-out combinations of words that do occur in other seen labels, and
-every label of the shapes in `HELD_OUT_SHAPES`. Objects of unseen labels do appear in the pictures of the
-supervised ``train`` split; only their labels are to be withheld, as in NUS-WIDE.
+every label of the shapes in `HELD_OUT_SHAPES`. Objects of unseen labels do appear in the images of the
+supervised ``train`` split; only their labels are withheld, as in NUS-WIDE.
 
-The demo's CLIP was trained on clean drawings (``pretrain``). Labelled scenes are busier and look like snapshots of
-such drawings, so they differ from what CLIP saw, as the pictures of a real data set do.
+The demo's CLIP was trained on clean drawings (``pretrain``). Labelled scenes are busier and look like photographs of
+such drawings: a domain shift like that of a real data set.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ovml.data.synthetic.draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHA
 from ovml.data.synthetic.drawn import check_split, drawn_split
 
 WORLD_VERSION = 1
-"""Raised whenever the same seed would draw another scene; part of the cache's key."""
+"""Version of the drawing, part of the cache key; increase it when the same seed draws another scene."""
 
 HELD_OUT_SHAPES = ("heart", "drop")
-"""Shapes of which every label is unseen."""
+"""Shapes whose labels are all unseen."""
 
 _COLOUR_NAMES = tuple(COLOURS)
 # Held-out pairs are spread along a diagonal, so that every word still occurs in many seen labels.
@@ -60,7 +60,7 @@ _NAMES: tuple[tuple[str, ...], ...] = (
 )
 
 SEEN_LABELS: tuple[str, ...] = tuple(" ".join(words) for words in _NAMES if not _is_held_out(words))
-"""Labels whose marks supervised training may use."""
+"""Labels used in supervised training."""
 
 UNSEEN_LABELS: tuple[str, ...] = tuple(" ".join(words) for words in _NAMES if _is_held_out(words))
 """Labels withheld from supervised training."""
@@ -69,7 +69,7 @@ LABELS: tuple[str, ...] = SEEN_LABELS + UNSEEN_LABELS
 """All labels; a label's id is its position here."""
 
 _IDS = {label: i for i, label in enumerate(LABELS)}
-# Pre-training pictures hold few objects, as the web's captioned pictures do.
+# Pre-training images hold few objects, as the web's captioned images do.
 _COUNT_WEIGHTS = {"pretrain": (30, 22, 18, 14, 9, 7)}
 _BUSY_WEIGHTS = (5, 15, 20, 20, 20, 20)
 
@@ -79,7 +79,7 @@ class Scene:
     """A drawn scene and what is in it.
 
     Attributes:
-        image: The picture, RGB, ``IMAGE_SIZE`` pixels square.
+        image: The image, RGB, ``IMAGE_SIZE`` pixels square.
         objects: The objects, later ones on top of earlier ones.
         ground: The background's name.
     """
@@ -115,7 +115,7 @@ def object_names(thing: Thing) -> list[str]:
 
 
 def _looks(rng: random.Random) -> tuple[str, str, str]:
-    """Pattern, colour and shape; the three-word labels are drawn more often, or each would be too rare."""
+    """Draw pattern, colour and shape; three-word labels are drawn more often, or each would be too rare."""
     if rng.random() < 0.3:
         return rng.choice(_TRIPLES)
     pattern = rng.choice(PATTERNS) if rng.random() < 0.45 else ""
@@ -133,14 +133,14 @@ def _place(count: int, rng: random.Random) -> tuple[Thing, ...]:
             if all((t.x - x) ** 2 + (t.y - y) ** 2 > (0.85 * (t.radius + radius)) ** 2 for t in things):
                 things.append(Thing(shape, colour, pattern, x, y, radius, rng.uniform(-35, 35)))
                 break
-    return tuple(things)  # an object that finds no room is left out
+    return tuple(things)  # objects without room are skipped
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
-    """Draws a scene, a function of the three arguments alone.
+    """Draw a scene, a deterministic function of the three arguments.
 
     Args:
-        seed: Seed of the world.
+        seed: Seed of the data set.
         split: One of `ovml.data.synthetic.drawn.SPLITS`.
         index: Position of the scene in its split.
 
@@ -148,7 +148,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
         The scene.
 
     Raises:
-        ValueError: If ``split`` is not a split of this world.
+        ValueError: If ``split`` is not a split of this data set.
 
     Examples:
         >>> scene = draw_scene(0, "train", 3)
@@ -164,60 +164,21 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     return Scene(image if split == "pretrain" else photograph(image, rng), things, ground)
 
 
-_CAPTIONS = (
-    "{things}",
-    "{things}",
-    "there is {things} in the scene",
-    "there is {things} in the scene",
-    "{things} in the scene",
-    "a picture of {things}",
-    "a photo of {things}",
-    "a drawing with {things}",
-    "{things} on a {ground} background",
-    "a {ground} picture with {things}",
-)
-
-
-def caption(scene: Scene, rng: random.Random) -> str:
-    """Writes a caption as the web would: true, in varied words, and silent about much of the picture.
-
-    Args:
-        scene: The scene to describe.
-        rng: Source of the choices.
-
-    Returns:
-        Lower-case text that mentions one to three objects, each by one of its names, perhaps with the
-        background, or now and then a single bare word.
-    """
-    if rng.random() < 0.04:
-        thing = rng.choice(scene.objects)
-        return rng.choice((thing.shape, thing.colour, scene.ground))
-    mentioned = rng.sample(scene.objects, min(len(scene.objects), rng.choices((1, 2, 3), (4, 4, 2))[0]))
-    phrases = []
-    for thing in mentioned:
-        names = object_names(thing)
-        # People say what is striking: colour and shape most of the time, the bare shape less often.
-        weights = (2, 5) if len(names) == 2 else (1, 2, 2, 4)
-        phrases.append("a " + rng.choices(names, weights)[0])
-    things = phrases[0] if len(phrases) == 1 else f"{' '.join(phrases[:-1])} and {phrases[-1]}"
-    return rng.choice(_CAPTIONS).format(things=things, ground=scene.ground)
-
-
 def scenes(split: str, size: int, seed: int, cache_dir: str | None = None) -> datasets.Dataset:
-    """Draws a split, or reads it from the cache where it was drawn before.
+    """Draw a split, or read it from the cache.
 
     Args:
         split: One of `ovml.data.synthetic.drawn.SPLITS`.
         size: Number of scenes; a larger size continues the same stream of scenes.
-        seed: Seed of the world.
+        seed: Seed of the data set.
         cache_dir: Folder for the Arrow files; the ``datasets`` library's own by default.
 
     Returns:
-        Memory-mapped rows: ``image``, ``positive`` (ids into `LABELS`), ``negative`` (always empty: what
-        is not positive is absent) and ``image_id``.
+        Memory-mapped rows: ``image``, ``positive`` (ids into `LABELS`), ``negative`` (always empty: labels
+        not listed are absent) and ``image_id``.
 
     Raises:
-        ValueError: If ``split`` is not a split of this world or ``size`` is not positive.
+        ValueError: If ``split`` is not a split of this data set or ``size`` is not positive.
     """
     fingerprint = f"ovml-demo-{WORLD_VERSION}-{split}-{size}-{seed}"
     return drawn_split(partial(draw_scene, seed, split), split, size, fingerprint, cache_dir)

@@ -24,7 +24,7 @@ def average_precision(preds: Tensor, targets: Tensor, ignore_index: int = -1) ->
     Args:
         preds: Scores `[N, L]` of any float type.
         targets: `[N, L]`: 1 present, 0 absent, `ignore_index` left out.
-        ignore_index: Mark of unknown entries.
+        ignore_index: Target of unknown entries.
 
     Returns:
         `[L]` in 0..1; NaN for a label without positives.
@@ -47,18 +47,18 @@ def each_label_of_pieces(
     """A number for every label, of pieces `[N_i, L]` that are never joined: block by block, without a second copy.
 
     Args:
-        of_label: Gives a label's number.
+        of_label: Computes a label's number.
         preds: Scores, at least one piece.
         targets: As many pieces of the same shapes.
-        ignore_index: Mark of unknown entries.
+        ignore_index: Target of unknown entries.
     """
     num_images, num_labels = sum(map(len, preds)), preds[0].shape[1]
     step = max(1, BLOCK // max(1, num_images))
 
     def block(start: int) -> list[float]:
         columns = slice(start, start + step)
-        scores, marks = (_rows_of_labels([piece[:, columns] for piece in pieces]) for pieces in (preds, targets))
-        return [of_label(*_known(row, mark, ignore_index)) for row, mark in zip(scores, marks, strict=True)]
+        scores, found = (_rows_of_labels([piece[:, columns] for piece in pieces]) for pieces in (preds, targets))
+        return [of_label(*_known(row, own, ignore_index)) for row, own in zip(scores, found, strict=True)]
 
     # NumPy sorts without holding Python's lock.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -70,10 +70,10 @@ def each_label_of_pieces(
 def each_label_of_entries(
     of_label: OfLabel, preds: Tensor, labels: Tensor, positive: Tensor, num_labels: int
 ) -> Tensor:
-    """A number for every label, of single entries: what is left of scores of which most marks are unknown.
+    """A number for every label, of single entries: what is kept of batches with mostly unknown targets.
 
     Args:
-        of_label: Gives a label's number.
+        of_label: Computes a label's number.
         preds: Scores `[K]`.
         labels: Label of each `[K]`.
         positive: Whether it is present, else absent `[K]`.
@@ -86,16 +86,16 @@ def each_label_of_entries(
     """
     order = torch.argsort(labels, stable=True)
     ends = torch.bincount(labels, minlength=num_labels).cumsum(0).cpu().numpy()[:-1]
-    scores, marks = (np.split(_numpy(values[order]), ends) for values in (preds, positive))
-    values = [of_label(*pair) for pair in zip(scores, marks, strict=True)] if num_labels else []
+    scores, found = (np.split(_numpy(values[order]), ends) for values in (preds, positive))
+    values = [of_label(*pair) for pair in zip(scores, found, strict=True)] if num_labels else []
     return torch.tensor(values, device=preds.device)
 
 
 def label_average_precision(scores: Array, positive: Array) -> float:
-    """Average precision of one label over the images `[N]` where its mark is known.
+    """Average precision of one label over the images `[N]` where its target is known.
 
-    Precision is asked for at the positives alone, and there it is (positives scored as high) / (images scored as
-    high): two counts in sorted scores, which need no knowledge of the marks.
+    Only the precision at positives counts: (positives with at least this score) / (images with at least this score),
+    two counts in sorted arrays.
     """
     thresholds = np.sort(scores[positive])
     if len(thresholds) == 0:
@@ -105,9 +105,9 @@ def label_average_precision(scores: Array, positive: Array) -> float:
     return float(np.mean(hits / images))
 
 
-def _known(scores: Array, marks: Array, ignore_index: int) -> tuple[Array, Array]:
-    known = marks != ignore_index
-    return (scores, marks == 1) if known.all() else (scores[known], marks[known] == 1)
+def _known(scores: Array, targets: Array, ignore_index: int) -> tuple[Array, Array]:
+    known = targets != ignore_index
+    return (scores, targets == 1) if known.all() else (scores[known], targets[known] == 1)
 
 
 def _rows_of_labels(pieces: Sequence[Tensor]) -> Iterator[Array]:

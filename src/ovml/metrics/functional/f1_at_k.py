@@ -22,8 +22,8 @@ def count_at_k(preds: Tensor, targets: Tensor, k: int | Sequence[int]) -> Counts
 
     Args:
         preds: Scores `[B, L]`.
-        targets: `[B, L]`: 1 present; all else (absent or unknown) is no hit.
-        k: Labels taken per image; of several, the best labels are looked for once.
+        targets: `[B, L]`: 1 present; absent and unknown labels are no hits.
+        k: Labels taken per image; several share one top-k.
 
     Raises:
         ValueError: Shapes do not fit, or there are fewer than `k` labels.

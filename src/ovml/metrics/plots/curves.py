@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovml.metrics.functional.average_precision import average_precision
+from ovml.metrics.evaluation import OpenVocabularyEvaluation
 from ovml.metrics.plots.files import Figure, new_figure
-from ovml.metrics.protocols import EvaluationProtocol, chosen_protocols, label_columns, shown_protocols
+from ovml.metrics.protocols import EvaluationProtocol, shown_protocols
 from ovml.metrics.score_counts import ScoreCounts
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
@@ -22,7 +22,7 @@ BLUE, ORANGE, GREY, DARK = "#2a6fb0", "#d9822b", "#9a9aa2", "#4b4b55"
 GROUPS = {"seen": BLUE, "unseen": ORANGE}
 CURVES = {"zsl": ORANGE, "gzsl": DARK, "seen": BLUE}
 OTHER_CURVES = ("#3d8f5f", "#8a5fb0", "#b8434e", "#4aa3a8", "#8c6d46")
-"""Colours of further protocols, one after the other."""
+"""Colours of further protocols, by their place."""
 BARS = 20
 """Labels shown of the best, and of the worst."""
 LONGEST = 34
@@ -35,14 +35,16 @@ class ProtocolScores:
     """What the figures show of a protocol.
 
     Attributes:
-        title: The protocol's.
-        columns: Its labels in the vocabulary.
-        counts: Counts of its scores, in groups seen and unseen.
+        title: Title of the protocol.
+        names: Names of its labels.
+        is_unseen: Whether each label is unseen.
+        counts: Counts of its scores, in the groups seen and unseen.
         per_label: Average precision of each label; NaN where no target is present.
     """
 
     title: str
-    columns: Sequence[int]
+    names: Sequence[str]
+    is_unseen: Sequence[bool]
     counts: ScoreCounts
     per_label: Tensor
 
@@ -80,59 +82,60 @@ def evaluation_figures(
         >>> sorted(evaluation_figures(torch.rand(9, 3), torch.rand(9, 3).round(), vocabulary))
         ['labels', 'labels_zsl', 'precision_recall', 'scores']
     """
-    shape = (len(scores), len(vocabulary))
-    if scores.shape != shape or targets.shape != shape:
-        raise UserError(
-            f"scores and targets: expected [N, {len(vocabulary)}], a column per label; "
-            f"got {list(scores.shape)} and {list(targets.shape)}"
-        )
-    chosen = {protocol.name: protocol for protocol in chosen_protocols(protocols)}
-    found = {name: columns for name in chosen if (columns := label_columns(chosen[name], vocabulary))}
-    parts = {}
-    for name in shown_protocols(found):
-        columns = list(found[name])
-        own_scores, own_targets = scores[:, columns], targets[:, columns].to(torch.int8)
-        if name == "zsl" and zsl_scores is not None:
-            own_scores = zsl_scores
-        if own_scores.shape != own_targets.shape:
-            raise UserError(
-                f"zsl_scores: expected {list(own_targets.shape)}, a column per unseen label; "
-                f"got {list(own_scores.shape)}"
-            )
-        counts = ScoreCounts(bins, groups=2)
-        counts.update(own_scores, own_targets, label_groups(vocabulary, columns))
-        parts[name] = ProtocolScores(chosen[name].title, columns, counts, average_precision(own_scores, own_targets))
-    return draw_figures(parts, vocabulary, title)
+    size, unseen = len(scores), vocabulary.unseen_slice
+    for name, given, num_labels in (
+        ("scores", scores, len(vocabulary)),
+        ("targets", targets, len(vocabulary)),
+        ("zsl_scores", zsl_scores, len(vocabulary.unseen)),
+    ):
+        if given is not None and given.shape != (size, num_labels):
+            raise UserError(f"{name}: expected [N, {num_labels}] with N = {size}; got {list(given.shape)}")
+    evaluation = OpenVocabularyEvaluation(protocols, ks=())
+    evaluation.prepare(vocabulary)
+    evaluation.update(
+        lambda columns: scores[:, columns] if zsl_scores is None or columns != unseen else zsl_scores, targets
+    )
+    return draw_figures(protocol_scores(evaluation, bins), title)
 
 
-def label_groups(vocabulary: LabelVocabulary, columns: Sequence[int]) -> Tensor:
-    """The group of each label at `columns` in `ScoreCounts`, `[L']`: 0 seen, 1 unseen."""
-    return torch.tensor([int(column >= len(vocabulary.seen)) for column in columns])
-
-
-def draw_figures(
-    parts: Mapping[str, ProtocolScores], vocabulary: LabelVocabulary, title: str = ""
-) -> dict[str, Figure]:
-    """Draw the figures of `evaluation_figures` from what was counted of each protocol.
+def protocol_scores(
+    evaluation: OpenVocabularyEvaluation, bins: int = 1000, draws: bool = True
+) -> dict[str, ProtocolScores]:
+    """Count the scores of an evaluation by protocol, before its reset.
 
     Args:
-        parts: By the protocols' names; scores and labels are drawn of the one with the most labels.
-        vocabulary: The labels.
+        evaluation: Updated with all images.
+        bins: Of the scores.
+        draws: False for a process that only takes part in gathering; it returns nothing.
+    """
+    parts: dict[str, ProtocolScores] = {}
+    for name in shown_protocols(evaluation.columns):
+        with evaluation.gathered(name) as metric:
+            if draws and (vocabulary := evaluation.vocabulary) is not None:
+                names = [vocabulary.names[column] for column in evaluation.columns[name]]
+                is_unseen = [column >= len(vocabulary.seen) for column in evaluation.columns[name]]
+                counts = ScoreCounts(bins, groups=2)
+                counts.update_pieces(metric.pieces(), torch.tensor(is_unseen).long())
+                title, per_label = evaluation.titles[name], metric.per_label()
+                parts[name] = ProtocolScores(title, names, is_unseen, counts, per_label)
+    return parts
+
+
+def draw_figures(parts: Mapping[str, ProtocolScores], title: str = "") -> dict[str, Figure]:
+    """Draw the figures of `evaluation_figures`.
+
+    Args:
+        parts: By the protocols' names; `scores` and `labels` are drawn of the one with the most labels.
         title: What was evaluated.
     """
-    widest = max(parts, key=lambda name: len(parts[name].columns))
+    widest = max(parts, key=lambda name: len(parts[name].names))
     figures = {
         "precision_recall": precision_recall_figure(parts, title),
         "scores": scores_figure(parts[widest].counts, title),
     }
     for name, part in parts.items():
-        names = [vocabulary.names[column] for column in part.columns]
-        is_unseen = label_groups(vocabulary, part.columns).bool().tolist()
-        if name == widest:
-            figures["labels"] = labels_figure(part.per_label, names, is_unseen, title)
-        else:
-            own_title = f"{part.title}, {title}" if title else part.title
-            figures[f"labels_{name}"] = labels_figure(part.per_label, names, is_unseen, own_title)
+        key, titles = ("labels", [title]) if name == widest else (f"labels_{name}", [part.title, title])
+        figures[key] = labels_figure(part.per_label, part.names, part.is_unseen, ", ".join(filter(None, titles)))
     return figures
 
 
@@ -143,7 +146,8 @@ def precision_recall_figure(parts: Mapping[str, ProtocolScores], title: str = ""
     """
     figure = new_figure(6.4, 5.2)
     axes = figure.add_subplot()
-    for part, colour in zip(parts.values(), _curve_colours(parts), strict=True):
+    for (name, part), other in zip(parts.items(), cycle(OTHER_CURVES), strict=False):
+        colour = CURVES.get(name, other)
         absent, present = part.counts.counts.sum(axis=(0, 2)).tolist()
         if not present:
             continue
@@ -161,11 +165,6 @@ def precision_recall_figure(parts: Mapping[str, ProtocolScores], title: str = ""
     else:
         axes.text(0.5, 0.5, "no label is present", ha="center", color=GREY)
     return figure
-
-
-def _curve_colours(names: Iterable[str]) -> Iterator[str]:
-    others = cycle(OTHER_CURVES)
-    return (CURVES[name] if name in CURVES else next(others) for name in names)
 
 
 def scores_figure(counts: ScoreCounts, title: str = "") -> Figure:
@@ -234,7 +233,10 @@ def labels_figure(per_label: Tensor, names: Sequence[str], is_unseen: Sequence[b
     note = f"; {missing:,} labels without a present annotation are left out" if missing else ""
     figure.suptitle(_titled(f"Average precision of {len(ranked):,} labels{note}", title), fontsize=11)
     if len(set(is_unseen)) == 2:
-        _key(figure)
+        from matplotlib.patches import Patch
+
+        keys = [Patch(color=colour, label=name) for name, colour in GROUPS.items()]
+        figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -246,13 +248,6 @@ def shortened(name: str) -> str:
     """
     name = " ".join(name.split())
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 16].rstrip()}...{name[-13:]}"
-
-
-def _key(figure: Figure) -> None:
-    from matplotlib.patches import Patch
-
-    keys = [Patch(color=colour, label=name) for name, colour in GROUPS.items()]
-    figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False)
 
 
 def _tidy(axes: Any, grid: Any) -> None:

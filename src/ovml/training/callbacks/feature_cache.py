@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import cached_folder
 from ovml.data.features import FeatureStore
-from ovml.data.rows import EvalSampler, RowReader, TensorRows, collate
+from ovml.data.rows import RowReader, TensorRows, collate
+from ovml.data.samplers import EvalSampler
+from ovml.model import OpenVocabularyModel
 from ovml.utils.progress import track
-
-if TYPE_CHECKING:
-    from ovml.classifier import OVMultiLabelClassifier
-    from ovml.data.base import MultiLabelDataModule, Split
 
 
 class FeatureCache(Callback):
@@ -51,15 +50,15 @@ class FeatureCache(Callback):
         model: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.feature_stores = {}
-        if model.stage.num_layers or any(p.requires_grad for p in model.image_encoder.parameters()):
+        if model.stage.num_layers or any(p.requires_grad for p in model.model.image_encoder.parameters()):
             return
-        if model.stage.distil and (model.head.uses_teacher or list(model.distillation.parameters())):
+        if model.stage.distil and (model.model.head.uses_teacher or list(model.objective.distillation.parameters())):
             return  # the original's features are read beside the tower's, and are not kept
         splits: tuple[Split, ...] = ("validation",) if data.augment else ("train", "validation")
-        weights = _digest(model)
+        weights = _digest(model.model)
         for split in splits:
-            if hasattr(data.dataset(split), "select"):  # a stream has no rows to number
-                data.feature_stores[split] = self._store(trainer, model, data, split, weights)
+            if hasattr(data.rows_of(split), "select"):  # a stream has no rows to number
+                data.feature_stores[split] = self._store(trainer, model.model, data, split, weights)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the data module its pictures back."""
@@ -69,17 +68,17 @@ class FeatureCache(Callback):
     def _store(
         self,
         trainer: pl.Trainer,
-        model: OVMultiLabelClassifier,
+        model: OpenVocabularyModel,
         data: MultiLabelDataModule,
         split: Split,
         weights: str,
     ) -> FeatureStore:
-        rows: Any = data.dataset(split)
+        rows: Any = data.rows_of(split)
         settings = {
             "weights": weights,
             "rows": rows._fingerprint,
             "size": len(rows),
-            "image": vars(data.image_spec),
+            "image": vars(data.image_processor),
             "dtype": self.dtype,
             "precision": trainer.precision,
         }
@@ -94,7 +93,7 @@ class FeatureCache(Callback):
 
 
 def _compute(
-    trainer: pl.Trainer, model: OVMultiLabelClassifier, data: MultiLabelDataModule, rows: Any, path: Path, dtype: str
+    trainer: pl.Trainer, model: OpenVocabularyModel, data: MultiLabelDataModule, rows: Any, path: Path, dtype: str
 ) -> None:
     """Run the tower over the rows, in order. A broken picture ends it with its name."""
     reader = RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive)
@@ -118,7 +117,7 @@ def _compute(
             start += len(features)
 
 
-def _digest(model: OVMultiLabelClassifier) -> str:
+def _digest(model: OpenVocabularyModel) -> str:
     """What the features depend on in the vision tower."""
     digest = hashlib.sha256()
     for name, value in model.image_encoder.state_dict().items():

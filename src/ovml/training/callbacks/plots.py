@@ -1,4 +1,4 @@
-"""A Lightning callback that draws what an evaluation found."""
+"""A Lightning callback that draws the figures of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,20 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ovml.metrics.evaluation import OpenVocabularyEvaluation
-from ovml.metrics.plots.curves import ProtocolScores, draw_figures, label_groups
+from ovml.metrics.plots.curves import draw_figures, protocol_scores
 from ovml.metrics.plots.files import Figure, new_figure, save_png
-from ovml.metrics.protocols import shown_protocols
-from ovml.metrics.score_counts import ScoreCounts
 from ovml.metrics.tables import ROW_TITLES
-from ovml.vocabulary import LabelVocabulary
 
 
 class EvaluationPlots(Callback):
     """Draws precision and recall, scores, and the best and the worst labels of every evaluation.
 
-    `Trainer.test` and `Trainer.validate` write PNG files; during `Trainer.fit` each validation adds them to
-    TensorBoard. What is drawn is what the model's own metrics counted, sorted into bins piece by piece, so that beside
-    the metrics next to no memory is needed.
+    `Trainer.test` and `Trainer.validate` write PNG files; during `Trainer.fit` each validation adds figures to
+    TensorBoard. The scores that the metrics keep are counted in bins piece by piece, so little memory is needed.
 
     Args:
-        folder: Where PNG files are written.
-        row: What is evaluated, such as a stage's name: the files' folder inside `folder`, and part of the titles.
+        folder: Folder of the PNG files.
+        row: What is evaluated, such as a stage's name: a folder inside `folder`, and part of the titles.
         bins: Of the scores, in curves and histograms.
 
     Raises:
@@ -38,7 +34,7 @@ class EvaluationPlots(Callback):
     """
 
     def __init__(self, folder: str = "plots", row: str = "", bins: int = 1000) -> None:
-        new_figure(1, 1)  # says now, and not after the evaluation, that matplotlib is missing
+        new_figure(1, 1)  # fails now, not after the evaluation, where matplotlib is missing
         self.folder = Path(folder)
         self.row = row
         self.bins = bins
@@ -54,15 +50,13 @@ class EvaluationPlots(Callback):
 
     def _draw(self, trainer: pl.Trainer, model: pl.LightningModule, split: str) -> None:
         evaluation: OpenVocabularyEvaluation = model.evaluation  # type: ignore[assignment]
-        vocabulary = evaluation.vocabulary
-        if vocabulary is None:
+        if evaluation.vocabulary is None:
             return
         evaluation.update_empty(model.device)  # a process without images takes part in gathering
-        # All processes take part in gathering, one draws.
-        parts = self._count(evaluation, vocabulary, trainer.is_global_zero)
+        parts = protocol_scores(evaluation, self.bins, draws=trainer.is_global_zero)
         if not parts:
             return
-        figures = draw_figures(parts, vocabulary, ROW_TITLES.get(self.row, self.row))
+        figures = draw_figures(parts, ROW_TITLES.get(self.row, self.row))
         if trainer.state.fn == "fit":
             self._log(trainer, split, figures)
             return
@@ -75,17 +69,3 @@ class EvaluationPlots(Callback):
             if isinstance(logger, TensorBoardLogger):
                 for name, figure in figures.items():
                     logger.experiment.add_figure(f"{split}/{name}", figure, global_step=trainer.global_step)
-
-    def _count(
-        self, evaluation: OpenVocabularyEvaluation, vocabulary: LabelVocabulary, draws: bool
-    ) -> dict[str, ProtocolScores]:
-        """What the metrics hold, by protocol, before the model resets them; empty where nothing is drawn."""
-        parts: dict[str, ProtocolScores] = {}
-        for name in shown_protocols(evaluation.columns):
-            with evaluation.gathered(name) as metric:
-                if draws:
-                    columns = evaluation.columns[name]
-                    counts = ScoreCounts(self.bins, groups=2)
-                    counts.update_pieces(metric.pieces(), label_groups(vocabulary, columns))
-                    parts[name] = ProtocolScores(evaluation.titles[name], columns, counts, metric.per_label())
-        return parts

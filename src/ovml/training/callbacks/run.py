@@ -13,7 +13,8 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from ovml.training.stages import RunFolder, Stage
+from ovml.training.run_folder import RunFolder
+from ovml.training.stages import Stage
 
 
 class EpochSeed(Callback):

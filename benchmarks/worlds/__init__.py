@@ -1,0 +1,1 @@
+"""Synthetic data sets and comparisons of the benchmarks; import with `PYTHONPATH=benchmarks`."""

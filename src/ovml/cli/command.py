@@ -1,0 +1,243 @@
+"""The base class of the commands, and the options that several of them share. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from ovml.utils.errors import UserError, one_line
+from ovml.utils.resources import DEMO
+from ovml.vocabulary import LabelVocabulary, check_names, check_template, read_vocabulary
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error instead of printing the usage."""
+        raise UserError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
+
+
+class Command(ABC):
+    """A command of the command line.
+
+    Subclass it in a module of its own that imports neither torch nor Lightning at the top, write `add_arguments` and
+    `run`, and list it in `ovml.cli.main.COMMANDS`.
+
+    Args:
+        name: What is typed after `ovml`.
+        help: One line, without a full stop.
+
+    Example:
+        >>> class Greet(Command):
+        ...     def add_arguments(self, parser):
+        ...         parser.add_argument("--some-name", default="you")
+        ...
+        ...     def run(self, args):
+        ...         print(f"Hello, {args.some_name}!")
+        >>> Greet("greet", "say hello")(["--some_name", "reader"])
+        Hello, reader!
+    """
+
+    separator = "-"
+    """Between the words of an option's name; the other one, `-` or `_`, is accepted too."""
+
+    def __init__(self, name: str, help: str) -> None:
+        self.name = name
+        self.help = help
+
+    @abstractmethod
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options and positional arguments."""
+
+    @abstractmethod
+    def run(self, args: argparse.Namespace) -> None:
+        """Check what can be checked without torch, then import what is needed and do the work.
+
+        Raises:
+            UserError: The input is at fault.
+        """
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The parser with all options."""
+        parser = Parser(prog=f"ovml {self.name}", description=f"{self.help[0].upper()}{self.help[1:]}.")
+        self.add_arguments(parser)
+        return parser
+
+    def parse(self, parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse arguments whose options are spelled with `separator`."""
+        return parser.parse_args(argv)
+
+    def __call__(self, argv: Sequence[str]) -> None:
+        """Parse the arguments and run.
+
+        Raises:
+            UserError: The input is at fault; the message names options, not arguments of functions.
+        """
+        parser = self.parser()
+        args = self.parse(parser, spell_options(argv, self.separator))
+        try:
+            self.run(args)
+        except UserError as error:
+            flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+            raise UserError(with_flags(one_line(error), flags)) from error
+
+
+def spell_options(argv: Sequence[str], separator: str) -> list[str]:
+    """Spell option names with `-` or with `_` between their words; values stay as they are.
+
+    >>> spell_options(["--labels_file", "my_labels.txt", "--top_k=3", "--", "--a_b"], "-")
+    ['--labels-file', 'my_labels.txt', '--top-k=3', '--', '--a_b']
+    >>> spell_options(["--trainer.max-epochs", "3", "--ckpt-path=a-b"], "_")
+    ['--trainer.max_epochs', '3', '--ckpt_path=a-b']
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    spelled = []
+    for arg in argv[:end]:
+        name, equals, value = arg.partition("=")
+        if name.startswith("--"):
+            arg = "--" + re.sub("[-_]", separator, name[2:]) + equals + value
+        spelled.append(arg)
+    return [*spelled, *argv[end:]]
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Write arguments as the options that set them: at the start of a message, and wherever it has `name=value`.
+
+    Args:
+        message: Of a `UserError`.
+        flags: The option of each argument.
+
+    >>> flags = {"top_k": "--top-k", "overwrite": "--overwrite"}
+    >>> with_flags("top_k must be at least 1; got 0", flags)
+    '--top-k must be at least 1; got 0'
+    >>> with_flags("a.csv: exists already; give another name, or use overwrite=True", flags)
+    'a.csv: exists already; give another name, or use --overwrite'
+    """
+    names = "|".join(map(re.escape, flags))
+    message = re.sub(rf"^({names})(?=[ :.])", lambda found: flags[found[1]], message)
+
+    def option(found: re.Match[str]) -> str:
+        return flags[found[1]] if found[2] == "True" else f"{flags[found[1]]} {found[2]}"
+
+    return re.sub(rf"(?<![\w.-])({names})=([^\s,;)]+)", option, message)
+
+
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--labels` and `--labels-file`; see `chosen_labels`."""
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--labels", metavar="A,B,...", help="label names, separated by commas")
+    labels.add_argument(
+        "--labels-file", type=Path, metavar="FILE", help="label names, one per line; or a CSV file with columns id,name"
+    )
+
+
+def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
+    """The labels that the options name; `None` for the model's own.
+
+    Raises:
+        UserError: They cannot be read, or are not a proper list.
+    """
+    if args.labels_file is not None:
+        return read_vocabulary(args.labels_file)
+    if args.labels is not None:
+        return LabelVocabulary(check_names([n for n in args.labels.split(",") if n.strip()], where="--labels"))
+    return None
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--model` and `--prompt`."""
+    parser.add_argument(
+        "--model",
+        type=checkpoint,
+        default=DEMO,
+        help="run folder or checkpoint of ovml fit, saved model, or name of a CLIP checkpoint such as "
+        f"openai/clip-vit-base-patch16 (default: {DEMO}, which knows drawn shapes only)",
+    )
+    parser.add_argument(
+        "--prompt",
+        type=_template,
+        action="append",
+        metavar="TEMPLATE",
+        help="such as 'a photo of a {}', instead of the model's own prompt; several are averaged",
+    )
+
+
+def checkpoint(name: str) -> str:
+    """The type of an option that names a checkpoint: what can only be a path must exist."""
+    is_path = Path(name).is_absolute() or name.startswith(".") or name.endswith(".ckpt")
+    if is_path and not Path(name).exists():
+        raise argparse.ArgumentTypeError(f"{name}: no such checkpoint here; check the path")
+    return name
+
+
+def _template(text: str) -> str:
+    try:
+        return check_template(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number not below `least`."""
+
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
+        return value
+
+    return whole_number
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Check that an option's file exists, if the option is given.
+
+    Raises:
+        UserError: It does not exist.
+    """
+    if path is not None and not path.is_file():
+        raise UserError(f"{option} {path}: no such file; check the path")
+
+
+def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+    """Check that `--out` can be written.
+
+    Args:
+        path: The file.
+        suffixes: Endings that its name may have.
+        overwrite: Whether the file may exist.
+
+    Raises:
+        UserError: Its name ends in something else, it is a folder, or it exists.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"--out {path}: cannot tell what to write; let the name end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; give a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"--out {path}: exists already; give another name, or use --overwrite")
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Check that the packages of one of ovml's extras are installed.
+
+    Raises:
+        UserError: One is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed; pip install 'ovml[{extra}]'")

@@ -1,0 +1,91 @@
+"""What `ovml tag` prints and writes, given a tagger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich import progress
+
+from ovml.inference.tag_output import Written
+from ovml.inference.tagger import Tagger
+from ovml.utils.console import console, notice, show, shows_progress
+from ovml.utils.errors import UserError
+
+
+def print_tags(tagger: Tagger, images: Iterable[Path | str]) -> None:
+    """Print the ranked labels of each image, or why it cannot be read."""
+    errors = number = 0
+    for image, tags in tagger.tag(images, on_error="row"):
+        number += 1
+        if isinstance(tags, UserError):
+            errors += 1
+            show(str(tags), style="red")
+            continue
+        show(str(image), style="bold")
+        scores = [f"{score:.4f}" for _, score in tags]
+        width = max(map(len, scores), default=0)
+        for (label, _), score in zip(tags, scores, strict=True):
+            show(f"{score:>{width}}  {label}")
+    if errors:
+        notice(f"{errors:,} of {number:,} images could not be read")
+
+
+def write_tags(tagger: Tagger, images: Iterable[Path | str], out: Path, overwrite: bool, total: int | None) -> None:
+    """Write the ranked labels of all images to a file, with a progress bar.
+
+    Args:
+        tagger: Ranks the labels.
+        images: Paths.
+        out: The file.
+        overwrite: Whether to start over.
+        total: Number of images, if it is known.
+    """
+    with _Progress(total) as bar:
+        try:
+            written = tagger.write(images, out, overwrite, bar.update)
+        except KeyboardInterrupt:
+            notice("the same command goes on from here")
+            raise
+    before = f" ({written.resumed:,} of them before)" if written.resumed else ""
+    lost = f"; {written.errors:,} could not be read" if written.errors else ""
+    notice(f"{out}: {written.rows:,} images{before}, {bar.rate:.1f} images/s{lost}")
+
+
+class _Progress:
+    """A bar on the terminal's error stream with images per second; without a terminal, no bar."""
+
+    def __init__(self, total: int | None) -> None:
+        self._bar = progress.Progress(
+            progress.BarColumn(),
+            progress.TextColumn("{task.completed:,} images"),
+            progress.TextColumn("{task.fields[rate]:.1f} images/s"),
+            progress.TextColumn("{task.fields[errors]}"),
+            progress.TimeElapsedColumn(),
+            *([] if total is None else [progress.TimeRemainingColumn()]),
+            console=console(stderr=True),
+            transient=True,
+            disable=not shows_progress(),
+        )
+        self._task = self._bar.add_task("", total=total, rate=0.0, errors="")
+        self._start: float | None = None
+        self.rate = 0.0
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, written: Written) -> None:
+        """Show the counts so far."""
+        if self._start is None:
+            self._start = time.monotonic()
+            if written.resumed:
+                notice(f"going on after {written.resumed:,} images of an interrupted run")
+        else:
+            self.rate = (written.rows - written.resumed) / max(time.monotonic() - self._start, 1e-9)
+        errors = f"{written.errors:,} unreadable" if written.errors else ""
+        self._bar.update(self._task, completed=written.rows, rate=self.rate, errors=errors)

@@ -1,0 +1,8 @@
+"""What is learned beside the blocks of a frozen vision tower."""
+
+from ovml.encoders.adapters.base import TowerAdapter, plain_state, without_adapters
+from ovml.encoders.adapters.ladder import Ladder
+from ovml.encoders.adapters.lora import LoRA
+from ovml.encoders.adapters.visual_prompts import VisualPrompts
+
+__all__ = ["Ladder", "LoRA", "TowerAdapter", "VisualPrompts", "plain_state", "without_adapters"]

@@ -1,0 +1,178 @@
+"""How images become pixel values: sizes, resampling and normalization of a checkpoint's image processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ovml.utils.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Resizes, crops and normalizes an image as a checkpoint expects it; the defaults are those of OpenAI's CLIP.
+
+    A model owns one; data modules, taggers and exported files use the model's.
+
+    Attributes:
+        size: Height and width of the pixel values.
+        mean: Mean per channel, of values in 0..1.
+        std: Standard deviation per channel, of values in 0..1.
+        squash: Whether the whole image is resized to a square and its aspect ratio lost, as in SigLIP. Otherwise the
+            short side is resized and a square cut from the center.
+        resample: Pillow's number of the resampling filter: 3 bicubic, 2 bilinear.
+        resize: Short side after resizing and before the center crop, in pixels. Default: `size`, as in CLIP. The MKT
+            paper resizes to 256 and crops 224.
+
+    Example:
+        >>> ImageProcessor(64)(Image.new("RGB", (80, 120))).shape
+        torch.Size([3, 64, 64])
+    """
+
+    size: int
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    squash: bool = False
+    resample: int = 3
+    resize: int | None = None
+
+    @classmethod
+    def of_config(cls, config: Any) -> ImageProcessor:
+        """The usual image processor of a model of which only the configuration is known."""
+        size = config.vision_config.image_size
+        if config.model_type == "siglip":
+            return cls(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), squash=True)
+        return cls(size)
+
+    @classmethod
+    def of_transformers(cls, processor: Any, tower_size: int, where: str) -> ImageProcessor:
+        """The same preparation as an image processor of transformers.
+
+        Args:
+            processor: An image processor of CLIP or SigLIP, or another one with their settings.
+            tower_size: Height and width that the image tower takes.
+            where: What to call the processor in an error.
+
+        Raises:
+            UserError: It has a setting that ovml does not follow, such as images that are not square.
+        """
+        resized, side = processor.size, tower_size
+        crops = getattr(processor, "do_center_crop", False)
+        crop = processor.crop_size if crops else resized
+        squash = resized.get("shortest_edge") is None
+        if not processor.do_resize:
+            raise UserError(f"{where}: do_resize is false; ovml resizes images, set it to true")
+        if not crops and not squash:
+            raise UserError(
+                f"{where}: do_center_crop is false and images keep their aspect ratio; ovml needs square ones"
+            )
+        sizes = [(crop.get("height"), crop.get("width")), (resized.get("height"), resized.get("width"))][: 1 + squash]
+        if sizes[0] != (side, side) or sizes[-1][0] != sizes[-1][1]:
+            found = " and ".join(f"{height} x {width}" for height, width in sizes)
+            raise UserError(f"{where}: images of {found} pixels; the image tower takes {side} x {side}")
+        # `(x * rescale - mean) / std` is `(x / 255 - mean / scale) / (std / scale)`.
+        scale = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
+        normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+        mean, std = (_three(values, scale, where) for values in normalization)
+        if not min(map(abs, std)) > 0:
+            raise UserError(f"{where}: image_std must not be 0; got {processor.image_std}")
+        short_side = int(resized["height"] if squash else resized["shortest_edge"])
+        return cls(side, mean, std, squash, int(processor.resample), None if short_side == side else short_side)
+
+    @property
+    def short_side(self) -> int:
+        """Short side of an image after resizing, in pixels.
+
+        >>> ImageProcessor(224).short_side, ImageProcessor(224, resize=256).short_side
+        (224, 256)
+        """
+        return self.resize or self.size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Turn an RGB image into pixel values `[3, size, size]`, float32."""
+        size, (width, height) = self.size, self.resized(*image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling(self.resample))
+        left, top = (width - size) // 2, (height - size) // 2
+        return self.normalize(image.crop((left, top, left + size, top + size)))
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image after resizing and before the crop.
+
+        >>> ImageProcessor(64).resized(100, 200), ImageProcessor(64, squash=True).resized(100, 200)
+        ((64, 128), (64, 64))
+        """
+        side = self.short_side
+        if self.squash:
+            return side, side
+        scale = side / min(width, height)
+        # The long side is rounded down, as in transformers.
+        return (side, int(height * scale)) if width <= height else (int(width * scale), side)
+
+    def normalize(self, image: Image.Image) -> Tensor:
+        """Normalize an RGB image to `[3, H, W]`, contiguous: `(rgb / 255 - mean) / std`, as `rgb * scale + shift`."""
+        scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std))
+        # Channels first while the values are single bytes: moving floats would cost more.
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return pixels.float().mul_(scale).add_(shift)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Settings that take the place of a checkpoint's own; `None` keeps the checkpoint's.
+
+    Args:
+        resize: Short side after resizing and before the center crop, in pixels; at least the crop's size.
+        squash: Whether the whole image is resized to a square, its aspect ratio lost, and nothing is cropped.
+        mean: Mean per channel, of values in 0..1.
+        std: Standard deviation per channel, of values in 0..1; above 0.
+
+    Example:
+        >>> Preprocessing(resize=256).of(ImageProcessor(224)).short_side
+        256
+    """
+
+    resize: int | None = None
+    squash: bool | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def of(self, processor: ImageProcessor) -> ImageProcessor:
+        """The image processor with these settings.
+
+        Raises:
+            UserError: `resize` does not go with the processor, or a deviation is not above 0.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        processor = replace(processor, **given)
+        if self.resize is not None and (processor.squash or self.resize < processor.size):
+            why = "resizes whole images and crops nothing" if processor.squash else f"crops {processor.size} pixels"
+            raise UserError(f"model.preprocessing.resize {self.resize}: the checkpoint {why}; leave it out")
+        if not min(processor.std) > 0:
+            raise UserError(f"model.preprocessing.std: must be above 0; got {list(processor.std)}")
+        return replace(processor, resize=None) if processor.resize == processor.size else processor
+
+
+def _three(values: Any, scale: float, where: str) -> tuple[float, ...]:
+    """Three numbers, one per channel, of one or three."""
+    numbers = [float(value) / scale for value in (values if isinstance(values, (list, tuple)) else [values])]
+    numbers = numbers * 3 if len(numbers) == 1 else numbers
+    if len(numbers) != 3 or not all(map(isfinite, numbers)):
+        raise UserError(f"{where}: image_mean and image_std are one number or three; got {values!r}")
+    return tuple(numbers)
+
+
+@lru_cache
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    means, stds = (torch.tensor(values, dtype=torch.float64, device="cpu").view(3, 1, 1) for values in (mean, std))
+    return (1 / (255 * stds)).float(), (-means / stds).float()

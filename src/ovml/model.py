@@ -1,0 +1,179 @@
+"""OpenVocabularyModel: images and label names in, scores out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovml.encoders import ImageFeatures, make_encoders, widened
+from ovml.encoders.adapters import TowerAdapter
+from ovml.encoders.checkpoints import DEFAULT, load_clip, load_image_processor, load_tokenizer
+from ovml.encoders.execution import Execution, widen
+from ovml.encoders.image_processor import ImageProcessor, Preprocessing
+from ovml.heads import Head, TwoStreamHead
+from ovml.metrics.calibration import Calibration
+from ovml.prompts import ContextPrompt, PromptLearner
+from ovml.utils.errors import UserError
+from ovml.utils.parts import describe
+from ovml.vocabulary import LabelVocabulary
+
+Labels = Sequence[str] | LabelVocabulary | None
+"""Any label names; `None` for the model's own vocabulary."""
+
+
+class OpenVocabularyModel(nn.Module):
+    """Scores images against any label names: a CLIP image tower, a prompt, a head.
+
+    It is a plain torch module: tagging, explaining, exporting and serving need no more. `OVMultiLabelClassifier` trains
+    one.
+
+    Args:
+        clip: Name of a CLIP or SigLIP checkpoint (`ovml-demo`, a folder, or a Hub name), or a `CLIPModel` or
+            `SiglipModel` itself.
+        labels: The vocabulary. A plain list counts as seen. It may be left out if only other labels are scored.
+        head: Scores image features against label embeddings. Default: `TwoStreamHead` with the paper's share of the
+            patches (16 of 196).
+        prompt: Turns label names into label embeddings. Default: `ContextPrompt`, MKT's.
+        adapters: Learned modules beside the blocks of the image tower.
+        preprocessing: Settings that take the place of those of the checkpoint's image processor.
+        tokenizer: Needed only where `clip` is a model.
+        compile: Run the blocks of both towers through `torch.compile`.
+        gradient_checkpointing: Recompute the activations of learning blocks in the backward pass instead of keeping
+            them.
+        attn_implementation: How the blocks compute attention, as in transformers: `sdpa` (its default), `eager`,
+            `flash_attention_2`.
+
+    Attributes:
+        image_encoder: The image tower.
+        image_processor: How images become pixel values.
+        calibration: Turns logits into probabilities; `None` until a validation has fitted one.
+        clip_name: Where the frozen weights are from; `None` for a model that was made in Python.
+        base_model: Hub name of the CLIP that a saved model began as, where it is known.
+
+    Raises:
+        UserError: The checkpoint cannot be loaded, the labels are not a proper list, or the attention is not available.
+
+    Example:
+        >>> model = OpenVocabularyModel("ovml-demo", labels=["red circle", "blue star"])
+        >>> model(torch.zeros(1, 3, 72, 72)).shape, model(torch.zeros(1, 3, 72, 72), ["any", "label", "name"]).shape
+        (torch.Size([1, 2]), torch.Size([1, 3]))
+    """
+
+    def __init__(
+        self,
+        clip: str | nn.Module = DEFAULT,
+        labels: LabelVocabulary | dict[str, list[str]] | list[str] | None = None,
+        head: Head | None = None,
+        prompt: PromptLearner | None = None,
+        adapters: Sequence[TowerAdapter] = (),
+        preprocessing: Preprocessing | None = None,
+        tokenizer: Any = None,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
+        self.clip_name = clip if isinstance(clip, str) else None
+        self.base_model: str | None = None
+        towers, tokenizer, processor = _load_checkpoint(clip, tokenizer)
+        self.image_processor = processor if preprocessing is None else preprocessing.of(processor)
+        if attn_implementation is not None:
+            _set_attention(towers, attn_implementation)
+        towers.requires_grad_(False)
+        self.image_encoder, text_encoder = make_encoders(towers, tokenizer, Execution(compile, gradient_checkpointing))
+        self.embed_dim = text_encoder.embed_dim
+        if self.image_encoder.model_type == "siglip" and not self.image_processor.squash:
+            raise UserError("model.preprocessing.squash: SigLIP's image processor crops nothing; leave it out")
+        head = head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
+        self.head = head.bind(self.embed_dim)
+        self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
+        self.adapters: list[TowerAdapter] = []
+        for adapter in adapters:
+            self.add_adapter(adapter)
+        self.calibration: Calibration | None = None
+        self._label_embeds: dict[Any, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.parameters()).device
+
+    def add_adapter(self, adapter: TowerAdapter) -> None:
+        """Attach an adapter to the image tower; one that is attached already stays as it is.
+
+        Raises:
+            UserError: The tower is too short, or of a kind that cannot be adapted.
+        """
+        if describe(adapter) not in map(describe, self.adapters):
+            adapter.attach(self.image_encoder, self.embed_dim)
+            self.adapters.append(adapter)
+
+    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
+        """Features of normalized images `[B, 3, H, W]`."""
+        features: ImageFeatures = self.image_encoder(pixel_values)
+        return features
+
+    def embed_labels(self, labels: Labels = None) -> Tensor:
+        """Label embeddings `[L, D]`, without a graph; they are kept until the prompt changes."""
+        vocabulary = self.vocabulary_of(labels)
+        # The version of a parameter grows with every change in place (an optimizer step, a loaded state).
+        weight = next(self.prompt.text_encoder.parameters())
+        versions = tuple(p._version for p in self.prompt.parameters())
+        key = (vocabulary, weight.device, weight.dtype, versions)
+        if key not in self._label_embeds:
+            # In full precision: it is done once, and what is kept serves with and without mixed precision.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+                embeds = self.prompt(vocabulary)
+            self._label_embeds = {**dict(list(self._label_embeds.items())[-7:]), key: embeds}
+        return self._label_embeds[key]
+
+    def forget_labels(self) -> None:
+        """Drop kept label embeddings: of a sharded prompt no version tells that it changed."""
+        self._label_embeds.clear()
+
+    def score(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
+        """The head's logits `[B, L]`, in full precision also where the towers run in half."""
+        features, label_embeds = widened(features), widen(label_embeds)
+        with torch.autocast(label_embeds.device.type, enabled=False):
+            logits: Tensor = self.head(features, label_embeds)
+        return logits
+
+    def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
+        """Score normalized images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""
+        label_embeds = self.embed_labels(labels)
+        return self.score(self.encode_images(pixel_values), label_embeds)
+
+    def vocabulary_of(self, labels: Labels) -> LabelVocabulary:
+        """The vocabulary of label names; the model's own by default.
+
+        Raises:
+            UserError: There is none, or the names are not a proper list.
+        """
+        labels = self.vocabulary if labels is None else labels
+        if labels is None:
+            raise UserError("labels: none given, and the model has no vocabulary; pass a list of label names")
+        return LabelVocabulary.from_any(labels)
+
+
+def _load_checkpoint(clip: str | nn.Module, tokenizer: Any) -> tuple[Any, Any, ImageProcessor]:
+    if isinstance(clip, str):
+        return load_clip(clip), tokenizer or load_tokenizer(clip), load_image_processor(clip)
+    if tokenizer is None:
+        raise UserError("tokenizer: needed where clip is a CLIPModel; pass the tokenizer that belongs to it")
+    model: Any = copy.deepcopy(clip)
+    return model, tokenizer, ImageProcessor.of_config(model.config)
+
+
+def _set_attention(towers: Any, name: str) -> None:
+    try:
+        towers.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.attn_implementation: {name!r} does not work here ({reason}); try sdpa or eager"
+        ) from error

@@ -1,0 +1,91 @@
+"""Loading a model by whatever name it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+from ovml.encoders.checkpoints import checkpoint_path
+from ovml.model import OpenVocabularyModel
+from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
+from ovml.saving.folder import CARD, CONFIG, WEIGHTS, first_line, read_json, read_model
+from ovml.utils.errors import UserError
+
+HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError, EntryNotFoundError))
+"""What a call of the Hub may raise; first the HTTP library's own error."""
+DOWNLOADED = ["*.json", "merges.txt", "spiece.model", WEIGHTS, CARD]
+
+
+def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
+    """Load a trained model or a plain CLIP checkpoint, in evaluation mode.
+
+    Nothing in the files is executed: parts are made only of subclasses of ovml's base classes, from plain arguments.
+
+    Args:
+        name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
+            the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
+        given: Constructor arguments of `OpenVocabularyModel` in the place of the saved ones.
+
+    Raises:
+        UserError: There is no such model, or it cannot be read.
+
+    Example:
+        >>> load_model("ovml-demo", labels=["red circle"]).vocabulary.names
+        ('red circle',)
+    """
+    place = find_model(str(name))
+    if place.is_file():
+        return load_checkpoint(place, **given)
+    saved = saved_part(place)
+    if saved is None:
+        return OpenVocabularyModel(str(place) if place.is_dir() else str(name), **given).eval()
+    return read_model(place, saved, given).model
+
+
+def saved_part(place: Path) -> Any:
+    """What ovml saved in the configuration of a folder; `None` where it is a plain CLIP, or not a folder."""
+    return read_json(place / CONFIG, missing={}).get("ovml")
+
+
+def find_model(name: str, hub: Mapping[str, Any] | None = None) -> Path:
+    """The place of a model: a checkpoint file, or a folder; for a plain CLIP on the Hub its name as a path.
+
+    Args:
+        name: See `load_model`.
+        hub: Options of the download, such as `revision` and `token`.
+
+    Raises:
+        UserError: There is no such checkpoint, or the Hub does not give all files.
+    """
+    path = Path(checkpoint_path(name))
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return newest_checkpoint(path)
+    if path.suffix == ".ckpt" and not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; check the path")
+    if path.exists():
+        return path
+    return download(name, hub or {}) or Path(name)
+
+
+def download(name: str, options: Mapping[str, Any]) -> Path | None:
+    """Fetch a saved model from the Hub; `None` where the name is of something else, or cannot be had.
+
+    Raises:
+        UserError: Some of its files cannot be had.
+    """
+    try:
+        config = hf_hub_download(name, CONFIG, **options)
+    except HUB_ERRORS:
+        return None  # transformers, which is asked next, says why
+    own = "ovml" in read_json(Path(config))
+    if not own and not any(options.values()):
+        return None
+    try:
+        return Path(snapshot_download(name, allow_patterns=DOWNLOADED, **options))
+    except HUB_ERRORS as error:
+        reason = first_line(error)
+        raise UserError(f"{name}: the Hugging Face Hub did not give all files ({reason}); check the network") from error

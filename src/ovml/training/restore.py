@@ -1,0 +1,84 @@
+"""Loading classifiers from checkpoints and saved models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ovml.model import OpenVocabularyModel
+from ovml.saving.checkpoint import checkpoint_recipe, model_arguments, read_checkpoint
+from ovml.saving.folder import CONFIG, WEIGHTS, read_model
+from ovml.saving.load import find_model, saved_part
+from ovml.training.recipe import training_arguments
+from ovml.utils.errors import UserError
+
+HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
+"""Options of a download, as `huggingface_hub` names them."""
+
+Classifier = TypeVar("Classifier")
+
+
+def load_classifier(make: Callable[..., Classifier], name: str, options: dict[str, Any]) -> Classifier:
+    """Load a classifier by whatever name it has.
+
+    Args:
+        make: `OVMultiLabelClassifier` or a subclass.
+        name: See `OVMultiLabelClassifier.from_pretrained`.
+        options: Constructor arguments in the place of the saved ones, and options of the Hub.
+
+    Raises:
+        UserError: There is no such model, or it is not complete, or one of its parts cannot be made here.
+    """
+    hub = {option: options.pop(option) for option in HUB_OPTIONS & set(options)}
+    place = find_model(name, hub)
+    if place.is_file():
+        return restore_checkpoint(make, place, options)
+    if (saved := saved_part(place)) is None:
+        return make(str(place) if place.is_dir() else name, **{"stages": [], **options})
+    own, rest = split_arguments(options)
+    found = read_model(place, saved, own)
+    classifier: Any = make(found.model, **training_arguments(found.training, rest, str(place / CONFIG)))
+    _load_objective(classifier.objective, found.weights, rest, place / WEIGHTS)
+    return classifier  # type: ignore[no-any-return]
+
+
+def restore_checkpoint(make: Callable[..., Classifier], path: str | Path, arguments: Mapping[str, Any]) -> Classifier:
+    """Make a classifier from a checkpoint: what learned is in the file, the frozen CLIP is loaded by its name.
+
+    Args:
+        make: `OVMultiLabelClassifier` or a subclass.
+        path: The checkpoint.
+        arguments: Constructor arguments in the place of the saved ones.
+
+    Raises:
+        UserError: The file is missing or unreadable, or was made by a model of other parts.
+    """
+    recipe = checkpoint_recipe(read_checkpoint(path), path)
+    own, rest = split_arguments(arguments)
+    own = model_arguments(recipe, own, path)
+    model = OpenVocabularyModel(**own)
+    classifier: Any = make(model, **training_arguments(recipe.get("training", {}), rest, str(path)))
+    classifier.load_learned(path)
+    return classifier  # type: ignore[no-any-return]
+
+
+def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constructor arguments of the model, and the others."""
+    own = signature(OpenVocabularyModel).parameters
+    return (
+        {name: value for name, value in arguments.items() if name in own},
+        {name: value for name, value in arguments.items() if name not in own},
+    )
+
+
+def _load_objective(objective: Any, weights: Mapping[str, Any], given: Mapping[str, Any], file: Path) -> None:
+    """Load the weights of the loss and the distillation, but for those that were given."""
+    own = {name for name in objective.state_dict() if name.partition(".")[0] not in given}
+    saved = {name: value for name, value in weights.items() if name.partition(".")[0] not in given}
+    if own != set(saved):
+        lacks, extra = sorted(own - set(saved)), sorted(set(saved) - own)
+        what = f"lacks {lacks[0]!r}" if lacks else f"has {extra[0]!r}, which no part takes"
+        raise UserError(f"{file}: {what}; the folder is not as save_pretrained wrote it, save or download it again")
+    objective.load_state_dict(saved, strict=False, assign=True)

@@ -1,0 +1,79 @@
+"""The folder of one run."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovml.saving.checkpoint import newest_checkpoint
+from ovml.utils.errors import UserError
+from ovml.utils.files import write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run: a checkpoint folder per stage, the configuration, the results.
+
+    Args:
+        path: `ROOT/version_N`.
+
+    Example:
+        >>> RunFolder(Path("runs/demo/version_0")).checkpoint("vision").as_posix()
+        'runs/demo/version_0/vision/last.ckpt'
+    """
+
+    path: Path
+
+    @classmethod
+    def new(cls, root: str | Path) -> RunFolder:
+        """The next free `version_N` below a root folder."""
+        return cls(Path(root) / f"version_{max(cls._versions(root), default=-1) + 1}")
+
+    @classmethod
+    def find(cls, path: str | Path, root: str | Path) -> RunFolder:
+        """The run that `path` means: `last` (the newest below `root`), a run folder, or a file inside one.
+
+        Raises:
+            UserError: There is no such run.
+        """
+        if str(path) == "last":
+            versions = cls._versions(root)
+            if not versions:
+                raise UserError(f"no run to resume in {root}; leave --ckpt_path out to start one")
+            return cls(Path(root) / f"version_{max(versions)}")
+        path = Path(path)
+        for folder in (path, path.parent, path.parent.parent):
+            if path.exists() and (folder / "config.yaml").is_file():
+                return cls(folder)
+        raise UserError(
+            f"{path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
+        )
+
+    @staticmethod
+    def _versions(root: str | Path) -> list[int]:
+        found = (re.fullmatch(r"version_(\d+)", p.name) for p in Path(root).glob("version_*"))
+        return [int(match[1]) for match in found if match]
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage's newest checkpoint is kept."""
+        return self.path / stage / "last.ckpt"
+
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint that was written last.
+
+        Raises:
+            UserError: The run has none yet.
+        """
+        return newest_checkpoint(self.path)
+
+    @property
+    def results(self) -> dict[str, dict[str, float]]:
+        """Validation metrics of each finished row: `zero-shot`, then the stages by name."""
+        file = self.path / "results.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def add_result(self, row: str, metrics: dict[str, float]) -> None:
+        """Record a row's metrics; its presence marks a stage as finished."""
+        write_text(self.path / "results.json", json.dumps({**self.results, row: metrics}, indent=1))

@@ -1,0 +1,225 @@
+"""Parts of a model as plain data: a class path and constructor arguments."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ovml.utils.errors import UserError
+
+Description = dict[str, Any]
+"""`{"class_path": str, "init_args": {name: plain value}}`, as in the YAML of the command line."""
+
+
+class Part:
+    """Base of all that a model and its training are made of: heads, prompts, losses, distillations, stages and so on.
+
+    A part remembers its constructor's arguments, so that `describe` can tell how it was made.
+
+    Example:
+        >>> class Scale(Part):
+        ...     def __init__(self, factor=1.0):
+        ...         self.half = factor / 2
+        >>> describe(Scale(factor=3.0))["init_args"]
+        {'factor': 3.0}
+    """
+
+    _made_with: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make a part that remembers its arguments."""
+        part = super().__new__(cls)
+        try:
+            made_with = inspect.signature(cls).bind_partial(*args, **kwargs).arguments
+        except TypeError:  # the constructor says what is wrong
+            made_with = {}
+        object.__setattr__(part, "_made_with", dict(made_with))
+        return part
+
+    def init_args(self) -> dict[str, Any]:
+        """Constructor arguments that make an equal part: its attributes of their names, or what it was made with.
+
+        Raises:
+            UserError: Neither makes an equal part.
+        """
+        given, own = self._given(), self._plain_attributes()
+        for arguments in ({name: own.get(name, value) for name, value in given.items()}, given):
+            if self._equals(type(self)(**arguments)):
+                return arguments
+        raise UserError(
+            f"{class_path(type(self))}: made again from {given} it is another one; keep every constructor argument as "
+            "an attribute of the same name"
+        )
+
+    def _equals(self, other: Part) -> bool:
+        """Whether settings and shapes of weights that both have are equal; some are made later, in `bind`."""
+        mine, theirs = (
+            {**part._plain_attributes(), **{k: v.shape for k, v in getattr(part, "state_dict", dict)().items()}}
+            for part in (self, other)
+        )
+        return all(mine[name] == theirs[name] for name in mine.keys() & theirs.keys())
+
+    def _given(self) -> dict[str, Any]:
+        """The constructor's arguments, defaults filled in."""
+        given: dict[str, Any] = {}
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given |= self._made_with.get(name, {})
+            elif parameter.kind is not parameter.VAR_POSITIONAL:
+                given[name] = self._made_with.get(name, parameter.default)
+        return given
+
+    def _plain_attributes(self) -> dict[str, Any]:
+        """Settings: attributes that are numbers, texts, or lists and mappings of them."""
+        public = {name: v for name, v in vars(self).items() if not name.startswith("_") and name != "training"}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in public.items() if is_plain(v)}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._given().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can be kept as JSON: numbers, strings, and lists and mappings of them.
+
+    >>> is_plain({"ks": [3, 5]}), is_plain(object())
+    (True, False)
+    """
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def describe(part: Part) -> Description:
+    """The class path and the constructor arguments of a part, from which `build` makes an equal one.
+
+    Weights are not described. The class path of ovml's own classes is the public one.
+
+    Args:
+        part: Any part; parts among its arguments are described too.
+
+    Raises:
+        UserError: An argument is neither plain nor a part.
+
+    Example:
+        >>> from ovml.heads import LocalHead
+        >>> describe(LocalHead(top_k=2))
+        {'class_path': 'ovml.heads.LocalHead', 'init_args': {'top_k': 2}}
+    """
+    path = class_path(type(part))
+    return {"class_path": path, "init_args": {k: _described(v, f"{path}, {k}") for k, v in part.init_args().items()}}
+
+
+def _described(value: Any, where: str) -> Any:
+    if isinstance(value, Part):
+        return describe(value)
+    if isinstance(value, (list, tuple)):
+        return [_described(item, where) for item in value]
+    if not is_plain(value):
+        raise UserError(
+            f"{where}: cannot be saved, it is a {type(value).__name__}; take numbers, strings, lists or parts of ovml "
+            "as constructor arguments"
+        )
+    return value
+
+
+def class_path(cls: type) -> str:
+    """The import path of a class; of ovml's own the room that exports it, not the file that it stands in.
+
+    >>> from ovml.heads.local import LocalHead
+    >>> class_path(LocalHead)
+    'ovml.heads.LocalHead'
+    """
+    names = cls.__module__.split(".")
+    for length in range(2, len(names) if names[0] == "ovml" else 0):
+        room = ".".join(names[:length])
+        if getattr(sys.modules.get(room), cls.__qualname__, None) is cls:
+            return f"{room}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def check_importable(part: Part) -> None:
+    """Check that another process finds a part's class.
+
+    Raises:
+        UserError: The class is defined in a script, a notebook or a function.
+    """
+    cls = type(part)
+    if cls.__module__ == "__main__" or "." in cls.__qualname__:
+        raise UserError(
+            f"{cls.__module__}.{cls.__qualname__}: a saved model names its parts' classes; define this one at the top "
+            "of a module"
+        )
+
+
+def build(description: Any, base: Any, where: str) -> Any:
+    """Make a part from its description. Only subclasses of `base` are made, from plain arguments and other parts.
+
+    A module outside of ovml is imported only if its source says that it defines the class.
+
+    Args:
+        description: What `describe` gave.
+        base: The base class that the part must have.
+        where: What to call the description in an error.
+
+    Raises:
+        UserError: It is no description, there is no such class, or its arguments do not fit.
+    """
+    path = description.get("class_path") if isinstance(description, Mapping) else None
+    init_args = description.get("init_args", {}) if isinstance(description, Mapping) else None
+    if not isinstance(path, str) or not isinstance(init_args, Mapping) or not is_plain(init_args):
+        raise UserError(f"{where}: expected class_path and plain init_args of a {base.__name__}; got {description!r}")
+    module, _, name = path.rpartition(".")
+    if not _defines(module, name):
+        raise UserError(f"{where}: no class {path!r} here; install the package that has it, or put it on PYTHONPATH")
+    try:
+        cls = getattr(import_module(module), name, None)
+    except Exception as error:  # a module of the user's may raise any
+        raise UserError(f"{where}: {module} cannot be imported ({type(error).__name__}: {error})") from error
+    if not (isinstance(cls, type) and issubclass(cls, base)) or inspect.isabstract(cls):
+        raise UserError(f"{where}: {path!r} is no {base.__name__} that can be made; only subclasses of it are")
+    arguments = {key: _built(value, f"{where}, {key}") for key, value in init_args.items()}
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {path} does not take {dict(init_args)} ({error})") from error
+
+
+def _built(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping) and "class_path" in value:
+        return build(value, Part, where)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_built(item, where) for item in value]
+    return value
+
+
+def _defines(module: str, name: str) -> bool:
+    """Whether a module is loaded, or its source has the class; found without running anything."""
+    if module in sys.modules:
+        return hasattr(sys.modules[module], name)
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        return False
+    if module.split(".")[0] == "ovml":
+        return True
+    full, places, origin = "", None, None
+    for part in module.split("."):
+        full = f"{full}.{part}" if full else part
+        finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+        spec = next((found for find in finders if find and (found := find(full, places))), None)
+        if spec is None:
+            return False
+        places, origin = spec.submodule_search_locations, spec.origin
+    if not origin or not origin.endswith(".py"):
+        return False
+    try:
+        tree = ast.parse(Path(origin).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)

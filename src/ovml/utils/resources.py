@@ -1,0 +1,27 @@
+"""What is part of the package beside its code: the embedded model and the configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ovml.utils.errors import UserError
+
+RESOURCES = Path(__file__).parents[1] / "resources"
+DEMO = "ovml-demo"
+"""Name of the embedded CLIP checkpoint, which was trained on drawn shapes."""
+DEFAULT = "openai/clip-vit-base-patch16"
+"""Name of the CLIP checkpoint that the recipes start from."""
+
+
+def config_path(name: str) -> str:
+    """Find a configuration: a path, or the bare name of one that ovml ships.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    configs = RESOURCES / "configs"
+    for path in (Path(name), configs / name):
+        if path.is_file():
+            return str(path)
+    shipped = ", ".join(sorted(p.name for p in configs.glob("*.yaml")))
+    raise UserError(f"config {name}: no such file; give a path or one of those that ovml ships: {shipped}")

@@ -1,0 +1,171 @@
+"""What all commands share: spelling of options, flags in errors, checks before torch is imported."""
+
+import subprocess
+import sys
+
+import pytest
+from commands import python_path
+
+from ovml.cli.command import Command, with_flags
+from ovml.cli.export import SUFFIXES as EXPORTED
+from ovml.cli.main import COMMANDS, main
+from ovml.cli.tag import SUFFIXES as TAGGED
+from ovml.inference.export import FORMATS
+from ovml.inference.tag_output import SUFFIXES
+from ovml.utils.errors import UserError
+
+HEAVY = "torch", "lightning", "transformers", "datasets", "torchmetrics", "gradio"
+
+
+def without_torch(*arguments):
+    """Run the command in a process of its own, in which nothing heavy may be imported."""
+    code = (
+        "import sys\nfrom ovml.cli.main import main\ntry:\n    code = main(sys.argv[1:])\n"
+        f"except SystemExit as stop:\n    code = stop.code\nloaded = sorted(set({HEAVY}) & set(sys.modules))\n"
+        "sys.exit(f'imported: {loaded}' if loaded else code)"
+    )
+    environment = {"PYTHONPATH": python_path(), "COLUMNS": "80"}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+
+
+CHECKED = {
+    "template": (["tag", "{image}", "--prompt", "nobrace"], "--prompt: template 'nobrace' must hold {} exactly once"),
+    "missing image": (["tag", "none.png", "--labels", "a"], "none.png: no such file or folder"),
+    "list of images": (["tag", "--images-file", "none.txt", "--labels", "a"], "--images-file none.txt: cannot be read"),
+    "labels file": (["tag", "{image}", "--labels-file", "none.txt"], "none.txt: cannot read the label file"),
+    "labels": (["tag", "{image}", "--labels", "a,a"], "--labels: 'a' (name 1) is repeated"),
+    "value": (["tag", "{image}", "--top-k", "0"], "--top-k: must be at least 1; got 0"),
+    "model": (["tag", "{image}", "--labels", "a", "--model", "/no/run"], "--model: /no/run: no such checkpoint"),
+    "checkpoint": (["fit", "--config", "demo.yaml", "--model.clip", "./no/clip"], "./no/clip: no such checkpoint"),
+    "ending": (["tag", "{image}", "--labels", "a", "--out", "a.xls"], "let the name end in .jsonl or .csv or .parquet"),
+    "output": (["tag", "{image}", "--labels", "a", "--out", "{there}.csv"], "exists already; give another name"),
+    "embeddings": (["embed-labels", "--out", "a.npy"], "let the name end in .safetensors"),
+    "names": (["embed-labels", "none.txt"], "none.txt: cannot read the label file"),
+    "figure": (["explain", "{image}", "--out", "a.jpg"], "let the name end in .png"),
+    "explained image": (["explain", "none.png"], "none.png: no such file"),
+    "font": (["explain", "{image}", "--font", "none.ttf"], "--font none.ttf: no such file"),
+    "format": (["export", "--format", "tflite"], "--format 'tflite': unknown; it is one of onnx, torch.export"),
+    "export": (["export", "--out", "{there}.onnx"], "exists already"),
+    "opset": (["export", "--out", "a.pt2", "--opset", "18"], "--opset: only the format onnx has one"),
+    "port": (["app", "--port", "70000"], "--port: expected a port, 0 to 65535"),
+    "stages": (["import-mkt", "--stage1", "a", "--stage2", "b", "--out", "c"], "--stage1 a: no such file"),
+    "data set": (["prepare", "cifar"], "invalid choice: 'cifar'"),
+    "configuration": (["fit", "--config", "none.yaml"], "--config none.yaml: no such file"),
+    "second configuration": (["fit", "--config", "demo.yaml", "-c", "none.yaml"], "--config none.yaml: no such file"),
+    "no YAML": (["fit", "--config={broken}"], "not a YAML file"),
+    "no configuration": (["fit", "--config", "{list}"], "no configuration"),
+    "run": (["test", "--ckpt_path", "/no/run"], "--ckpt_path /no/run: not a run"),
+    "run to resume": (["fit", "--config", "demo.yaml", "--ckpt-path=/no/run"], "--ckpt_path /no/run: not a run"),
+    "nothing": (["fit", "--trainer.max_epochs", "1"], "no data set: give --config FILE"),
+    "command": (["train"], "no command 'train'"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+def test_bad_input_is_reported_before_torch_is_imported(case, picture, tmp_path):
+    for suffix in ("csv", "onnx"):
+        (tmp_path / f"there.{suffix}").write_text("")
+    (tmp_path / "broken.yaml").write_text("model: [")
+    (tmp_path / "list.yaml").write_text("- model")
+    places = {
+        "image": picture,
+        "there": tmp_path / "there",
+        "broken": tmp_path / "broken.yaml",
+        "list": tmp_path / "list.yaml",
+    }
+    arguments, message = CHECKED[case]
+    done = without_torch(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ovml: error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [
+        (["fit", "--config", "demo.yaml", "--plots"], "matplotlib"),
+        (["export", "--out", "a.onnx"], "onnx"),
+        (["app", "--labels", "a"], "gradio"),
+    ],
+)
+def test_a_missing_extra_is_reported_first(arguments, package, monkeypatch, capsys):
+    monkeypatch.setattr("ovml.cli.command.find_spec", lambda name: None)
+    assert main(arguments) == 2
+    assert f"{package} is not installed; pip install 'ovml[" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_needs_no_torch_and_fits_on_a_page(name):
+    done = without_torch(*([name] if name else []), "--help")
+    assert done.returncode == 0, done.stderr
+    assert COMMANDS[name or "tag"][1].split()[-1] in done.stdout
+    assert len(done.stdout.splitlines()) <= 60
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    code = (
+        "import sys; from ovml.cli.main import COMMANDS, main; main([]); "
+        "sys.exit(str([p for p, _ in COMMANDS.values() if p.partition(':')[0] in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
+class Echo(Command):
+    def add_arguments(self, parser):
+        parser.add_argument("words", nargs="*")
+        parser.add_argument("--labels-file")
+        parser.add_argument("--top-k", type=int, default=1)
+        parser.add_argument("--overwrite", action="store_true")
+
+    def run(self, args):
+        if args.top_k < 1:
+            raise UserError(f"top_k must be at least 1; got {args.top_k}")
+        print(args.labels_file, args.words)
+
+
+def test_both_spellings_of_an_option_are_accepted_and_values_stay(capsys):
+    for option in ("--labels_file", "--labels-file"):
+        Echo("echo", "print")([option, "my_own-labels.txt", "--", "a_b", "--c_d"])
+        Echo("echo", "print")([f"{option}=my_own-labels.txt", "--", "a_b", "--c_d"])
+    assert set(capsys.readouterr().out.splitlines()) == {"my_own-labels.txt ['a_b', '--c_d']"}
+
+
+def test_errors_of_the_library_name_options():
+    with pytest.raises(UserError, match="^--top-k must be at least 1; got 0$"):
+        Echo("echo", "print")(["--top_k", "0"])
+    with pytest.raises(UserError, match="^--top-k: invalid int value: 'x'; see 'ovml echo --help'$"):
+        Echo("echo", "print")(["--top-k", "x"])
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("labels: the list is empty", "--labels: the list is empty"),
+        ("a.txt: the labels are empty", "a.txt: the labels are empty"),
+        ("data.resize 300: too large", "--data.resize 300: too large"),
+        ("b.csv: exists; overwrite=True replaces it", "b.csv: exists; --overwrite replaces it"),
+        ("c: missing (max_missing=0.26)", "c: missing (--data.max_missing 0.26)"),
+        ("--labels 'a,b' is needed", "--labels 'a,b' is needed"),
+        ("my_labels=3 stays", "my_labels=3 stays"),
+    ],
+)
+def test_arguments_become_options(message, expected):
+    flags = {"labels": "--labels", "overwrite": "--overwrite", "data.resize": "--data.resize"}
+    assert with_flags(message, flags | {"max_missing": "--data.max_missing"}) == expected
+
+
+def test_endings_are_those_of_the_library():
+    assert SUFFIXES == TAGGED
+    assert FORMATS == EXPORTED
+
+
+def test_a_command_is_a_class_and_a_line(monkeypatch, capsys):
+    monkeypatch.setitem(COMMANDS, "echo", ("test_command:Echo", "print what follows"))
+    assert main(["echo", "--labels_file", "a_b.txt", "word"]) == 0
+    assert capsys.readouterr().out == "a_b.txt ['word']\n"
+    assert main(["echo", "--top-k", "0"]) == 2
+    assert capsys.readouterr().err == "ovml: error: --top-k must be at least 1; got 0\n"
+    assert main(["--help"]) == 0
+    assert "echo         print what follows" in capsys.readouterr().out

@@ -1,0 +1,126 @@
+"""The image processor against transformers' own, over a matrix of settings."""
+
+import json
+import shutil
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+from ovml import OpenVocabularyModel, UserError, load_model
+from ovml.encoders.checkpoints import load_image_processor
+from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor, Preprocessing
+from ovml.saving import save_model
+
+SIZES = [(48, 48), (31, 70), (100, 53), (200, 47), (1, 90)]
+RESIZES = [
+    {"shortest_edge": 48},
+    {"shortest_edge": 60},
+    {"shortest_edge": 30},
+    *({"height": s, "width": s} for s in (48, 57)),
+]
+SQUARE = {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
+PIXELS = [
+    {},
+    {"image_mean": 0.5, "image_std": 0.5},
+    {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)},
+    {"do_normalize": False},
+    {"do_rescale": False},
+    {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
+    {"do_rescale": False, "do_normalize": False},
+]
+
+
+def photo(size, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def checkpoint(tiny, folder, processor):
+    shutil.copytree(tiny, folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("resize", "pixels"), product(RESIZES, PIXELS))
+def test_every_setting_is_followed_pixel_by_pixel(tiny, tmp_path, resize, pixels):
+    theirs = CLIPImageProcessorPil(size=resize, crop_size={"height": 48, "width": 48}, **pixels)
+    ours = load_image_processor(checkpoint(tiny, tmp_path / "clip", theirs))
+    for size in SIZES:
+        image = photo(size)
+        expected = torch.from_numpy(np.asarray(theirs(image, return_tensors="np")["pixel_values"][0]))
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(ours(image) / scale, expected.float() / scale, atol=2e-6, rtol=0)
+
+
+def test_one_number_in_a_list_is_of_all_channels(tiny, tmp_path):
+    alone, listed = (
+        load_image_processor(checkpoint(tiny, tmp_path / str(i), CLIPImageProcessorPil(image_mean=mean, **SQUARE)))
+        for i, mean in enumerate((0.5, [0.5]))
+    )
+    assert alone == listed
+
+
+def test_whole_images_without_a_crop(tiny, tmp_path):
+    theirs = CLIPImageProcessorPil(size={"height": 48, "width": 48}, do_center_crop=False)
+    ours = load_image_processor(checkpoint(tiny, tmp_path / "clip", theirs))
+    image = photo((90, 40))
+    expected = torch.from_numpy(np.asarray(theirs(image, return_tensors="np")["pixel_values"][0]))
+    torch.testing.assert_close(ours(image), expected, atol=1e-5, rtol=0)
+    assert ours == ImageProcessor(48, squash=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_resize": False}, "do_resize is false"),
+        ({"do_center_crop": False}, "do_center_crop is false and images keep their aspect ratio"),
+        ({"crop_size": {"height": 40, "width": 40}}, "images of 40 x 40 pixels; the image tower takes 48 x 48"),
+        ({"crop_size": {"height": 48, "width": 40}}, "images of 48 x 40 pixels"),
+        ({"crop_size": {"height": 0, "width": 0}}, "images of 0 x 0 pixels"),
+        ({"size": {"height": 60, "width": 50}}, "images of 48 x 48 and 60 x 50 pixels"),
+        ({"image_mean": [0.5, 0.5]}, "one number or three"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "one number or three"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std must not be 0"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_at_load(tiny, tmp_path, settings, message):
+    folder = Path(shutil.copytree(tiny, tmp_path / "clip"))
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    with pytest.raises(UserError, match=message) as info:
+        OpenVocabularyModel(str(folder))
+    assert "preprocessor_config.json" in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "theirs", [SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=2)], ids=["siglip"]
+)
+def test_siglip_squashes(theirs):
+    ours = ImageProcessor.of_transformers(theirs, 48, "here")
+    image = photo((90, 40))
+    expected = torch.from_numpy(np.asarray(theirs(image, return_tensors="np")["pixel_values"][0]))
+    torch.testing.assert_close(ours(image), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        Preprocessing(),
+        Preprocessing(resize=60),
+        Preprocessing(squash=True),
+        Preprocessing(squash=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    ],
+    ids=repr,
+)
+def test_settings_of_a_model_are_saved_with_it(tiny, tmp_path, preprocessing):
+    model = OpenVocabularyModel(tiny, ["cat"], preprocessing=preprocessing)
+    save_model(model, tmp_path / "saved")
+    again = load_model(tmp_path / "saved").image_processor
+    for size in SIZES:
+        torch.testing.assert_close(again(photo(size)), model.image_processor(photo(size)), atol=1e-6, rtol=0)

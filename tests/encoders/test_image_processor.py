@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from itertools import product
 from pathlib import Path
 
@@ -124,3 +125,22 @@ def test_settings_of_a_model_are_saved_with_it(tiny, tmp_path, preprocessing):
     again = load_model(tmp_path / "saved").image_processor
     for size in SIZES:
         torch.testing.assert_close(again(photo(size)), model.image_processor(photo(size)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 9_000), (48, 10_000)])
+@pytest.mark.parametrize("short_side", [30, 48, 60])
+def test_memory_does_not_grow_with_the_aspect_ratio(size, short_side):
+    """A narrow image gives what the plain way gives, to one grey level, and is never enlarged as a whole."""
+    ours = ImageProcessor(48, (0, 0, 0), (1 / 255,) * 3, resize=short_side)
+    image = photo(size)
+    width, height = ours.resized(*size)
+    left, top = (width - 48) // 2, (height - 48) // 2
+    plain = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + 48, top + 48))
+    tracemalloc.start()
+    pixels = ours(image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    difference = np.abs(pixels.numpy() - np.asarray(plain).transpose(2, 0, 1))
+    assert difference.max() <= 1.01
+    assert (difference > 0.01).mean() < 0.02
+    assert peak < 2**20  # NumPy's and torch's; Pillow's are of the size that `resize` is asked for

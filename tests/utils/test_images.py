@@ -1,10 +1,12 @@
 import glob
+import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovml.utils.errors import UserError
 from ovml.utils.images import EXTENSIONS, find_images, load_image
@@ -35,6 +37,56 @@ def test_sixteen_bits_keep_their_range(tmp_path):
     close(load_image(tmp_path / "x.png"), grey(RAMP))
 
 
+@pytest.mark.parametrize("brightest", [255, 300, 65535])
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_the_scale_of_sixteen_bits_does_not_depend_on_the_brightest_pixel(tmp_path, suffix, brightest):
+    values = np.linspace(0, brightest, 768).astype(np.uint16).reshape(24, 32)
+    if suffix == "pgm":
+        (tmp_path / "x.pgm").write_bytes(b"P5 32 24 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+    close(load_image(tmp_path / f"x.{suffix}"), grey(values // 257), tolerance=0)
+
+
+FLOATS = np.linspace(0, 1, 768, dtype=np.float32).reshape(24, 32)
+
+
+@pytest.mark.parametrize("kind", ["array", "image", "file"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (FLOATS, None),
+        (FLOATS / 2, None),
+        (FLOATS * 255, "floats outside of 0..1"),
+        (FLOATS - 0.5, "floats outside of 0..1"),
+        (np.where(FLOATS > 0.5, np.float32("nan"), FLOATS), "floats outside of 0..1"),
+        ((FLOATS * 1000).astype(np.int32), "expected uint8|32-bit integers"),
+    ],
+)
+def test_floats_are_shares_and_other_scales_are_refused(tmp_path, kind, values, message):
+    source = values
+    if kind != "array":
+        source = Image.fromarray(values)
+    if kind == "file":
+        source.save(tmp_path / "x.tif")
+        source = tmp_path / "x.tif"
+    if message is None:
+        close(load_image(source), grey((values * 255).round()), tolerance=0)
+    else:
+        with pytest.raises(UserError, match=message) as info:
+            load_image(source)
+        assert "\n" not in str(info.value)
+
+
+def test_sixteen_bits_take_no_more_than_a_few_bytes_a_pixel(tmp_path):
+    Image.fromarray(np.zeros((2000, 2000), np.uint16)).save(tmp_path / "x.png")
+    tracemalloc.start()
+    load_image(tmp_path / "x.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2000 * 2000
+
+
 def test_transparency_is_laid_on_white(tmp_path):
     rgba = np.zeros((8, 8, 4), dtype=np.uint8)
     rgba[:4, :, 3] = 255
@@ -49,11 +101,31 @@ def test_transparent_palette_is_laid_on_white(tmp_path):
     close(load_image(tmp_path / "x.png"), np.full((4, 4, 3), 255))
 
 
-def test_exif_rotation_is_applied(tmp_path):
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    Image.fromarray(grey(RAMP)).save(tmp_path / "x.png", exif=exif)
-    close(load_image(tmp_path / "x.png"), grey(np.rot90(RAMP, -1)))
+    exif[0x0112] = orientation
+    Image.fromarray(grey(RAMP)).save(tmp_path / f"x.{suffix}", exif=exif, quality=100)
+    with Image.open(tmp_path / f"x.{suffix}") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert expected.shape[:2] == ((32, 24) if orientation in range(5, 9) else (24, 32))
+    close(load_image(tmp_path / f"x.{suffix}"), expected, tolerance=0)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 9, b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + b"\1" * 40])
+def test_damaged_metadata_do_not_decide_over_the_pixels(tmp_path, damage):
+    file = io.BytesIO()
+    Image.fromarray(grey(RAMP)).save(file, "JPEG", quality=100)
+    block = b"Exif\0\0" + damage
+    segment = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
+    close(load_image(file.getvalue()[:2] + segment + file.getvalue()[2:]), grey(RAMP))
+
+
+def test_formats_that_start_programs_are_not_read(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n")
+    with pytest.raises(UserError, match="not an image that Pillow can read"):
+        load_image(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +203,7 @@ def test_what_is_not_there_is_named_before_anything_is_given_out(tree):
     (tree / "empty" / "notes.txt").write_text("")
     (tree / "link").symlink_to(tree / "nowhere.png")
     for path, message in [
-        ("empty", "empty: no images in this folder; looked for .bmp"),
+        ("empty", "empty: no images in this folder; looked for .apng"),
         ("none", "none: no such file or folder"),
         ("link", "link: no such file or folder"),
         ("b/*.gif", r"b/\*.gif: no file fits this pattern"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import isfinite
+from math import ceil, floor, isfinite
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ovml.utils.errors import UserError
 
+MOST_RESIZED = 16
+"""Pixels of a resized image, as a multiple of the crop's, up to which all of it is resized."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -101,10 +103,20 @@ class ImageProcessor:
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel values `[3, size, size]`, float32."""
         size, (width, height) = self.size, self.resized(*image.size)
-        if image.size != (width, height):
+        if width * height > max(image.width * image.height, MOST_RESIZED * size * size):
+            # A narrow image would grow with its aspect ratio: only what the crop keeps is resized, to one grey level
+            # the same.
+            (left, right, x0, x1), (top, bottom, y0, y1) = (
+                _kept(*sides, size) for sides in zip((width, height), image.size, strict=True)
+            )
+            x, y = image.width / width, image.height / height
+            box = (left * x - x0, top * y - y0, right * x - x0, bottom * y - y0)  # small numbers: Pillow has 32 bits
+            width, height = right - left, bottom - top
+            image = image.crop((x0, y0, x1, y1)).resize((width, height), Image.Resampling(self.resample), box)
+        elif image.size != (width, height):
             image = image.resize((width, height), Image.Resampling(self.resample))
         left, top = (width - size) // 2, (height - size) // 2
-        return self.normalize(image.crop((left, top, left + size, top + size)))
+        return self.normalize(image.crop((left, top, left + size, top + size)))  # black where the image is smaller
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of an image after resizing and before the crop.
@@ -161,6 +173,14 @@ class Preprocessing:
         if not min(processor.std) > 0:
             raise UserError(f"model.preprocessing.std: must be above 0; got {list(processor.std)}")
         return replace(processor, resize=None) if processor.resize == processor.size else processor
+
+
+def _kept(resized: int, original: int, size: int) -> tuple[int, int, int, int]:
+    """Begin and end of what a center crop of `size` pixels keeps of a resized side, and of what it comes from."""
+    begin = max(0, (resized - size) // 2)
+    end, scale = min(resized, begin + size), original / resized
+    margin = 3 * max(1, ceil(scale)) + 1  # what the filters reach over
+    return begin, end, max(0, floor(begin * scale) - margin), min(original, ceil(end * scale) + margin)
 
 
 def _three(values: Any, scale: float, where: str) -> tuple[float, ...]:

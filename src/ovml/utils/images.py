@@ -6,18 +6,34 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, Union
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ovml.utils.errors import UserError
 
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray[Any, Any]"]
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
+    | {".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
+)
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "PPM", "TGA")
+"""Formats that are read, as Pillow names them; others, such as PostScript, would start programs."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 
 
 def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
@@ -28,12 +44,13 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
 
     Args:
         source: A path, the bytes of an image file, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of
-            uint8, or of floats in 0..1.
+            uint8, or of floats in 0..1. Integers of 16 bits and floats in 0..1 are scaled; 32-bit integers and other
+            floats have no known scale.
         name: Name of the image in errors. Default: its path.
 
     Raises:
-        UserError: The file is missing, broken or not an image that Pillow reads, or the array has another shape or
-            type.
+        UserError: The file is missing, broken or of another format than `FORMATS`, or the array or image has another
+            shape, type or scale.
 
     Example:
         >>> load_image(np.zeros((4, 6), dtype=np.uint8)).mode
@@ -47,7 +64,7 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
@@ -55,6 +72,8 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
         raise UserError(f"{path}: is a folder; give an image") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image that Pillow can read; convert it to JPEG or PNG") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path}: broken image ({str(error).splitlines()[0]}); replace the file or leave it out"
@@ -62,14 +81,15 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies in any case
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it to 255
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((values / (257 if values.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
+    orientation = _orientation(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow's own conversion clips to 255
+    elif image.mode == "I":
+        raise UserError("32-bit integers, whose scale is not known; convert it to 8 or 16 bits")
     elif image.mode == "F":
-        values = np.asarray(image)
-        image = Image.fromarray((values * (255 if values.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(_from_floats(np.asarray(image)))
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -79,13 +99,37 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image
 
 
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that the installed Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where the metadata are damaged: they do not decide over the pixels."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata may raise any
+        return 1
+
+
+def _from_floats(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if not (values >= 0).all() or not (values <= 1).all():
+        raise UserError("floats outside of 0..1, or NaN; divide by the largest value that a pixel may have")
+    return (values * np.float32(255)).round().astype(np.uint8)
+
+
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise UserError(f"image: expected an array [H, W], [H, W, 3] or [H, W, 4], got shape {list(array.shape)}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if np.issubdtype(array.dtype, np.floating):
-        array = (array * 255).round().clip(0, 255)
+        try:
+            array = _from_floats(array)
+        except UserError as error:
+            raise UserError(f"image: {error}") from error
     elif array.dtype != np.uint8:
         raise UserError(f"image: expected uint8, or floats in 0..1, got {array.dtype}")
     return Image.fromarray(array.astype(np.uint8))

@@ -2,6 +2,7 @@ import glob
 import io
 import os
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -186,16 +187,27 @@ def found(*paths):
 
 
 def test_folders_are_searched_in_order(tree, picture):
-    everything = sorted(p for p in (tree / "b").rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    assert len(everything) == 7
+    files = [p for p in (tree / "b").rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
+    everything = sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(tree).parts))
+    assert len(everything) == 5
     assert list(find_images([picture, tree / "b"])) == [picture, *everything]
-    assert found("b/c", "top.png", "b/notes.txt") == [
-        "b/c/.cache/x.png",
+    assert found("b/c", "top.png", "b/notes.txt", "b/.hidden.png") == [
         "b/c/y.png",
         "b/c/z.JPG",
         "top.png",
         "b/notes.txt",
+        "b/.hidden.png",
     ]
+    skipped = Counter()
+    list(find_images([tree / "b"], skipped))
+    assert skipped == {"hidden": 2, ".txt": 1}
+
+
+def test_a_link_to_itself_is_one_entry_that_cannot_be_read(tree):
+    (tree / "b" / "loop.png").symlink_to("loop.png")
+    assert found("b") == ["b/a.png", "b/c/y.png", "b/c/z.JPG", "b/c-d/k.gif", "b/e/f/a.png", "b/loop.png"]
+    with pytest.raises(UserError, match=r"loop.png: broken image"):
+        load_image(tree / "b" / "loop.png")
 
 
 def test_what_is_not_there_is_named_before_anything_is_given_out(tree):
@@ -222,8 +234,10 @@ PATTERNS += ["**/.*", "**/.cache/*", "*/c/*.JPG", "b/[!a]*", "./b/*.png", "[[]1]
 def test_patterns_find_what_glob_finds(tree, pattern, absolute):
     pattern = f"{tree}/{pattern}" if absolute else pattern
     paths = [Path(p) for p in glob.glob(pattern, recursive=True)]
-    inside = [p for folder in paths if folder.is_dir() for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS]
-    expected = {p for p in (*paths, *inside) if p.is_file()}
+    folders = [path for path in paths if path.is_dir()]
+    inside = [(p, p.relative_to(folder)) for folder in folders for p in folder.rglob("*")]
+    shown = [p for p, rest in inside if p.suffix.lower() in EXTENSIONS and not any(x[0] == "." for x in rest.parts)]
+    expected = {p for p in (*paths, *shown) if p.is_file()}
     if not expected:
         with pytest.raises(UserError, match="no file fits this pattern"):
             find_images([pattern])
@@ -240,7 +254,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tree):
     (tree / "b" / "round").symlink_to(tree / "b")
     (tree / "b" / "gone.png").symlink_to(tree / "nowhere.png")
     assert "b/link.png" in found("b")
-    assert len(found("b")) == 8
+    assert len(found("b")) == 6
 
 
 def test_a_folder_is_listed_when_it_is_needed(tmp_path, monkeypatch):
@@ -266,5 +280,5 @@ def test_a_folder_that_cannot_be_listed_is_given_out_itself(tree, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert found("b") == ["b/.hidden.png", "b/a.png", "b/c", "b/c-d/k.gif", "b/e/f/a.png"]
+    assert found("b") == ["b/a.png", "b/c", "b/c-d/k.gif", "b/e/f/a.png"]
     assert "b/c" in found("**/*.png")

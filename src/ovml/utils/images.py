@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from fnmatch import fnmatchcase
 from functools import cache
@@ -135,14 +136,16 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     return Image.fromarray(array.astype(np.uint8))
 
 
-def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
+def find_images(paths: Iterable[str | Path], skipped: Counter[str] | None = None) -> Iterator[Path]:
     """Yield the image files in folders and of patterns; files are yielded as they are.
 
-    Folders are searched in the order of their names, one at a time as they are needed. Links to folders are not
-    followed. A folder that cannot be listed is yielded itself, so that reading it reports the error.
+    Folders are searched in the order of their names, one at a time as they are needed. Hidden files and folders are
+    skipped, and links to folders are not followed. What cannot be listed or read is yielded itself, so that reading it
+    reports the error.
 
     Args:
         paths: Files, folders, or patterns such as `photos/**/*.jpg`, in which `**` matches any number of folders.
+        skipped: Counts the files in folders that are no images, by suffix, and what is hidden, as `hidden`.
 
     Raises:
         UserError: On the call: a path does not exist, or a folder or pattern has no image.
@@ -150,7 +153,7 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = _search(path)
+            inside = _search(path, skipped=Counter() if skipped is None else skipped)
             nothing = f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}"
         elif path.exists():
             inside = iter([path])
@@ -180,7 +183,11 @@ def _is_pattern(part: str) -> bool:
 
 
 def _search(
-    folder: Path, pattern: Sequence[str] = (), at: Set[int] = frozenset(), inside: bool = True
+    folder: Path,
+    pattern: Sequence[str] = (),
+    at: Set[int] = frozenset(),
+    inside: bool = True,
+    skipped: Counter[str] | None = None,
 ) -> Iterator[Path]:
     """Search a folder.
 
@@ -189,16 +196,23 @@ def _search(
         pattern: Parts of the pattern that paths must match.
         at: Indices of the parts that may match next.
         inside: Whether to yield all images in the folder, whether they match or not.
+        skipped: See `find_images`; a pattern says itself what it leaves out.
     """
+    skipped = Counter() if skipped is None else skipped
     at = at | {i + 1 for i in at if pattern[i : i + 1] == ("**",)}
     for path, is_folder in _entries(folder):
         after = {i + (pattern[i] != "**") for i in at if i < len(pattern) and _fits(path.name, pattern[i])}
         fits = len(pattern) in after or (len(pattern) - 1 in after and pattern[-1] == "**")
+        hidden = path.name.startswith(".") and path != folder
         if is_folder:
-            if inside or after:
-                yield from _search(path, pattern, after, inside or fits)
-        elif fits or (inside and path.suffix.lower() in EXTENSIONS) or path == folder:
+            if after or (inside and not hidden):
+                yield from _search(path, pattern, after, (inside and not hidden) or fits, skipped)
+            elif inside:
+                skipped["hidden"] += 1
+        elif fits or path == folder or (inside and not hidden and path.suffix.lower() in EXTENSIONS):
             yield path
+        elif inside:
+            skipped["hidden" if hidden else path.suffix.lower() or "no suffix"] += 1
 
 
 def _fits(name: str, part: str) -> bool:
@@ -210,13 +224,17 @@ def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
     """Files and folders in a folder, by name; the folder itself as a file if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(
-                (entry.name, is_folder)
-                for entry in entries
-                if (is_folder := entry.is_dir(follow_symlinks=False)) or entry.is_file()
-            )
+            found = sorted((entry.name, kind) for entry in entries if (kind := _kind(entry)) is not None)
     except OSError:
         yield folder, False
         return
-    for name, is_folder in names:
+    for name, is_folder in found:
         yield folder / name, is_folder
+
+
+def _kind(entry: os.DirEntry[str]) -> bool | None:
+    """Whether an entry is a folder; `None` for devices and the like. An entry that cannot be looked at is a file."""
+    try:
+        return True if entry.is_dir(follow_symlinks=False) else False if entry.is_file() else None
+    except OSError:
+        return False

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ovml.utils.errors import UserError
+from ovml.utils.lists import NameList, read_list
 
 
 def label_key(name: str) -> str:
@@ -19,6 +19,8 @@ def label_key(name: str) -> str:
     >>> label_key("  Black   Cat ")
     'black cat'
     """
+    if not name.isascii():  # other forms of a character, and characters that nobody sees, make no other label
+        name = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
     return " ".join(name.casefold().split())
 
 
@@ -162,59 +164,31 @@ class LabelVocabulary:
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
-    """Read label names from a text file with one name per line; blank lines are skipped.
+    """Read label names from a file; see `ovml.utils.lists.read_list` for its forms.
 
     Raises:
-        UserError: The file is missing, is not UTF-8 text, contains no name, or repeats a name.
+        UserError: The file cannot be read, contains no name, or repeats a name.
     """
-    lines = _read_text(Path(path)).splitlines()
-    return check_names([line.strip() for line in lines if line.strip()], where=str(path))
+    return check_names(read_list(path).names, where=str(path))
 
 
 def read_vocabulary(path: str | Path) -> LabelVocabulary:
-    """Read labels from a text file with one name per line, or from a CSV file with the columns `id,name`.
+    """Read labels from a file; see `ovml.utils.lists.read_list` for its forms.
 
-    Labels of a CSV file may share a name, as in Open Images; their ids distinguish them. A first line `id,name` or
-    `LabelName,DisplayName` is a header. A CSV file with one column is a list of names.
+    Labels with ids may share a name, as in Open Images; their ids distinguish them.
 
     Raises:
-        UserError: The file is missing, is not UTF-8 text, contains no label, repeats a label, or rows have different
-            numbers of columns.
+        UserError: The file cannot be read, contains no label, or repeats a label.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".csv":
-        return LabelVocabulary(read_names(path))
-    rows = csv.reader(io.StringIO(_read_text(path), newline=""))
-    names: dict[str, str] = {}
-    single: list[str] = []
-    for row in rows:
-        cells = [cell.strip() for cell in row]
-        if not any(cells) or (not names and [cell.lower() for cell in cells] in CSV_HEADERS):
-            continue
-        where = f"{path}, line {rows.line_num}"
-        if len(cells) > 2 or "" in cells or (names if len(cells) == 1 else single):
-            raise UserError(f"{where}: expected an id and a name, or one name alone in every line; got {row!r}")
-        if len(cells) == 1:
-            single += cells
-        elif cells[0] in names:
-            raise UserError(f"{where}: the id {cells[0]!r} is repeated; keep one of its lines")
-        else:
-            names[cells[0]] = cells[1]
-    return (
-        LabelVocabulary.from_ids(list(names), (), names) if names else LabelVocabulary(check_names(single, str(path)))
-    )
+    return vocabulary_of(read_list(path), str(path))
 
 
-CSV_HEADERS = (["id", "name"], ["labelname", "displayname"])
-"""Header lines of CSV label files, in lower case."""
+def vocabulary_of(found: NameList, where: str) -> LabelVocabulary:
+    """The vocabulary of a list.
 
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the label file ({error.strerror}); give a text file with one name per line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the label file as UTF-8 with one name per line") from error
+    Raises:
+        UserError: The list is empty, or repeats a label.
+    """
+    if found.ids is None or not found.names:
+        return LabelVocabulary(check_names(found.names, where))
+    return LabelVocabulary.from_ids(found.ids, (), dict(zip(found.ids, found.names, strict=True)))

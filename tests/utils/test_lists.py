@@ -1,0 +1,142 @@
+"""Lists of names in files: every form gives the same names, and what is no list is one line."""
+
+import json
+import os
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovml import LabelVocabulary, UserError
+from ovml.utils.lists import read_list
+from ovml.vocabulary import read_names, read_vocabulary
+
+NAMES = ["fish", "moon, full", 'a "red" star', "Roß", "[red]", "id:7"]
+IDS = ["/m/1", "/m/2", "/m/3", "/m/4", "/m/5", "/m/6"]
+PAIRS = list(zip(IDS, NAMES, strict=True))
+
+
+def cell(text):
+    return '"' + text.replace('"', '""') + '"'
+
+
+def table(rows, separator, header=None):
+    lines = [separator.join(header)] if header else []
+    return "\n".join([*lines, *(separator.join(map(cell, row)) for row in rows)]) + "\n"
+
+
+FORMS = {
+    "names.txt": "\n".join(NAMES),
+    "crlf.txt": "\r\n".join(["", *NAMES, ""]),
+    "blank.txt": "\n\n".join(f"  {name} " for name in NAMES),
+    "names": "\n".join(NAMES),
+    "one.csv": table([[name] for name in NAMES], ","),
+    "name.csv": table([[name] for name in NAMES], ",", ["name"]),
+    "class_name.csv": table([[name] for name in NAMES], ",", ["Class_Name"]),
+    "label.tsv": table([[name] for name in NAMES], "\t", ["label"]),
+    "names.json": json.dumps(NAMES),
+    "names.yaml": yaml.safe_dump(NAMES),
+    "names.YML": yaml.safe_dump([{"name": name} for name in NAMES], allow_unicode=True),
+}
+WITH_IDS = {
+    "id.csv": table(PAIRS, ","),
+    "id_name.csv": table(PAIRS, ",", ["id", "name"]),
+    "name_id.csv": table(((n, i) for i, n in PAIRS), ",", ["name", "id"]),
+    "openimages.csv": table(PAIRS, ",", ["LabelName", "DisplayName"]),
+    "semicolon.csv": table(PAIRS, ";", ["id", "name"]),
+    "tab.csv": table(PAIRS, "\t", ["id", "name"]),
+    "tab.tsv": table(PAIRS, "\t"),
+    "more.csv": table(((i, n, str(k)) for k, (i, n) in enumerate(PAIRS)), ",", ["mid", "display_name", "count"]),
+    "map.json": json.dumps(dict(PAIRS)),
+    "records.json": json.dumps([{"id": i, "name": n} for i, n in PAIRS]),
+    "map.yaml": yaml.safe_dump(dict(PAIRS)),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("form", [*FORMS, *WITH_IDS])
+def test_every_form_gives_the_names(tmp_path, form, encoding):
+    content = {**FORMS, **WITH_IDS}[form]
+    start = "\ufeff" if encoding == "utf-16-le" else ""
+    (tmp_path / form).write_bytes((start + content).encode(encoding))
+    found = read_list(tmp_path / form)
+    assert found.names == NAMES
+    assert found.ids == (IDS if form in WITH_IDS else None)
+    assert read_vocabulary(tmp_path / form) == LabelVocabulary(tuple(NAMES))
+    assert read_names(tmp_path / form) == tuple(NAMES)
+
+
+def test_what_was_understood_is_said_in_one_line(tmp_path):
+    (tmp_path / "names.csv").write_text("id;class name\n1;fish\n2;moon\n3;star\n4;sun\n")
+    assert read_list(tmp_path / "names.csv").summary() == (
+        "4 labels from names.csv, column 'class name': fish, moon, star, ..."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.xlsx", b"fish", "cannot tell how to read a list from .xlsx"),
+        ("a.png", b"fish", "cannot tell how to read a list from .png"),
+        ("a.txt", b"fish\0moon", "NUL"),
+        ("a.csv", b"fi\0sh\n", "NUL"),
+        ("a.txt", b"\xff\xfffish", "not UTF-8 text"),
+        ("a.csv", b'fish\n"moon\nstar\nsun\n', "line 4: unexpected end of data; check the quotes"),
+        ("a.csv", b'"fish\nmoon"\nstar\n', "a name goes over several lines"),
+        ("a.csv", b"id,name\n1,fish\n2\n", "line 3: expected an id and a name"),
+        ("a.csv", b"name\n" + b"x" * 200_000 + b"\n", "field larger than field limit"),
+        ("a.json", b'["fish", 7]', "label 1 is 7; label names are strings"),
+        ("a.json", b'["fish"', "not JSON"),
+        ("a.json", b'"fish"', "expected a list of label names, got a str"),
+        ("a.json", b'[{"id": "1", "name": "fish"}, {"name": "moon"}]', "each label needs an id of its own"),
+        ("a.json", b"[" * 100_000, "not JSON"),
+        ("a.yaml", b"- fish\n- [", "not YAML"),
+        ("a.yaml", b"!!python/object/apply:os.system [echo]", "not YAML"),
+        ("a.txt", b"", "the list is empty"),
+        ("a.json", b"[]", "the list is empty"),
+        ("a.csv", b"id,name\n", "the list is empty"),
+        ("a.txt", "caf\u00e9\ncafe\u0301\n".encode(), "is repeated"),
+        ("a.txt", "fish\nfi\u200bsh\n".encode(), "differ only in case or blanks"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as info:
+        read_vocabulary(tmp_path / name)
+    assert name in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_lines_end_where_a_line_ends(tmp_path):
+    (tmp_path / "a.txt").write_text("a\u2028b\nc\x0cd\ne\x85f\n")
+    assert read_list(tmp_path / "a.txt").names == ["a\u2028b", "c\x0cd", "e\x85f"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "missing"])
+def test_what_is_no_file_is_one_line(tmp_path, kind):
+    path = {"device": "/dev/zero"}.get(kind, tmp_path / "names.txt")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match="not a file|cannot read the label file"):
+        read_vocabulary(path)
+
+
+LINES = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20), max_size=8)
+
+
+@given(LINES, st.sampled_from([".txt", ".csv", ".tsv", ".json", ".yaml"]))
+def test_anything_is_a_vocabulary_or_one_line(tmp_path_factory, lines, suffix):
+    path = tmp_path_factory.mktemp("lists") / f"a{suffix}"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    try:
+        vocabulary = read_vocabulary(path)
+    except UserError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert len(vocabulary) > 0
+        assert all(name == name.strip() and name for name in vocabulary.names)
+    assert "\n" not in message

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml.data.cache import Ragged, cached_table, record_batch
+from ovml.data.cache import cached_table, ragged, record_batch
 from ovml.data.image_files import check_images, lost_paths, verify_images
 from ovml.utils.errors import UserError
 
@@ -29,7 +29,7 @@ def maker(listing, calls):
         names = listing.read_text().split()
         counts["images"] = len(names)
         for name in names:
-            positive = Ragged(np.array([0, 0]), np.array([3, 1]), 1).slice(0, 1)
+            positive = ragged(np.array([0, 0]), np.array([3, 1]), 1)
             yield record_batch([str(listing.parent / name)], positive, None, [name])
 
     return make
@@ -116,9 +116,9 @@ def test_a_file_that_vanishes_is_not_the_cache_s_fault(tmp_path, listing):
 @given(lists=st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=12), cut=st.integers(0, 12))
 def test_ragged_lists_are_the_lists(lists, cut):
     rows = np.repeat(np.arange(len(lists)), [len(x) for x in lists])
-    ragged = Ragged(rows, np.array([v for x in lists for v in x], dtype=np.int64), len(lists))
+    made = ragged(rows, np.array([v for x in lists for v in x], dtype=np.int64), len(lists))
     cut = min(cut, len(lists))
-    assert ragged.slice(0, cut).to_pylist() + ragged.slice(cut, len(lists)).to_pylist() == lists
+    assert made.slice(0, cut).to_pylist() + made.slice(cut).to_pylist() == lists
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def pictures(tmp_path):
     paths[3].write_text("not an image " * 60)
 
     def make(counts):
-        positive = Ragged(np.arange(12), np.arange(12), 12).slice(0, 12)
+        positive = ragged(np.arange(12), np.arange(12), 12)
         yield record_batch([str(p) for p in paths], positive, None, names)
 
     return cached_table(tmp_path / "cache", "pictures", [], {}, make), tmp_path / "cache", paths

@@ -18,7 +18,7 @@ import pyarrow as pa
 from ovml.utils.errors import UserError
 from ovml.utils.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cached tables, part of every key; increase it when the same files give another table."""
 
 FEATURES = datasets.Features(
@@ -38,12 +38,12 @@ class Table:
 
     Attributes:
         rows: Memory-mapped.
-        counts: For instance how many rows repeat an annotation.
+        counts: For instance how many rows repeat an annotation. Or other JSON about the rows.
         folder: Cache folder of both.
     """
 
     rows: datasets.Dataset
-    counts: dict[str, int]
+    counts: dict[str, Any]
     folder: Path
 
 
@@ -57,7 +57,7 @@ def cached_table(
     name: str,
     inputs: Sequence[Path],
     settings: Mapping[str, Any],
-    make: Callable[[dict[str, int]], Iterable[pa.RecordBatch]],
+    make: Callable[[dict[str, Any]], Iterable[pa.RecordBatch]],
     features: datasets.Features = FEATURES,
 ) -> Table:
     """Open a table; make it first if its inputs or settings have changed.
@@ -75,7 +75,7 @@ def cached_table(
     """
     with cached_folder(cache_dir, name, inputs, settings) as (folder, aside):
         if aside is not None:
-            counts: dict[str, int] = {}
+            counts: dict[str, Any] = {}
             with (
                 pa.OSFile(str(aside / "rows.arrow"), "wb") as sink,
                 pa.ipc.new_stream(sink, features.arrow_schema) as writer,
@@ -118,28 +118,19 @@ def cached_folder(
         ) from error
 
 
-class Ragged:
-    """Lists of unequal length in two arrays, as in Arrow.
+def ragged(rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], num_rows: int) -> pa.ListArray:
+    """Lists of unequal length; slices of the result are views.
 
     Args:
         rows: Row of each value `[V]`, ascending.
         values: The values `[V]`.
         num_rows: Number of rows; those without a value are empty.
 
-    >>> Ragged(np.array([0, 2, 2]), np.array([5, 6, 7]), 3).slice(1, 3).to_pylist()
+    >>> ragged(np.array([0, 2, 2]), np.array([5, 6, 7]), 3).slice(1).to_pylist()
     [[], [6, 7]]
     """
-
-    def __init__(self, rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], num_rows: int) -> None:
-        self.offsets = np.zeros(num_rows + 1, dtype=np.int64)
-        np.cumsum(np.bincount(rows, minlength=num_rows), out=self.offsets[1:])
-        self.values = values.astype(np.int32, copy=False)
-
-    def slice(self, start: int, stop: int) -> pa.ListArray:
-        """Rows `start` to `stop` as an Arrow array."""
-        offsets = self.offsets[start : stop + 1]
-        values = self.values[offsets[0] : offsets[-1]]
-        return pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), pa.array(values))
+    offsets = np.insert(np.cumsum(np.bincount(rows, minlength=num_rows)), 0, 0)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()))
 
 
 def record_batch(
@@ -154,11 +145,10 @@ def record_batch(
         image_ids: Names of the images.
     """
     schema = FEATURES.arrow_schema
-    paths = paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())
+    paths, image_ids = pa.array(paths, pa.string()), pa.array(image_ids, pa.string())
+    image = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
     if negative is None:
-        negative = pa.ListArray.from_arrays(pa.array(np.zeros(len(paths) + 1, np.int32)), pa.array([], pa.int32()))
-    image = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths.cast(pa.string())], ["bytes", "path"])
-    columns = {"image": image, "positive": positive, "negative": negative, "image_id": pa.array(image_ids, pa.string())}
-    return pa.RecordBatch.from_arrays(
-        [columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema
-    )
+        negative = pa.array([[]] * len(paths), pa.list_(pa.int32()))
+    columns = [image, positive, negative, image_ids]
+    arrays = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ovml.data.base import Split
-from ovml.data.cache import Ragged, Table, cached_table, record_batch
+from ovml.data.cache import Table, cached_table, ragged, record_batch
 from ovml.data.folder import FolderDataModule
 from ovml.data.json.file import AnnotationFile, read_annotation_file
 from ovml.utils.errors import UserError
@@ -149,7 +149,7 @@ class JSONDataModule(FolderDataModule):
             if split == "test":
                 self._compare_test_files(counts)
             for file, rows in self._parts(split):
-                counts[REPEATED] = counts.get(REPEATED, 0) + file.counts["repeated_images"]
+                counts[REPEATED] = counts.get(REPEATED, 0) + file.repeated
                 yield from self._batches(file, rows, counts)
 
         table = cached_table(self.cache_dir, f"json-{split}", inputs, settings, make)
@@ -202,13 +202,12 @@ class JSONDataModule(FolderDataModule):
             chunk = table.slice(start, CHUNK)
             rows, columns, ignored = self._present(file, chunk)
             counts[IGNORED] = counts.get(IGNORED, 0) + ignored
-            positive = Ragged(rows, columns, len(chunk)).slice(0, len(chunk))
+            positive = ragged(rows, columns, len(chunk))
             negative = None
             if not self.exhaustive:
                 absent = np.tile(known, (len(chunk), 1))
                 absent[rows, columns] = False
-                row, column = np.nonzero(absent)
-                negative = Ragged(row, column, len(chunk)).slice(0, len(chunk))
+                negative = ragged(*np.nonzero(absent), len(chunk))
             paths = chunk["path"].to_pylist()
             yield record_batch([os.path.join(root, path) for path in paths], positive, negative, paths)
 

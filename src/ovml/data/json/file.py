@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import datasets
 import pyarrow as pa
 
-from ovml.data.cache import cached_folder
+from ovml.data.cache import cached_table
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 from ovml.vocabulary import check_names, label_key
 
 FORM = '{"classes": ["name", ...], "images": [["path", ["name", ...]], ...]}'
+
+
+ROWS = datasets.Features({"path": datasets.Value("string"), "labels": datasets.LargeList(datasets.Value("int32"))})
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,15 @@ class AnnotationFile:
         path: The file.
         classes: Labels annotated in every row: present if listed, else absent.
         others: Labels in rows that are none of the classes, with the index of the first such row.
+        repeated: Number of rows that repeat an image.
         rows: Columns `path` (string, without the prefix) and `labels` (lists of indices into `names`), memory-mapped.
-        counts: Number of images, and of rows that repeat one.
     """
 
     path: Path
     classes: tuple[str, ...]
     others: dict[str, int]
+    repeated: int
     rows: pa.Table
-    counts: dict[str, int]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,22 +63,17 @@ def read_annotation_file(file: Path, cache_dir: str | Path | None, strip_prefix:
     """
     if not file.is_file():
         raise UserError(f"{file}: no such annotation file; it holds {FORM}")
-    with cached_folder(cache_dir, "json-file", [file], {"strip_prefix": strip_prefix}) as (folder, aside):
-        if aside is not None:
-            _write(aside, *_Parser(file, strip_prefix).parse())
-    about = json.loads((folder / "about.json").read_text())
-    rows = pa.ipc.open_stream(pa.memory_map(str(folder / "rows.arrow"))).read_all()
-    return AnnotationFile(file, tuple(about["classes"]), about["others"], rows, about["counts"])
 
+    def make(about: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        parser = _Parser(file, strip_prefix)
+        rows = parser.parse()
+        about |= {"classes": parser.classes, "others": parser.others, "repeated": parser.repeated}
+        columns = {"path": pa.array(rows), "labels": pa.array(rows.values(), pa.large_list(pa.int32()))}
+        yield from pa.table(columns, ROWS.arrow_schema).to_batches(max_chunksize=1 << 16)
 
-def _write(folder: Path, rows: Mapping[str, Sequence[int]], about: Mapping[str, Any]) -> None:
-    ends = np.cumsum(np.fromiter(map(len, rows.values()), np.int64, len(rows)))
-    values = np.fromiter(chain.from_iterable(rows.values()), np.int32, int(ends[-1]))
-    labels = pa.LargeListArray.from_arrays(pa.array(np.insert(ends, 0, 0)), pa.array(values))
-    table = pa.table({"path": pa.array(rows, pa.string()), "labels": labels})
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=1 << 16)
-    (folder / "about.json").write_text(json.dumps(about))
+    table = cached_table(cache_dir, "json-file", [file], {"strip_prefix": strip_prefix}, make, ROWS)
+    about = table.counts
+    return AnnotationFile(file, tuple(about["classes"]), about["others"], about["repeated"], table.rows.data.table)
 
 
 class _Parser:
@@ -85,8 +83,8 @@ class _Parser:
         self.file = file
         self.prefix = strip_prefix.rstrip("/") + "/" if strip_prefix else ""
 
-    def parse(self) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-        """Rows by path, and the rest."""
+    def parse(self) -> dict[str, tuple[int, ...]]:
+        """Labels by path."""
         content = self._load()
         self.classes = check_names(content["classes"], where=f"{self.file}: classes")
         self.number = {name: place for place, name in enumerate(self.classes)}
@@ -108,8 +106,8 @@ class _Parser:
                 f"{self.file}: no image's path begins with {self.prefix!r} (--data.strip_prefix); "
                 f"the first is {images[0][0]!r}"
             )
-        counts = {"images": len(rows), "repeated_images": len(images) - len(rows)}
-        return rows, {"classes": self.classes, "others": self.others, "counts": counts}
+        self.repeated = len(images) - len(rows)
+        return rows
 
     def _load(self) -> dict[str, list[Any]]:
         try:

@@ -92,11 +92,11 @@ def find_layout(root: Path, cache_dir: str | None) -> OfficialFiles | H5Files | 
     if not root.is_dir() or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return SavedRows(root, cache_dir)
     if (root / "ImageList" / "TrainImagelist.txt").is_file():
-        return OfficialFiles(root, cache_dir)
+        return OfficialFiles(root.absolute(), cache_dir)
     if any(h5_file(root, split).is_file() for split in ("train", "test")):
-        return H5Files(root, cache_dir)
+        return H5Files(root.absolute(), cache_dir)
     if any((root / name).is_dir() for name in ("ImageList", "NUS_WID_Tags", "Groundtruth")):
-        return OfficialFiles(root, cache_dir)
+        return OfficialFiles(root.absolute(), cache_dir)
     if (root / "NUS_WID_Tags.zip").is_file():
         raise UserError(f"{root}: {COMBINE} ({SOURCE})")
     raise UserError(

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ovml.data.base import Split
-from ovml.data.cache import Ragged, Table, cached_table, record_batch
+from ovml.data.cache import Table, cached_table, ragged, record_batch
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 from ovml.vocabulary import LabelVocabulary, label_key, read_names
@@ -22,32 +23,39 @@ logger = logging.getLogger(__name__)
 
 SOURCE = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
 BLOCK_BYTES = 4 << 20
-BATCH_ROWS = 5_000
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class OfficialFiles:
-    """The official distribution.
-
-    The unseen labels are those annotated by people (`Groundtruth`). `AllTags81.txt`, `Train_Tags81.txt` and
-    `Test_Tags81.txt` only say whether a Flickr user gave the word as a tag, and are never read.
+class Layout:
+    """A form in which NUS-WIDE is on disk. A subclass has `exhaustive` and `table`.
 
     Args:
         root: Folder of the data set.
         cache_dir: See `ovml.data.cache.cache_root`.
     """
 
-    exhaustive = True
+    seen_list: str | None = "Concepts925.txt"
 
     def __init__(self, root: Path, cache_dir: str | None) -> None:
-        self.root = root.absolute()
+        self.root = root
         self.cache_dir = cache_dir
 
     @cached_property
     def vocabulary(self) -> LabelVocabulary:
-        """Seen: the tags that are not concepts. Unseen: the concepts."""
-        return read_vocabulary(self.root)
+        """Seen: those of `seen_list` or, without it, the tags that are not concepts. Unseen: the concepts."""
+        return read_vocabulary(self.root, self.seen_list)
+
+
+class OfficialFiles(Layout):
+    """The official distribution.
+
+    The unseen labels are those annotated by people (`Groundtruth`). `AllTags81.txt`, `Train_Tags81.txt` and
+    `Test_Tags81.txt` only say whether a Flickr user gave the word as a tag, and are never read.
+    """
+
+    exhaustive = True
+    seen_list = None
 
     def table(self, split: Split) -> Table:
         """Rows of a split.
@@ -62,19 +70,16 @@ class OfficialFiles:
         if reader.all_list.is_file():
             inputs.append(reader.all_list)
 
-        def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        def make(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
             found = [reader.read(matrix) for matrix in track(matrices, f"reading the {split} labels")]
             if reader.replaced:
                 counts["files with a wrong value, those of all images read instead"] = reader.replaced
+            rows = np.concatenate([ones.rows for ones in found])
             ids = np.concatenate([matrix.ids[ones.columns] for matrix, ones in zip(matrices, found, strict=True)])
-            rows = np.concatenate([ones.rows for ones in found])[ids >= 0]
-            ids = ids[ids >= 0]
             order = np.lexsort((ids, rows))
-            positive = Ragged(rows[order], ids[order], len(reader.images))
-            for start in range(0, len(reader.images), BATCH_ROWS):
-                names = reader.images[start : start + BATCH_ROWS]
-                paths = [f"{self.root}/Flickr/{name}" for name in names]
-                yield record_batch(paths, positive.slice(start, start + len(names)), None, names)
+            order = order[ids[order] >= 0]
+            paths = [f"{self.root}/Flickr/{name}" for name in reader.images]
+            yield record_batch(paths, ragged(rows[order], ids[order], len(paths)), None, reader.images)
 
         return cached_table(self.cache_dir, f"nuswide-{split}", inputs, {"root": str(self.root)}, make)
 
@@ -82,12 +87,11 @@ class OfficialFiles:
         part = split.capitalize()
         ids = {label_key(name): i for i, name in enumerate(self.vocabulary.seen)}
         ids_of_tags = np.array([ids.get(label_key(tag), -1) for tag in tags])
-        folder = self.root / "NUS_WID_Tags"
+        folder, truth = self.root / "NUS_WID_Tags", self.root / "Groundtruth"
         matrices = [Matrix(folder / f"{part}_Tags1k.dat", folder / "AllTags1k.txt", ids_of_tags)]
-        folder = self.root / "Groundtruth"
         for number, name in enumerate(self.vocabulary.unseen, start=len(ids)):
-            own = folder / "TrainTestLabels" / f"Labels_{name}_{part}.txt"
-            matrices.append(Matrix(own, folder / "AllLabels" / f"Labels_{name}.txt", np.array([number])))
+            own = truth / "TrainTestLabels" / f"Labels_{name}_{part}.txt"
+            matrices.append(Matrix(own, truth / "AllLabels" / f"Labels_{name}.txt", np.array([number])))
         return matrices
 
 
@@ -143,22 +147,17 @@ class SplitReader:
                     ) from error
                 logger.warning("%s; %s is read instead", error.what, matrix.whole)
                 self.replaced += 1
-        places = self._places
-        ones = read_ones(matrix.whole, len(matrix.ids), len(places))
-        kept = places[ones.rows] >= 0
-        return Ones(places[ones.rows[kept]], ones.columns[kept])
+        ones = read_ones(matrix.whole, len(matrix.ids), len(self._places))
+        rows = self._places[ones.rows]
+        return Ones(rows[rows >= 0], ones.columns[rows >= 0])
 
     @cached_property
     def _places(self) -> Indices:
         """Row in the split of each image; -1 for images of the other split."""
-        row_of = {name: row for row, name in enumerate(read_image_list(need_file(self.all_list)))}
-        places = np.full(len(row_of), -1)
-        for place, name in enumerate(self.images):
-            if name not in row_of:
-                raise UserError(
-                    f"{self.list}: {name} is not listed in {self.all_list}; download both again from {SOURCE}"
-                )
-            places[row_of[name]] = place
+        every, images = pa.array(read_image_list(need_file(self.all_list))), pa.array(self.images)
+        for name in images.filter(pc.invert(pc.is_in(images, every)))[:1].to_pylist():
+            raise UserError(f"{self.list}: {name} is not listed in {self.all_list}; download both again from {SOURCE}")
+        places: Indices = pc.index_in(every, images).fill_null(-1).to_numpy()
         return places
 
 

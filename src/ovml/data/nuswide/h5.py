@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
@@ -14,34 +13,21 @@ import numpy as np
 import pyarrow as pa
 
 from ovml.data.base import Split
-from ovml.data.cache import Ragged, Table, cached_folder, cached_table, record_batch
-from ovml.data.nuswide.files import BATCH_ROWS, check_image_names, need_file, read_vocabulary
+from ovml.data.cache import Table, cached_folder, cached_table, ragged, record_batch
+from ovml.data.nuswide.files import Layout, check_image_names, need_file
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
-from ovml.vocabulary import LabelVocabulary
 
 H5_SOURCE = "https://github.com/sunanhe/MKT"
 NAME_LISTS: dict[Split, str] = {"train": "img_names.pkl", "test": "test_img_names.pkl"}
 
+BATCH_ROWS = 5_000
+
 Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class H5Files:
-    """Files of BiAM and MKT, where 1 is present, -1 absent and 0 unknown.
-
-    Args:
-        root: Folder of the data set.
-        cache_dir: See `ovml.data.cache.cache_root`.
-    """
-
-    def __init__(self, root: Path, cache_dir: str | None) -> None:
-        self.root = root.absolute()
-        self.cache_dir = cache_dir
-
-    @cached_property
-    def vocabulary(self) -> LabelVocabulary:
-        """Seen: `Concepts925.txt` or, without it, the tags that are not concepts. Unseen: `Concepts81.txt`."""
-        return read_vocabulary(self.root, "Concepts925.txt")
+class H5Files(Layout):
+    """Files of BiAM and MKT, where 1 is present, -1 absent and 0 unknown."""
 
     @cached_property
     def exhaustive(self) -> bool:
@@ -57,11 +43,9 @@ class H5Files:
         with cached as (folder, aside):
             if aside is not None:
                 annotations = read_annotations(file, read_image_names(names), *sizes)
-                np.save(aside / "present.npy", annotations.present)
-                np.save(aside / "absent.npy", annotations.absent)
-                (aside / "unknown.json").write_text(json.dumps(annotations.unknown))
-        present, absent = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("present", "absent"))
-        return Annotations(present, absent, json.loads((folder / "unknown.json").read_text()))
+                np.savez(aside / "annotations.npz", **annotations._asdict())
+        with np.load(folder / "annotations.npz") as found:
+            return Annotations(found["present"], found["absent"], int(found["unknown"]))
 
     def table(self, split: Split) -> Table:
         """Rows of a split.
@@ -82,7 +66,7 @@ class H5Files:
             "images": hashlib.sha256("\n".join(images).encode()).hexdigest(),
         }
 
-        def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        def make(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
             counts["unknown annotations"] = annotations.unknown
             for start in range(0, len(images), BATCH_ROWS):
                 part = slice(start, start + BATCH_ROWS)
@@ -97,7 +81,7 @@ class H5Files:
 def _lists(bits: Bits) -> pa.Array:
     """Positions of the set bits of each row."""
     rows, places = np.nonzero(np.unpackbits(bits, axis=1))
-    return Ragged(rows, places, len(bits)).slice(0, len(bits))
+    return ragged(rows, places, len(bits))
 
 
 def h5_file(root: Path, split: Split) -> Path:
@@ -128,7 +112,10 @@ def read_annotations(file: Path, names: Sequence[str], num_seen: int, num_unseen
     Raises:
         UserError: h5py is not installed, the file is not HDF5, or an image's labels are missing or malformed.
     """
-    h5py = _import_h5py()
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError("these NUS-WIDE files need h5py; install it: pip install 'ovml[nuswide]'") from error
     size = num_seen + num_unseen
     present, absent = (np.zeros((len(names), -(-size // 8)), np.uint8) for _ in range(2))
     unknown = 0
@@ -168,14 +155,6 @@ def _read(h5py: Any, content: Any, key: str, lengths: Sequence[int]) -> np.ndarr
     if ((values < -1) | (values > 1)).any():
         raise UserError(f"{content.filename}: {key} has values other than 1, 0 and -1; download the file again")
     return values
-
-
-def _import_h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError("these NUS-WIDE files need h5py; install it: pip install 'ovml[nuswide]'") from error
-    return h5py
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -221,20 +200,14 @@ def image_paths(names: Sequence[str], folders: Collection[str], where: Path) -> 
     >>> image_paths(["sky_0001_12.jpg", "data_Flickr_dark_sky_0002_13.jpg"], {"sky", "dark_sky"}, Path("names.pkl"))
     ['sky/0001_12.jpg', 'dark_sky/0002_13.jpg']
     """
-    tags: dict[str, str] = {}
     paths = []
     for name in names:
         start, *file = name.rsplit("_", 2)
         if len(file) < 2 or not start:
             raise UserError(f"{where}: {name!r}, but <tag>_<n>_<id>.jpg is expected; download the list again")
-        if start not in tags:
-            tags[start] = _tag(start, folders)
-        paths.append(f"{tags[start]}/{'_'.join(file)}")
+        parts = start.split("_")
+        ends = ("_".join(parts[first:]) for first in range(len(parts)))
+        # Without any folder of images: what follows `Flickr_`, if the name contains it.
+        tag = next((end for end in ends if end in folders), start.rpartition("Flickr_")[2])
+        paths.append(f"{tag}/{'_'.join(file)}")
     return paths
-
-
-def _tag(start: str, folders: Collection[str]) -> str:
-    parts = start.split("_")
-    ends = ["_".join(parts[first:]) for first in range(len(parts))]
-    # Without any folder of images: what follows `Flickr_`, if the name contains it.
-    return next((end for end in ends if end in folders), start.rpartition("Flickr_")[2])

@@ -14,7 +14,7 @@ from ovml.data.cache import Table
 from ovml.data.hub.load import load_set, published
 from ovml.data.hub.rows import Columns, RowMaker, stored_rows
 from ovml.data.labels import ColumnPath, LabelReader, class_names
-from ovml.data.nuswide.files import SOURCE, read_vocabulary
+from ovml.data.nuswide.files import SOURCE, Layout, read_vocabulary
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
@@ -26,21 +26,13 @@ COMBINE = (
 )
 
 
-class SavedRows:
+class SavedRows(Layout):
     """Rows written by `DatasetDict.save_to_disk`, or a data set on the Hub, which is downloaded on first use.
 
     Columns: `image`; `positive` and optionally `negative`: lists of label names, of `datasets.ClassLabel`, or of ids in
     the vocabulary; optionally `image_id` (default: the row number). Files beside them: `Concepts81.txt`, and
     `Concepts925.txt` or `NUS_WID_Tags/TagList1k.txt`.
-
-    Args:
-        root: The folder, or the name on the Hub.
-        cache_dir: See `ovml.data.cache.cache_root`.
     """
-
-    def __init__(self, root: Path, cache_dir: str | None) -> None:
-        self.root = root
-        self.cache_dir = cache_dir
 
     @cached_property
     def splits(self) -> Mapping[str, Any]:
@@ -64,14 +56,14 @@ class SavedRows:
     @cached_property
     def vocabulary(self) -> LabelVocabulary:
         """The labels, read from the lists beside the rows."""
-        if self.root.is_dir():
-            return read_vocabulary(self.root, "Concepts925.txt")
-        from huggingface_hub import snapshot_download
+        folder = self.root
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
 
-        with published(self.root, SOURCE):
             lists = ["*Concepts*.txt", "*TagList1k.txt"]
-            folder = snapshot_download(self.root.as_posix(), repo_type="dataset", allow_patterns=lists)
-        return read_vocabulary(Path(folder), "Concepts925.txt")
+            with published(self.root, SOURCE):
+                folder = Path(snapshot_download(folder.as_posix(), repo_type="dataset", allow_patterns=lists))
+        return read_vocabulary(folder, self.seen_list)
 
     @cached_property
     def exhaustive(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ovml.data.cache import Ragged
+from ovml.data.cache import ragged
 from ovml.utils.errors import UserError
 
 Array = np.ndarray[Any, Any]
@@ -118,7 +118,7 @@ class Annotations:
             counts += np.bincount(labels[self.values[piece] == 1], minlength=len(counts))
         return dict(zip(self.label_ids, counts.tolist(), strict=True))
 
-    def lists(self, num_labels: int, counts: dict[str, int]) -> tuple[Ragged, Ragged]:
+    def lists(self, num_labels: int, counts: dict[str, int]) -> tuple[pa.ListArray, pa.ListArray]:
         """Present and absent labels of every image; a pair that is annotated both ways is in neither.
 
         Args:
@@ -129,7 +129,7 @@ class Annotations:
         for piece in _pieces(len(self.pairs)):
             inside[piece] = self.pairs[piece] & LABEL_MASK < num_labels
         conflicting = int((inside & (self.values == BOTH)).sum())
-        positive, negative = (self._ragged(inside & (self.values == value)) for value in (1, 0))
+        positive, negative = (self._lists(inside & (self.values == value)) for value in (1, 0))
         counts |= {
             "images": self.num_images,
             "rows": int(self.num_rows.sum()),
@@ -141,11 +141,11 @@ class Annotations:
         }
         return positive, negative
 
-    def _ragged(self, kept: Array) -> Ragged:
+    def _lists(self, kept: Array) -> pa.ListArray:
         pairs = self.pairs[kept]
         labels = (pairs & LABEL_MASK).astype(np.int32)
         pairs >>= LABEL_BITS
-        return Ragged(pairs, labels, self.num_images)
+        return ragged(pairs, labels, self.num_images)
 
 
 def _pieces(length: int) -> Iterator[slice]:

@@ -203,10 +203,8 @@ class OpenImagesDataModule(FolderDataModule):
             positive, negative = annotations.lists(len(label_ids), counts)
             del annotations
             for start in range(0, len(image_ids), ROWS_AT_ONCE):
-                ids = image_ids.slice(start, ROWS_AT_ONCE)
-                stop = start + len(ids)
-                paths = self._layout.paths(split, ids)
-                yield record_batch(paths, positive.slice(start, stop), negative.slice(start, stop), ids)
+                ids, present, absent = (part.slice(start, ROWS_AT_ONCE) for part in (image_ids, positive, negative))
+                yield record_batch(self._layout.paths(split, ids), present, absent, ids)
 
         settings = {"root": str(self.root.absolute()), "labels": label_ids, "names": self._hub_settings}
         inputs = self._layout.inputs(split)

@@ -270,7 +270,7 @@ def test_streamed_training_knows_its_length_from_the_set_or_is_told(tmp_path, ti
     saved = HubDataModule(**write_saved(tmp_path / "set"), streaming=True, clip=tiny)
     assert len(saved.train_dataloader().dataset) == SIZES["train"]
     tars = HubDataModule(**write_tars(tmp_path / "tars"), streaming=True, clip=tiny)
-    with pytest.raises(UserError, match=r"its number of rows is not known.*--data.streamed_rows N"):
+    with pytest.raises(UserError, match=r"its number of rows is not known.*streamed_rows=N"):
         tars.train_dataloader()
 
 
@@ -304,7 +304,10 @@ def test_columns_of_paths_and_of_bytes_are_pictures_too(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_column": "image"}, r"no image column 'image'; the columns are 'picture', .*; take 'picture' \(--data"),
+        (
+            {"image_column": "image"},
+            r"no image column 'image'; the columns are 'picture', .*; take 'picture' \(image_column=picture",
+        ),
         ({"image_column": "number"}, r"column 'number' holds Value\('int64'\), not images"),
         (
             {"label_column": "label"},
@@ -312,7 +315,7 @@ def test_columns_of_paths_and_of_bytes_are_pictures_too(tmp_path, tiny):
         ),
         ({"label_column": "about.tags"}, r"'about' has no 'tags'; it has 'size'"),
         ({"id_column": "name"}, r"data.id_column: there is no column 'name'"),
-        ({"label_column": "number"}, r"column 'number' holds ids without names; give the names .*--data.labels"),
+        ({"label_column": "number"}, r"column 'number' holds ids without names; give the names .*labels=FILE"),
         ({"label_column": "number", "labels": NAMES}, r"split 'test', row 4: label id 4 is out of range 0..3"),
         ({"label_column": "share", "labels": NAMES}, r"split 'test', row 0: label 0.5 is neither an id nor a name"),
         (
@@ -358,7 +361,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, tiny, change, message, stre
 def test_arguments_that_contradict_each_other(tmp_path, tiny):
     for given, message in (
         ({"splits": {"val": "dev"}}, r"data.splits: 'val' is none of train, validation, test"),
-        ({"negative_column": "no"}, r"negative_column has no effect .*--data.exhaustive false"),
+        ({"negative_column": "no"}, r"negative_column has no effect .*exhaustive=false"),
         ({"validation_size": 3, "streaming": True}, r"validation_size: a stream cannot be split"),
     ):
         with pytest.raises(UserError, match=message):
@@ -370,9 +373,9 @@ def test_splits_that_are_missing_or_empty(tmp_path, tiny):
     for path in (tmp_path / "set").glob("test-*"):
         path.unlink()
     data = HubDataModule(**given, clip=tiny)
-    with pytest.raises(UserError, match=r"there is no test split, only 'train'; name one \(--data.splits\)"):
+    with pytest.raises(UserError, match=r"there is no test split, only 'train'; name one in data.splits"):
         data.dataset("test")
-    with pytest.raises(UserError, match=r"no validation split, only 'train'; name one .*--data.validation_size N"):
+    with pytest.raises(UserError, match=r"no validation split, only 'train'; name one .*validation_size=N"):
         data.dataset("validation")
     data.source = LoadedSet({"train": rows(), "test": rows(size=0)}, "key", {})
     with pytest.raises(UserError, match=r"split 'test', the test split, has no row"):

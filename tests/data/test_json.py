@@ -247,9 +247,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, tiny, role, content, messag
 
 def test_arguments_that_do_not_fit(tmp_path, tiny):
     tree = write_tree(tmp_path)
-    with pytest.raises(UserError, match=r"a test file is needed: give --data.zsl_file"):
+    with pytest.raises(UserError, match=r"a test file is needed: give zsl_file=FILE"):
         JSONDataModule(tree["root"], "train.json", clip=tiny)
-    with pytest.raises(UserError, match=r"no image's path begins with '/home/me/' \(--data.strip_prefix\); the first"):
+    with pytest.raises(UserError, match=r"no image's path begins with strip_prefix='/home/me/'; the first"):
         JSONDataModule(**tree, strip_prefix="/home/me", clip=tiny).dataset("train")
     (tmp_path / "test" / "1.png").unlink()
     with pytest.raises(UserError, match=r"1 of the 3 images of the test split .*are missing.*test/1.png"):

@@ -313,7 +313,7 @@ def test_arguments_are_checked(module, root, kwargs, message):
 
 
 def test_a_root_that_is_not_there_is_named(module, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder; --data.root is the folder of Open Images"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; root=FOLDER is the folder of Open Images"):
         module(tmp_path / "nowhere")
 
 

@@ -109,7 +109,7 @@ def test_a_stream_gives_the_same_targets(module, hub, tmp_path):
     assert batch["pixel_values"].shape == (4, 3, 48, 48)
     with pytest.raises(UserError, match=r"validation_size needs the rows on disk"):
         module(folder, streaming=True, validation_size=1, **lists).dataset("train")
-    with pytest.raises(UserError, match=r"labels cannot be counted in a stream; give --data.class_descriptions"):
+    with pytest.raises(UserError, match=r"labels cannot be counted in a stream; give class_descriptions=FILE"):
         _ = module(folder, streaming=True, **lists).vocabulary
 
 
@@ -138,7 +138,7 @@ def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_named(module, monkeyp
     with pytest.raises(UserError, match=r"nobody/such-set: train split of Open Images: no such folder, and not to be"):
         _ = data.vocabulary
     (tmp_path / "data").mkdir()
-    with pytest.raises(UserError, match=r"data/such-set: no such folder; --data.root"):
+    with pytest.raises(UserError, match=r"data/such-set: no such folder; root=FOLDER"):
         module("data/such-set")
 
 

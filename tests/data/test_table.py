@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, listing, number):
         raise OSError(number, os.strerror(number))
 
     message = "the disk is full" if number == errno.ENOSPC else "Read-only file system"
-    with pytest.raises(UserError, match=rf"cache: cannot write the cache .*{message}.*--data.cache_dir"):
+    with pytest.raises(UserError, match=rf"cache: cannot write the cache .*{message}.*cache_dir=DIR"):
         cached_table(tmp_path / "cache", "set", [listing], {}, make)
     assert list((tmp_path / "cache").iterdir()) == []
     assert cached_table(tmp_path / "cache", "set", [listing], {}, maker(listing, [])).rows.num_rows == 2

@@ -165,14 +165,6 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _streamed_rows(self) -> int:
-        if not self.streamed_rows:
-            raise UserError(
-                "the training split is streamed and its number of rows is not known, so an epoch has no length; "
-                "give it (--data.streamed_rows N)"
-            )
-        return self.streamed_rows
-
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Log every broken image once."""
         for message in batch.pop("broken", ()):
@@ -199,6 +191,11 @@ class MultiLabelDataModule(pl.LightningDataModule):
                 else EvalSampler(source, world_size, rank)
             )
         else:
+            if training and not self.streamed_rows:
+                raise UserError(
+                    "the training split is streamed and its number of rows is not known, so an epoch has no length; "
+                    "give it (streamed_rows=N)"
+                )
             source = TensorStream(
                 rows,
                 reader,
@@ -206,7 +203,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
                 rank,
                 world_size,
                 buffer_size=self.shuffle_buffer if training else 0,
-                epoch_size=self._streamed_rows() // world_size if training else None,
+                epoch_size=(self.streamed_rows or 0) // world_size if training else None,
             )
         loader = DataLoader(
             source,

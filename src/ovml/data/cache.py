@@ -114,7 +114,7 @@ def cached_folder(
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
         raise UserError(
             f"{folder.parent}: cannot write the cache of annotations ({reason}); "
-            "free some space, or give another folder (--data.cache_dir DIR)"
+            "free some space, or give another folder (cache_dir=DIR)"
         ) from error
 
 

@@ -77,7 +77,7 @@ class FolderDataModule(MultiLabelDataModule):
         """Raise a `UserError` unless the root is a folder."""
         if not self.root.is_dir():
             raise UserError(
-                f"{self.root}: no such folder; --data.root is the folder of {self.title}{self._from_where()}"
+                f"{self.root}: no such folder; root=FOLDER is the folder of {self.title}{self._from_where()}"
             )
 
     @abstractmethod
@@ -119,8 +119,7 @@ class FolderDataModule(MultiLabelDataModule):
         rows = self.annotations(own).rows
         kept = check.kept
         if self.validation_size and own == "train":
-            trained, held_out = hold_out(len(kept), self.validation_size)
-            kept = kept[held_out if split == "validation" else trained]
+            kept = kept[hold_out(len(kept), self.validation_size, split)]
         if len(kept) == 0:
             raise UserError(f"{self.root}: no image of the {split} split of {self.title} is there{self._from_where()}")
         return rows if len(kept) == len(rows) else rows.select(kept)
@@ -153,7 +152,7 @@ class FolderDataModule(MultiLabelDataModule):
             raise UserError(
                 f"{self.title}: {lost:,} of the {check.listed:,} images of the {split} split ({share:.1%}) are missing "
                 f"or unreadable, the first of them {example}; get them{self._from_where(' from ')}, or accept results "
-                f"that are not comparable with others (--data.max_missing {share + 0.005:.2f})"
+                f"that are not comparable with others (max_missing={share + 0.005:.2f})"
             )
 
     def _from_where(self, link: str = "; download it from ") -> str:

@@ -8,7 +8,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ovml.data.cache import Table, cached_folder
-from ovml.utils.errors import UserError
+from ovml.data.samplers import Indices
 from ovml.utils.files import atomic_write, write_text
 from ovml.utils.images import load_image
 from ovml.utils.progress import track
 
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -47,17 +47,12 @@ class ImageCheck:
     @property
     def lost(self) -> Indices:
         """Rows that cannot be used."""
-        return np.flatnonzero(self._is_lost())
+        return np.union1d(self.missing, self.unreadable)
 
     @property
     def kept(self) -> Indices:
         """Rows that can be used."""
-        return np.flatnonzero(~self._is_lost())
-
-    def _is_lost(self) -> Mask:
-        mask = np.zeros(self.listed, dtype=bool)
-        mask[self.missing] = mask[self.unreadable] = True
-        return mask
+        return np.delete(np.arange(self.listed), self.lost)
 
 
 def check_images(
@@ -108,16 +103,16 @@ def verify_images(
         depth: `header` reads each file's header; `full` decodes it, which also finds truncated files.
         workers: Threads. Default: one per core.
     """
-    present = np.setdiff1d(np.arange(check.listed), check.missing)
+    present = np.delete(np.arange(check.listed), check.missing)
     present = present[~_is_inside(table)[present]]
-    is_broken = _has_broken_header if depth == "header" else _is_broken
+    is_broken = partial(_is_broken, depth=depth)
     paths = (path.as_py() for path in _paths(table).take(pa.array(present)))
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         results = track(pool.map(is_broken, paths), f"reading {len(present):,} images", total=len(present))
         unreadable = present[np.fromiter(results, dtype=bool, count=len(present))]
     with atomic_write(check.folder / "unreadable.npy") as beside, open(beside, "wb") as file:
         np.save(file, unreadable)
-    return ImageCheck(check.listed, check.missing, unreadable, check.folder)
+    return replace(check, unreadable=unreadable)
 
 
 def lost_paths(table: Table, rows: Sequence[int] | Indices) -> list[str]:
@@ -185,17 +180,12 @@ def _placeholders(sizes: dict[str, int], copies: int) -> Iterator[str]:
                 yield from twins
 
 
-def _is_broken(path: str) -> bool:
+def _is_broken(path: str, depth: Literal["header", "full"]) -> bool:
     try:
-        load_image(path)
-    except UserError:
-        return True
-    return False
-
-
-def _has_broken_header(path: str) -> bool:
-    try:
-        with Image.open(path):
-            return False
+        if depth == "full":
+            load_image(path)
+        else:
+            Image.open(path).close()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return True
+    return False

@@ -106,7 +106,7 @@ class LabelReader:
         indicator: bool = False,
         skip_unknown: bool = False,
         unknown: str = "label {} is not in the vocabulary; add it to labels or unseen, or skip such labels "
-        "(--data.unknown_labels skip)",
+        "(unknown_labels=skip)",
     ) -> None:
         self.names = tuple(id_names or vocabulary.names)
         self.indicator = indicator
@@ -137,7 +137,7 @@ class LabelReader:
         if len(vector) != len(self.names):
             raise UserError(
                 f"{where}: the indicator vector has {len(vector)} entries for {len(self.names)} labels; "
-                "give the labels in its order (--data.labels)"
+                "give the labels in its order (labels=FILE)"
             )
         for entry in vector:
             if entry not in (0, 1):

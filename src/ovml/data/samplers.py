@@ -16,27 +16,25 @@ NO_ROW = -1
 """Index of no row."""
 
 
-def hold_out(num_rows: int, size: int) -> tuple[Indices, Indices]:
-    """Split rows into those to train on and those held out for validation, the same ones in every run.
+def hold_out(num_rows: int, size: int, split: str) -> Indices:
+    """Rows to train on, or those held out for validation: the same ones in every run, in ascending order.
 
     Args:
         num_rows: Number of rows.
         size: Rows to hold out.
-
-    Returns:
-        Both in ascending order: the rows to train on, the rows held out.
+        split: `train` or `validation`.
 
     Raises:
         UserError: `size` leaves no row for one of the two.
 
     Example:
-        >>> [rows.tolist() for rows in hold_out(6, 2)]
+        >>> [hold_out(6, 2, split).tolist() for split in ("train", "validation")]
         [[0, 1, 4, 5], [2, 3]]
     """
     if not 0 < size < num_rows:
         raise UserError(f"validation_size must be less than the {num_rows:,} training images; got {size}")
-    held_out, kept = np.split(np.random.default_rng(0).permutation(num_rows), [size])
-    return np.sort(kept), np.sort(held_out)
+    order = np.random.default_rng(0).permutation(num_rows)
+    return np.sort(order[:size] if split == "validation" else order[size:])
 
 
 class TrainSampler(DistributedSampler[Any]):

@@ -103,11 +103,10 @@ class HubDataModule(MultiLabelDataModule):
                 raise UserError(f"data.splits: {role!r} is none of {', '.join(ROLES)}")
         if negative_column and exhaustive:
             raise UserError(
-                "data.negative_column has no effect if labels that are not listed are absent; "
-                "add --data.exhaustive false"
+                "data.negative_column has no effect if labels that are not listed are absent; add exhaustive=false"
             )
         if validation_size and streaming:
-            raise UserError("data.validation_size: a stream cannot be split; name a split (--data.splits)")
+            raise UserError("data.validation_size: a stream cannot be split; name a split in data.splits")
         self.path, self.name, self.data_files = path, name, data_files
         self.image_column, self.label_column = image_column, label_column
         self.negative_column, self.id_column = negative_column, id_column
@@ -156,8 +155,7 @@ class HubDataModule(MultiLabelDataModule):
         if len(rows) == 0:
             raise UserError(f"{self.path}: split {own!r}, the {split} split, has no row")
         if self.validation_size and own == self._own_split("train"):
-            trained, held_out = hold_out(len(rows), self.validation_size)
-            return rows.select(held_out if split == "validation" else trained)
+            return rows.select(hold_out(len(rows), self.validation_size, split))
         return rows
 
     def prepare_data(self) -> None:
@@ -179,9 +177,9 @@ class HubDataModule(MultiLabelDataModule):
     def _own_split(self, split: Split) -> str:
         name = self._find_split(split)
         if name is None:
-            held_out = " or hold training rows out (--data.validation_size N)" if split == "validation" else ""
+            held_out = " or hold training rows out (validation_size=N)" if split == "validation" else ""
             raise UserError(
-                f"{self.path}: there is no {split} split{self._has_splits}; name one (--data.splits){held_out}"
+                f"{self.path}: there is no {split} split{self._has_splits}; name one in data.splits{held_out}"
             )
         if split == "validation" and name != self.splits.get(split, split):
             logger.info(
@@ -250,7 +248,7 @@ class HubDataModule(MultiLabelDataModule):
                         if not isinstance(label, str) or self.label_format == "indicator":
                             raise UserError(
                                 f"{where}: column {self.label_column!r} holds ids without names; "
-                                "give the names in the order of the ids (--data.labels)"
+                                "give the names in the order of the ids (labels=FILE)"
                             )
                         found[label_key(label)] = min(label, found.get(label_key(label), label))
                 (aside / "names.json").write_text(json.dumps(sorted(found.values())))

@@ -127,14 +127,14 @@ def _reason(error: Exception, folder: Path, data_files: Any) -> str:
     if is_local and not folder.exists():
         return "no such folder; give one, or the name of a data set on the Hub"
     if folder.is_file():
-        return "is a file; give its folder, or its type as path (--data.path parquet) and the file as data_files"
+        return "is a file; give its folder, or its type as path (path=parquet) and the file as data_files"
     if isinstance(error, DatasetNotFoundError):
         return "no such data set on the Hub, or none that you may read; check the name, or log in (hf auth login)"
     if isinstance(error, ConnectionError):
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         return (
             f"not in the cache, and the Hub cannot be reached{offline}; "
-            "connect to the network, or give a local folder (--data.path DIR)"
+            "connect to the network, or give a local folder (path=DIR)"
         )
     text = " ".join(str(error.__cause__ or error).split())
     what = "data_files" if data_files else "path and name"

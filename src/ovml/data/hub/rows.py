@@ -164,13 +164,13 @@ def check_image_column(column: str, features: Mapping[str, Any], where: str) -> 
     """
     if column not in features:
         images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        hint = f"take {images[0]!r} (--data.image_column {images[0]})" if images else "none of them holds images"
+        hint = f"take {images[0]!r} (image_column={images[0]})" if images else "none of them holds images"
         columns = ", ".join(map(repr, features))
         raise UserError(f"{where}: there is no image column {column!r}; the columns are {columns}; {hint}")
     feature = features[column]
     is_known = feature is None or isinstance(feature, datasets.Image)
     if not is_known and getattr(feature, "dtype", None) not in ("string", "large_string", "binary", "large_binary"):
-        raise UserError(f"{where}: column {column!r} holds {feature}, not images (--data.image_column)")
+        raise UserError(f"{where}: column {column!r} holds {feature}, not images; give another (image_column=NAME)")
     return column
 
 

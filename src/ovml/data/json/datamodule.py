@@ -93,7 +93,7 @@ class JSONDataModule(FolderDataModule):
     ) -> None:
         super().__init__(root, **kwargs)
         if not (zsl_file or gzsl_file):
-            raise UserError("a test file is needed: give --data.zsl_file, --data.gzsl_file or both")
+            raise UserError("a test file is needed: give zsl_file=FILE, gzsl_file=FILE or both")
         files = {"train": train_file, "zsl": zsl_file, "gzsl": gzsl_file, "validation": validation_file}
         self.paths = {role: self.root / Path(file).expanduser() for role, file in files.items() if file}
         self.strip_prefix = strip_prefix

@@ -103,8 +103,7 @@ class _Parser:
                 )
         if self.prefix and not any(item[0].startswith(self.prefix) for item in images):
             raise UserError(
-                f"{self.file}: no image's path begins with {self.prefix!r} (--data.strip_prefix); "
-                f"the first is {images[0][0]!r}"
+                f"{self.file}: no image's path begins with strip_prefix={self.prefix!r}; the first is {images[0][0]!r}"
             )
         self.repeated = len(images) - len(rows)
         return rows

@@ -88,7 +88,7 @@ def find_layout(root: Path, cache_dir: str | None) -> OfficialFiles | H5Files | 
     if root.as_posix() == ANNOTATIONS_ONLY and not root.is_dir():
         raise UserError(f"{COMBINE}; {SOURCE} says how to get the rest")
     if not root.is_dir() and not is_hub_name(root):
-        raise UserError(f"{root}: no such folder; --data.root is the folder of NUS-WIDE; download it from {SOURCE}")
+        raise UserError(f"{root}: no such folder; root=FOLDER is the folder of NUS-WIDE; download it from {SOURCE}")
     if not root.is_dir() or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return SavedRows(root, cache_dir)
     if (root / "ImageList" / "TrainImagelist.txt").is_file():

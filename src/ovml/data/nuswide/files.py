@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ovml.data.base import Split
 from ovml.data.cache import Table, cached_table, ragged, record_batch
+from ovml.data.samplers import Indices
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 from ovml.vocabulary import LabelVocabulary, label_key, read_names
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 SOURCE = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
 BLOCK_BYTES = 4 << 20
-
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -108,11 +109,8 @@ def _blocks(
 
 
 def _header(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        unreadable(path, error)
+    with _readable(path), path.open("rb") as file:
+        header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
     if not header:
         raise UserError(f"{path}: is empty; {AGAIN}")
     return header
@@ -158,7 +156,20 @@ def _numbers(encoded: pa.DictionaryArray) -> Array:
     return numbers
 
 
-def unreadable(path: Path, error: Exception) -> NoReturn:
-    """Raise the `UserError` for a file that cannot be opened or is not text."""
-    reason = error.strerror if isinstance(error, OSError) else error
-    raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from error
+def read_text(path: Path) -> str:
+    """Text of a file, in UTF-8.
+
+    Raises:
+        UserError: The file cannot be opened, or is not text.
+    """
+    with _readable(path):
+        return path.read_text(encoding="utf-8-sig")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from error

@@ -96,10 +96,8 @@ class OpenImagesDataModule(FolderDataModule):
         self.num_unseen = num_unseen
         self.unseen_file = unseen_file
         self.min_train_images = min_train_images
-        self.class_files = {
-            "classes-trainable.txt": classes_trainable,
-            "class-descriptions.csv": class_descriptions,
-        }
+        self.classes_trainable = classes_trainable
+        self.class_descriptions = class_descriptions
         self.streaming = streaming
         self.streamed_rows = streamed_rows
 
@@ -128,20 +126,16 @@ class OpenImagesDataModule(FolderDataModule):
         if some := sorted(label for label in labels if label.startswith("/")):
             raise UserError(
                 f"{self.root}: labels such as {some[0]} are machine ids; give their names "
-                f"(--data.class_descriptions FILE, class-descriptions.csv from {SOURCE})"
+                f"(class_descriptions=FILE, class-descriptions.csv from {SOURCE})"
             )
         return {label: label for label in labels}
 
     @cached_property
     def seen_ids(self) -> list[str]:
         """Machine ids of the seen labels."""
-        path = self._class_file("classes-trainable.txt")
-        least = self.min_train_images
-        if path is None:
-            least = least or OVER_100
-            trainable = sorted(self.names)
-        else:
-            trainable = read_class_list(path, self.names)
+        path = self._class_file("classes-trainable.txt", self.classes_trainable)
+        trainable = read_class_list(path, self.names) if path else sorted(self.names)
+        least = self.min_train_images or (None if path else OVER_100)
         if least is None:
             return trainable
         positives = self.positives("train")
@@ -235,7 +229,7 @@ class OpenImagesDataModule(FolderDataModule):
 
     @cached_property
     def _descriptions(self) -> dict[str, str] | None:
-        path = self._class_file("class-descriptions.csv")
+        path = self._class_file("class-descriptions.csv", self.class_descriptions)
         return read_descriptions(path) if path else None
 
     @property
@@ -243,8 +237,7 @@ class OpenImagesDataModule(FolderDataModule):
         """Names of the machine ids, which the meaning of a Hub set's labels depends on."""
         return sorted(map(str, (self._descriptions or {}).items())) if self.is_hub else None
 
-    def _class_file(self, name: str) -> Path | None:
-        given = self.class_files[name]
+    def _class_file(self, name: str, given: str | None) -> Path | None:
         path = Path(given).expanduser() if given else find_class_file(self.root, name)
         if path is None and not self.is_hub:
             raise UserError(f"{self.root}: no {name} there; download it from {SOURCE}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from ovml.data.cache import Table
 from ovml.data.openimages.annotations import Annotations
-from ovml.data.openimages.csv import AGAIN, SOURCE, read_annotations, read_image_list, unreadable
+from ovml.data.openimages.csv import AGAIN, SOURCE, read_annotations, read_image_list, read_text
 from ovml.utils.errors import UserError
 
 
@@ -83,23 +84,20 @@ def read_descriptions(path: Path) -> dict[str, str]:
         UserError: The file cannot be read, or a line does not hold an id and a name, or repeats an id.
     """
     names: dict[str, str] = {}
+    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                if not row or row == ["LabelName", "DisplayName"]:
-                    continue
-                where = f"{path}, line {reader.line_num}"
-                if len(row) != 2 or not all(cell.strip() for cell in row):
-                    raise UserError(f"{where}: expected a machine id and a name, got {','.join(row)!r}; {AGAIN}")
-                label, name = row[0].strip(), row[1].strip()
-                if label in names:
-                    raise UserError(f"{where}: {label} is described twice; keep one of the lines")
-                names[label] = name
+        for row in reader:
+            if not row or row == ["LabelName", "DisplayName"]:
+                continue
+            where = f"{path}, line {reader.line_num}"
+            label, *name = map(str.strip, row)
+            if not (label and len(name) == 1 and name[0]):
+                raise UserError(f"{where}: expected a machine id and a name, got {','.join(row)!r}; {AGAIN}")
+            if label in names:
+                raise UserError(f"{where}: {label} is described twice; keep one of the lines")
+            names[label] = name[0]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}; {AGAIN}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        unreadable(path, error)
     if not names:
         raise UserError(f"{path}: describes no class; {AGAIN}")
     return names
@@ -115,12 +113,8 @@ def read_class_list(path: Path, names: Mapping[str, str]) -> list[str]:
     Raises:
         UserError: The file cannot be read, is empty, repeats an id, or has one without a name.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        unreadable(path, error)
     first: dict[str, int] = {}
-    for number, label in enumerate((line.strip() for line in lines), start=1):
+    for number, label in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
         if not label:
             continue
         if label in first:

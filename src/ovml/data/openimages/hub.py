@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -44,13 +45,9 @@ class HubRows:
     def __init__(self, root: Path, names: Mapping[str, str] | None, streaming: bool = False) -> None:
         self.root = root
         self.streaming = streaming
-        self._id_of: dict[str, str] = {}
-        self._shared: set[str] = set()
-        for label, name in (names or {}).items():
-            key = label_key(name)
-            if key in self._id_of:
-                self._shared.add(key)
-            self._id_of[key] = label
+        keys = {label: label_key(name) for label, name in (names or {}).items()}
+        uses = Counter(keys.values())
+        self._id_of = {key: label if uses[key] == 1 else None for label, key in keys.items()}
 
     @classmethod
     def is_it(cls, root: Path) -> bool:
@@ -86,8 +83,8 @@ class HubRows:
         """
         if self.streaming:
             raise UserError(
-                f"{self.root}: labels cannot be counted in a stream; give --data.class_descriptions, "
-                "--data.classes_trainable and --data.unseen_file, or set --data.streaming false"
+                f"{self.root}: labels cannot be counted in a stream; give class_descriptions=FILE, "
+                "classes_trainable=FILE and unseen_file=FILE, or set streaming=false"
             )
         return [Path(file["filename"]) for file in self.rows(split).cache_files]
 
@@ -122,7 +119,7 @@ class HubRows:
     def id_of(self, label: str) -> str | None:
         """Machine id of a label of the rows; `None` if it is ambiguous."""
         key = label_key(label)
-        return None if not key or key in self._shared else self._id_of.get(key, label)
+        return self._id_of.get(key, label) if key else None
 
     def paths(self, split: str, image_ids: pa.Array) -> pa.Array:
         """Null paths, since the images are part of the rows."""

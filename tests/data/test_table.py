@@ -1,7 +1,6 @@
 """Annotations are read once; nothing half-written remains."""
 
 import errno
-import json
 import os
 import stat
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ovml.data.cache import cached_table, ragged, record_batch
-from ovml.data.image_files import check_images, lost_paths, verify_images
+from ovml.data.image_files import check_images, image_folders, lost_paths, verify_images
 from ovml.utils.errors import UserError
 
 
@@ -165,6 +164,6 @@ def test_pictures_are_looked_for_again_when_a_folder_changes(pictures):
     table, cache, paths = pictures
     assert 0 in check_images(table, cache).missing
     Image.new("RGB", (9, 9)).save(paths[0])
-    folders = json.loads((table.folder / "folders.json").read_text())
+    folders = map(str, image_folders(table))
     assert sorted(folders) == sorted({str(path.parent) for path in paths})
     assert 0 not in check_images(table, cache).missing

@@ -134,7 +134,10 @@ def ragged(rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], num_rows: i
 
 
 def record_batch(
-    paths: pa.Array | Sequence[str], positive: pa.Array, negative: pa.Array | None, image_ids: pa.Array | Sequence[str]
+    paths: pa.Array | Sequence[str],
+    positive: pa.Array | Sequence[Sequence[int]],
+    negative: pa.Array | Sequence[Sequence[int]] | None,
+    image_ids: pa.Array | Sequence[str],
 ) -> pa.RecordBatch:
     """Make a batch of rows for `cached_table`.
 
@@ -145,10 +148,8 @@ def record_batch(
         image_ids: Names of the images.
     """
     schema = FEATURES.arrow_schema
-    paths, image_ids = pa.array(paths, pa.string()), pa.array(image_ids, pa.string())
+    paths = pa.array(paths, pa.string())
     image = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
-    if negative is None:
-        negative = pa.array([[]] * len(paths), pa.list_(pa.int32()))
-    columns = [image, positive, negative, image_ids]
-    arrays = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+    columns = [image, positive, [[]] * len(paths) if negative is None else negative, image_ids]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

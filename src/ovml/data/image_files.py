@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from PIL import Image
 
 from ovml.data.cache import Table, cached_folder
 from ovml.data.samplers import Indices
-from ovml.utils.files import atomic_write, write_text
+from ovml.utils.files import atomic_write
 from ovml.utils.images import load_image
 from ovml.utils.progress import track
 
@@ -74,13 +73,12 @@ def check_images(
     if is_inside.all():
         none = np.zeros(0, dtype=np.int64)
         return ImageCheck(len(table.rows), none, none, table.folder)
-    folders = [Path(f) for f in _folders(table)]
+    folders = image_folders(table)
     settings = {"table": table.folder.name, "min_bytes": min_bytes, "placeholder_copies": placeholder_copies}
-    inputs = [folder for folder in folders if folder.is_dir()]
-    with cached_folder(cache_dir, f"{table.folder.name}-images", inputs, settings) as (folder, aside):
+    with cached_folder(cache_dir, f"{table.folder.name}-images", folders, settings) as (folder, aside):
         if aside is not None:
             # A file's size takes a system call, so it is read only if it is needed.
-            found = _files(inputs, min_bytes, with_size=bool(min_bytes or placeholder_copies))
+            found = _files(folders, min_bytes, with_size=bool(min_bytes or placeholder_copies))
             if placeholder_copies:
                 sizes = dict(found)
                 fakes = set(_placeholders(sizes, placeholder_copies))
@@ -139,19 +137,12 @@ def _strings(values: Iterator[str]) -> pa.ChunkedArray:
     return pa.chunked_array(pieces, pa.string())
 
 
-def _folders(table: Table) -> list[str]:
-    """Folders of the images; cached with the table, because millions of paths take seconds."""
-    file = table.folder / "folders.json"
-    if not file.is_file():
-        folders: set[str] = set()
-        for chunk in _paths(table).chunks:
-            folders.update(pc.unique(pc.replace_substring_regex(chunk, r"/[^/]*$", "")).drop_null().to_pylist())
-        try:
-            write_text(file, json.dumps(sorted(folders)))
-        except OSError:  # a read-only cache: computed again the next time
-            return sorted(folders)
-    found: list[str] = json.loads(file.read_text())
-    return found
+def image_folders(table: Table) -> list[Path]:
+    """Folders of the images, if they exist."""
+    found: set[str] = set()
+    for chunk in _paths(table).chunks:  # chunk by chunk, which bounds the memory
+        found.update(pc.unique(pc.replace_substring_regex(chunk, r"/[^/]*$", "")).drop_null().to_pylist())
+    return [folder for folder in map(Path, sorted(found)) if folder.is_dir()]
 
 
 def _files(folders: Sequence[Path], min_bytes: int, with_size: bool) -> Iterator[tuple[str, int]]:

@@ -113,9 +113,8 @@ class LabelReader:
         self.skip_unknown = skip_unknown
         self.unknown = unknown
         self.skipped = 0
-        column_of = {label_key(name): column for column, name in enumerate(vocabulary.names)}
-        self._of_key = column_of
-        self._of_name = {name: column_of.get(label_key(name)) for name in (*vocabulary.names, *self.names)}
+        self._of_key = {label_key(name): column for column, name in enumerate(vocabulary.names)}
+        self._of_name: dict[str, int | None] = {}
 
     def read(self, value: Any, where: str) -> list[int]:
         """Columns of the labels that a value lists, ascending, each once.

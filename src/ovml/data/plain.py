@@ -64,9 +64,7 @@ def plain_table(
     digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
     def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
-        columns = {name: [row[name] for row in made] for name in FEATURES}
-        positive, negative = (pa.array(columns[name], pa.list_(pa.int32())) for name in ("positive", "negative"))
-        yield record_batch(columns["image"], positive, negative, columns["image_id"])
+        yield record_batch(*([row[name] for row in made] for name in FEATURES))
 
     return cached_table(cache_dir, "rows", [], {"rows": digest}, make)
 

@@ -126,11 +126,8 @@ class TensorRows(Dataset[dict[str, Any]]):
         """Read rows by `(epoch, index)`; called by the data loader with a whole batch."""
         if keys == [(0, NO_ROW)]:
             return [{}]
-        columns = self.rows[[index for _, index in keys]]
-        return [
-            self._read({name: values[position] for name, values in columns.items()}, *key)
-            for position, key in enumerate(keys)
-        ]
+        rows = self.rows.__getitems__([index for _, index in keys])
+        return [self._read(row, *key) for row, key in zip(rows, keys, strict=True)]
 
     def _read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
         broken: list[str] = []
@@ -246,10 +243,10 @@ def _all_broken(broken: Sequence[str]) -> UserError:
     return UserError(f"{len(broken)} images in a row cannot be read; the first: {broken[0]}")
 
 
-def undecoded(rows: Any) -> Any:
+def undecoded(rows: Any, column: str = "image") -> Any:
     """Return the rows with undecoded images, so that an error can name the broken one."""
-    if rows.features is not None and isinstance(rows.features.get("image"), datasets.Image):
-        return rows.cast_column("image", datasets.Image(decode=False))
+    if rows.features is not None and isinstance(rows.features.get(column), datasets.Image):
+        return rows.cast_column(column, datasets.Image(decode=False))
     return rows
 
 

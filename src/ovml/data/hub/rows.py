@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ovml.data.cache import FEATURES, Table, cached_table
 from ovml.data.labels import ColumnPath, LabelReader
+from ovml.data.rows import undecoded
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 
@@ -55,20 +56,18 @@ class RowMaker:
     Args:
         columns: Columns of the data set.
         reader: Turns labels into columns of the vocabulary.
+        negative_reader: Likewise, labels verified absent.
         where: Data set and split, for errors.
-        negative_reader: Reads the labels verified absent. Default: `reader`.
     """
 
-    def __init__(
-        self, columns: Columns, reader: LabelReader, where: str, negative_reader: LabelReader | None = None
-    ) -> None:
-        self.columns, self.reader, self.where = columns, reader, where
-        self.negative_reader = negative_reader or reader
+    def __init__(self, columns: Columns, reader: LabelReader, negative_reader: LabelReader, where: str) -> None:
+        self.columns, self.where = columns, where
+        self.reader, self.negative_reader = reader, negative_reader
 
     @property
     def skipped(self) -> int:
         """Number of labels skipped so far."""
-        return sum(reader.skipped for reader in {self.reader, self.negative_reader})
+        return self.reader.skipped + self.negative_reader.skipped
 
     def labels(self, row: Mapping[str, Any], image_id: str) -> dict[str, Any]:
         """Positive and negative label ids, and the image's name: the row's own or, without one, `image_id`.
@@ -149,11 +148,8 @@ def streamed_rows(
         make: Turns a row with an undecoded image into one with the columns of `FEATURES`.
     """
     names = list(dict.fromkeys([image, *others]))
-    rows = rows.select_columns(names)
-    if rows.features is not None and isinstance(rows.features[image], datasets.Image):
-        rows = rows.cast_column(image, datasets.Image(decode=False))
     features = datasets.Features({**FEATURES, "image": datasets.Image(decode=False)})
-    return rows.map(make, remove_columns=names, features=features)
+    return undecoded(rows.select_columns(names), image).map(make, remove_columns=names, features=features)
 
 
 def check_image_column(column: str, features: Mapping[str, Any], where: str) -> str:

@@ -88,10 +88,9 @@ class SavedRows(Layout):
                 f"{{}} in {column} of the {split} split is none of the {len(self.vocabulary):,} labels of "
                 "Concepts925.txt and Concepts81.txt; correct the row or the list"
             )
-            return LabelReader(self.vocabulary, class_names(rows.features[column]), unknown=unknown)
+            return LabelReader(self.vocabulary, class_names(rows.features.get(column)), unknown=unknown)
 
         columns = Columns("image", ColumnPath("positive"), path("negative"), path("image_id"))
-        negative_reader = reader("negative") if columns.negative else None
-        maker = RowMaker(columns, reader("positive"), str(self.root), negative_reader)
+        maker = RowMaker(columns, reader("positive"), reader("negative"), str(self.root))
         settings = {"rows": rows._fingerprint, "labels": self.vocabulary.names}
         return stored_rows(rows, maker, self.cache_dir, f"nuswide-rows-{split}", settings)

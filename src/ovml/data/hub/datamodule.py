@@ -197,7 +197,7 @@ class HubDataModule(MultiLabelDataModule):
             columns, where = self._columns_of(name), f"{self.path}: split {name!r}"
             indicator, skip = self.label_format == "indicator", self.unknown_labels == "skip"
             names = (columns.names, columns.negative_names or columns.names)
-            maker = RowMaker(columns, *(LabelReader(self.vocabulary, ids, indicator, skip) for ids in names), where)
+            maker = RowMaker(columns, where, *(LabelReader(self.vocabulary, ids, indicator, skip) for ids in names))
             rows = self.source.splits[name]
             if self.streaming:
                 self._rows[name] = streamed_rows(rows, columns.image, columns.others, maker)

@@ -55,12 +55,12 @@ class RowMaker:
 
     Args:
         columns: Columns of the data set.
+        where: Data set and split, for errors.
         reader: Turns labels into columns of the vocabulary.
         negative_reader: Likewise, labels verified absent.
-        where: Data set and split, for errors.
     """
 
-    def __init__(self, columns: Columns, reader: LabelReader, negative_reader: LabelReader, where: str) -> None:
+    def __init__(self, columns: Columns, where: str, reader: LabelReader, negative_reader: LabelReader) -> None:
         self.columns, self.where = columns, where
         self.reader, self.negative_reader = reader, negative_reader
 

@@ -163,15 +163,13 @@ class JSONDataModule(FolderDataModule):
 
     def _parts(self, split: Split) -> list[tuple[AnnotationFile, pa.Table]]:
         """Files of a split, each with the rows to use."""
-        if split != "test":
-            return [(self.files[split], self.files[split].rows)]
-        zsl, gzsl = self.files.get("zsl"), self.files.get("gzsl")
-        if zsl is None or gzsl is None:
-            file = zsl or gzsl
-            assert file is not None
-            return [(file, file.rows)]
-        alone = zsl.rows.filter(pc.invert(pc.is_in(zsl.rows["path"], gzsl.rows["path"].combine_chunks())))
-        return [(gzsl, gzsl.rows), *([(zsl, alone)] if len(alone) else [])]
+        roles = ("gzsl", "zsl") if split == "test" else (split,)
+        parts = [(self.files[role], self.files[role].rows) for role in roles if role in self.files]
+        if len(parts) > 1:
+            (_, gzsl), (file, zsl) = parts
+            alone = zsl.filter(pc.invert(pc.is_in(zsl["path"], gzsl["path"].combine_chunks())))
+            parts[1:] = [(file, alone)] if len(alone) else []
+        return parts
 
     def _compare_test_files(self, counts: dict[str, int]) -> None:
         """Count the images that only one file lists; check that the others have the same unseen labels in both."""
@@ -207,7 +205,8 @@ class JSONDataModule(FolderDataModule):
             if not self.exhaustive:
                 absent = np.tile(known, (len(chunk), 1))
                 absent[rows, columns] = False
-                negative = ragged(*np.nonzero(absent), len(chunk))
+                row, column = np.nonzero(absent)
+                negative = ragged(row, column, len(chunk))
             paths = chunk["path"].to_pylist()
             yield record_batch([os.path.join(root, path) for path in paths], positive, negative, paths)
 

@@ -91,6 +91,6 @@ class SavedRows(Layout):
             return LabelReader(self.vocabulary, class_names(rows.features.get(column)), unknown=unknown)
 
         columns = Columns("image", ColumnPath("positive"), path("negative"), path("image_id"))
-        maker = RowMaker(columns, reader("positive"), reader("negative"), str(self.root))
+        maker = RowMaker(columns, str(self.root), reader("positive"), reader("negative"))
         settings = {"rows": rows._fingerprint, "labels": self.vocabulary.names}
         return stored_rows(rows, maker, self.cache_dir, f"nuswide-rows-{split}", settings)

@@ -75,20 +75,8 @@ def _polar(radii: list[float], turn: float = -90.0) -> _Points:
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
-def _heart() -> _Points:
-    turns = [2 * math.pi * i / 40 for i in range(40)]
-    return [
-        (
-            math.sin(t) ** 3,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16.5,
-        )
-        for t in turns
-    ]
-
-
-def _drop() -> _Points:
-    turns = [2 * math.pi * i / 40 for i in range(40)]
-    return [(0.95 * math.sin(t) * math.sin(t / 2) ** 1.5, -math.cos(t)) for t in turns]
+def _heart(t: float) -> tuple[float, float]:
+    return math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16.5
 
 
 def _moon() -> _Points:
@@ -106,19 +94,20 @@ def _fish() -> _Points:
 
 
 _ROUND = _polar([1.0] * 40)
+_TURNS = [2 * math.pi * i / 40 for i in range(40)]
 _OUTLINES: dict[str, _Points] = {
     "circle": _ROUND,
     "square": [(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)],
     "triangle": [(0.0, -0.95), (0.95, 0.75), (-0.95, 0.75)],
     "star": _polar([1.05, 0.45] * 5),
-    "heart": _heart(),
+    "heart": [_heart(t) for t in _TURNS],
     "cross": [
         (-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33),
         (0.33, 1), (-0.33, 1), (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33),
     ],
     "ring": _ROUND,
     "moon": _moon(),
-    "drop": _drop(),
+    "drop": [(0.95 * math.sin(t) * math.sin(t / 2) ** 1.5, -math.cos(t)) for t in _TURNS],
     "flower": _polar([0.76 + 0.27 * math.cos(2 * math.pi * i / 12) for i in range(60)]),
     "bolt": [(0.25, -1.05), (-0.6, 0.15), (-0.08, 0.15), (-0.3, 1.05), (0.65, -0.25), (0.1, -0.25)],
     "fish": _fish(),

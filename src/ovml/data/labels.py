@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +74,6 @@ class ColumnPath:
 def class_names(feature: Any) -> tuple[str, ...] | None:
     """Names of a `ClassLabel` feature or a list of them, `None` for others."""
     feature = getattr(feature, "feature", feature)
-    if isinstance(feature, list) and len(feature) == 1:
-        feature = feature[0]
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
@@ -126,13 +124,13 @@ class LabelReader:
         Raises:
             UserError: An id is out of range, a name is not in the vocabulary, or a value has another form.
         """
-        values: Iterable[Any] = as_list(value)
+        values = as_list(value)
         if self.indicator and value is not None:
-            values = self._listed(as_list(value), where)
+            values = self._listed(values, where)
         columns = {self._column(label, where) for label in values}
         return sorted(column for column in columns if column is not None)
 
-    def _listed(self, vector: Sequence[Any], where: str) -> Iterable[int]:
+    def _listed(self, vector: Sequence[Any], where: str) -> Sequence[int]:
         if len(vector) != len(self.names):
             raise UserError(
                 f"{where}: the indicator vector has {len(vector)} entries for {len(self.names)} labels; "
@@ -141,7 +139,7 @@ class LabelReader:
         for entry in vector:
             if entry not in (0, 1):
                 raise UserError(f"{where}: the indicator vector holds {entry!r}; its entries are 0 or 1")
-        return np.flatnonzero(vector).tolist()
+        return [label_id for label_id, entry in enumerate(vector) if entry]
 
     def _column(self, label: Any, where: str) -> int | None:
         if isinstance(label, (int, np.integer)) and not isinstance(label, bool):

@@ -34,10 +34,13 @@ class OpenImagesFiles:
         """
         name, short = "annotations-human-imagelabels.csv", "val" if split == "validation" else split
         patterns = [f"{split}-{name}", *(f"oidv*-{part}-{name}" for part in (split, short))]
-        annotations = _one_of(_matches([self.root, self.root / split], patterns))
+        annotations = _find([self.root, self.root / split], *patterns)
         if annotations is None:
             raise UserError(f"{self.root}: no {patterns[0]} there or in {split}/; download it from {SOURCE}")
-        images = self._image_list(split)
+        images = None
+        if split != "train":  # training cannot use images without a verified label: millions of them
+            images = _find([self.root, self.root / split], f"{split}-images*.csv")
+            images = images or _find([self.root], "image_ids_and_rotation.csv")
         return [annotations, images] if images else [annotations]
 
     def read(self, split: str, label_ids: Sequence[str] = ()) -> tuple[pa.Array, Annotations]:
@@ -57,16 +60,6 @@ class OpenImagesFiles:
         """Return the table unchanged; its images are files."""
         return table
 
-    def _image_list(self, split: str) -> Path | None:
-        # Training cannot use images without a verified label, so millions of them need not be listed.
-        if split == "train":
-            return None
-        own = _matches([self.root, self.root / split], [f"{split}-images*.csv"])
-        # There may be a second list, of the images with boxes only.
-        return _one_of([path for path in own if "boxable" not in path.name]) or _one_of(
-            _matches([self.root], ["image_ids_and_rotation.csv"])
-        )
-
 
 def find_class_file(root: Path, name: str) -> Path | None:
     """Find a file such as `class-descriptions.csv`, which later versions call `oidv7-class-descriptions.csv`.
@@ -74,7 +67,7 @@ def find_class_file(root: Path, name: str) -> Path | None:
     Raises:
         UserError: There are several.
     """
-    return _one_of(_matches([root], [name, f"oidv*-{name}"]))
+    return _find([root], name, f"oidv*-{name}")
 
 
 def read_descriptions(path: Path) -> dict[str, str]:
@@ -130,11 +123,10 @@ def read_class_list(path: Path, names: Mapping[str, str]) -> list[str]:
     return list(first)
 
 
-def _matches(folders: Sequence[Path], patterns: Sequence[str]) -> list[Path]:
-    return sorted({path for folder in folders for pattern in patterns for path in folder.glob(pattern)})
-
-
-def _one_of(found: Sequence[Path]) -> Path | None:
+def _find(folders: Sequence[Path], *patterns: str) -> Path | None:
+    """The one file that matches a pattern; a second list, of the images with boxes only, does not count."""
+    matches = {path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
+    found = sorted(path for path in matches if "boxable" not in path.name)
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1]}: two files of the same kind; keep the one to read")
     return found[0] if found else None

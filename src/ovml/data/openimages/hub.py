@@ -26,7 +26,6 @@ from ovml.vocabulary import label_key
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("image", "image_id", "labels")
 ROWS_AT_ONCE = 20_000
 
 
@@ -104,7 +103,7 @@ class HubRows:
             row = pc.list_parent_indices(lists).to_numpy()
             for odd in np.flatnonzero((confidence != 0) & (confidence != 1))[:1]:
                 raise self._odd(split, ids[int(row[odd])].as_py(), confidence[odd])
-            keep = np.isin(label.indices.to_numpy(), [n for n, name in enumerate(known) if name is not None])
+            keep = np.array([name is not None for name in known], dtype=bool)[label.indices.to_numpy()]
             left_out += int((~keep).sum())
             collector.add(row[keep] + offset, label.filter(pa.array(keep)), confidence[keep].astype(np.int64))
             pieces.append(ids)
@@ -159,7 +158,7 @@ class HubRows:
         schema = rows.features.arrow_schema
         item = getattr(schema.field("labels").type, "value_type", None) if "labels" in schema.names else None
         fields = {field.name: field.type for field in getattr(item, "fields", ())}
-        whole = set(COLUMNS) <= set(schema.names) and {"label", "confidence"} <= set(fields)
+        whole = {"image", "image_id", "labels"} <= set(schema.names) and {"label", "confidence"} <= set(fields)
         if not whole or fields["label"] != pa.string():
             raise UserError(
                 f"{self.root}: the {split} split needs the columns image, image_id and labels, a list of label (a "

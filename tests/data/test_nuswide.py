@@ -496,7 +496,9 @@ def test_root_must_be_there(tmp_path, module, monkeypatch):
 
 def test_hub_name_that_cannot_be_had(module):
     data = module("no-such-owner/no-such-set")
-    with pytest.raises(UserError, match="no-such-owner/no-such-set: no such folder, and not to be had from the Hub"):
+    with pytest.raises(
+        UserError, match="no-such-owner/no-such-set: no such folder, and it cannot be loaded from the Hub"
+    ):
         data.annotations("train")
 
 

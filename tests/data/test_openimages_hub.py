@@ -135,7 +135,7 @@ def test_rows_of_another_form_are_described(module, hub, tmp_path):
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_named(module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     data = module("nobody/such-set")
-    with pytest.raises(UserError, match=r"nobody/such-set: train split of Open Images: no such folder, and not to be"):
+    with pytest.raises(UserError, match=r"nobody/such-set: train split of Open Images: no such folder, and it cannot"):
         _ = data.vocabulary
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"data/such-set: no such folder; root=FOLDER"):

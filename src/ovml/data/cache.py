@@ -71,7 +71,7 @@ def cached_table(
         features: Columns of the batches.
 
     Raises:
-        UserError: The cache folder cannot be written, or what `make` raises. Nothing half-written remains.
+        UserError: The cache folder cannot be written, or what `make` raises. No partial table remains.
     """
     with cached_folder(cache_dir, name, inputs, settings) as (folder, aside):
         if aside is not None:
@@ -108,7 +108,7 @@ def cached_folder(
             yield folder, aside
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.is_dir():
-            return  # another process was first; its table is the same
+            return  # another process was faster and wrote the same table
         if error.filename is not None and str(folder.parent) not in str(error.filename):
             raise  # about another file
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error

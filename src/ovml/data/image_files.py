@@ -63,7 +63,7 @@ def check_images(
         table: Its rows name the images. Images that are part of the rows need no file.
         cache_dir: See `ovml.data.cache.cache_root`.
         min_bytes: Smaller files count as missing.
-        placeholder_copies: Files with at least so many identical copies count as missing: placeholders that a server
+        placeholder_copies: Files with at least this many identical copies count as missing: placeholders that a server
             sends for deleted images. 0 turns this off.
 
     Raises:

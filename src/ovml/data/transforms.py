@@ -17,9 +17,9 @@ class TrainTransform:
 
     Args:
         processor: Size, resampling and normalization.
-        scale: Least and greatest share of the image's area that a crop takes.
-        ratio: Least and greatest width-to-height ratio of a crop.
-        flip: Chance of a horizontal flip.
+        scale: Minimum and maximum share of the image area that a crop covers.
+        ratio: Minimum and maximum width-to-height ratio of a crop.
+        flip: Probability of a horizontal flip.
         rand_augment: Random operations on the crop. What they bring in from outside it has the colour of the mean that
             normalisation takes off, as in timm.
 

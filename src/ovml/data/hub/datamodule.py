@@ -255,8 +255,6 @@ class HubDataModule(MultiLabelDataModule):
 
 
 def _names(option: Sequence[str] | str | None, what: str) -> tuple[str, ...]:
-    if option is None:
-        return ()
     if isinstance(option, str):
         return read_names(Path(option).expanduser())
-    return check_names(option, where=f"data.{what}")
+    return () if option is None else check_names(option, where=f"data.{what}")

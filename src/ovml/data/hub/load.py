@@ -25,7 +25,7 @@ def is_hub_name(path: Path) -> bool:
 
 
 @contextmanager
-def published(root: Path, source: str, what: str = "") -> Iterator[None]:
+def download_hint(root: Path, source: str, what: str = "") -> Iterator[None]:
     """Turn any error in the block into one line that says where to download the data set.
 
     Args:
@@ -39,7 +39,7 @@ def published(root: Path, source: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the libraries raise many types
-        failed = "cannot be read" if root.is_dir() else "no such folder, and not to be had from the Hub"
+        failed = "cannot be read" if root.is_dir() else "no such folder, and it cannot be loaded from the Hub"
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{root}: {what}{failed} ({reason}); download the set from {source}") from error
 

@@ -146,8 +146,8 @@ class JSONDataModule(FolderDataModule):
         inputs = [file.path for file in self.files.values()]
 
         def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
-            if split == "test":
-                self._compare_test_files(counts)
+            if split == "test" and {"zsl", "gzsl"} <= self.files.keys():
+                self._compare_test_files(self.files["zsl"], self.files["gzsl"], counts)
             for file, rows in self._parts(split):
                 counts[REPEATED] = counts.get(REPEATED, 0) + file.repeated
                 yield from self._batches(file, rows, counts)
@@ -171,11 +171,8 @@ class JSONDataModule(FolderDataModule):
             parts[1:] = [(file, alone)] if len(alone) else []
         return parts
 
-    def _compare_test_files(self, counts: dict[str, int]) -> None:
+    def _compare_test_files(self, zsl: AnnotationFile, gzsl: AnnotationFile, counts: dict[str, int]) -> None:
         """Count the images that only one file lists; check that the others have the same unseen labels in both."""
-        if "zsl" not in self.files or "gzsl" not in self.files:
-            return
-        zsl, gzsl = self.files["zsl"], self.files["gzsl"]
         place = pc.index_in(zsl.rows["path"], gzsl.rows["path"].combine_chunks()).combine_chunks()
         shared = pc.is_valid(place)
         counts[ZSL_ALONE] = place.null_count

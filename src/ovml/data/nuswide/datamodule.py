@@ -19,7 +19,7 @@ class NUSWIDEDataModule(FolderDataModule):
     """NUS-WIDE (Chua et al., CIVR 2009): 161,789 training and 107,859 test images from Flickr.
 
     The 925 seen labels are the 1,000 most frequent tags except those among the 81 concepts; the 81 unseen labels are
-    the concepts, which people annotated for every image. The files in `root` tell which of these layouts it has:
+    the concepts, which people annotated for every image. The files in `root` decide which of these layouts is read:
 
     1. The official distribution: `ImageList/{Imagelist,TrainImagelist,TestImagelist}.txt`,
        `NUS_WID_Tags/{TagList1k.txt,Train_Tags1k.dat,Test_Tags1k.dat}` (or `AllTags1k.txt`),
@@ -86,7 +86,7 @@ def find_layout(root: Path, cache_dir: str | None) -> OfficialFiles | H5Files | 
         UserError: It has no layout of NUS-WIDE.
     """
     if root.as_posix() == ANNOTATIONS_ONLY and not root.is_dir():
-        raise UserError(f"{COMBINE}; {SOURCE} says how to get the rest")
+        raise UserError(f"{COMBINE}; see {SOURCE} for the rest")
     if not root.is_dir() and not is_hub_name(root):
         raise UserError(f"{root}: no such folder; root=FOLDER is the folder of NUS-WIDE; download it from {SOURCE}")
     if not root.is_dir() or any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ovml.data.base import Split
 from ovml.data.cache import Table
-from ovml.data.hub.load import load_set, published
+from ovml.data.hub.load import download_hint, load_set
 from ovml.data.hub.rows import Columns, RowMaker, stored_rows
 from ovml.data.labels import ColumnPath, LabelReader, class_names
 from ovml.data.nuswide.files import SOURCE, Layout, read_vocabulary
@@ -37,7 +37,7 @@ class SavedRows(Layout):
     @cached_property
     def splits(self) -> Mapping[str, Any]:
         """The rows of each split, unconverted."""
-        with published(self.root, SOURCE):
+        with download_hint(self.root, SOURCE):
             splits = load_set(self.root.as_posix()).splits
         if not {"train", "test"} <= set(splits):
             raise UserError(
@@ -61,7 +61,7 @@ class SavedRows(Layout):
             from huggingface_hub import snapshot_download
 
             lists = ["*Concepts*.txt", "*TagList1k.txt"]
-            with published(self.root, SOURCE):
+            with download_hint(self.root, SOURCE):
                 folder = Path(snapshot_download(folder.as_posix(), repo_type="dataset", allow_patterns=lists))
         return read_vocabulary(folder, self.seen_list)
 

@@ -135,13 +135,13 @@ class OpenImagesDataModule(FolderDataModule):
         """Machine ids of the seen labels."""
         path = self._class_file("classes-trainable.txt", self.classes_trainable)
         trainable = read_class_list(path, self.names) if path else sorted(self.names)
-        least = self.min_train_images or (None if path else OVER_100)
-        if least is None:
+        minimum = self.min_train_images or (None if path else OVER_100)
+        if minimum is None:
             return trainable
         positives = self.positives("train")
-        seen = [label for label in trainable if positives.get(label, 0) >= least]
+        seen = [label for label in trainable if positives.get(label, 0) >= minimum]
         if not seen:
-            raise UserError(f"{self.root}: no label is present in {least:,} training images (min_train_images)")
+            raise UserError(f"{self.root}: no label is present in {minimum:,} training images; lower min_train_images")
         return seen
 
     @cached_property

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ovml.data.cache import Table
-from ovml.data.hub.load import LoadedSet, is_hub_name, load_set, published
+from ovml.data.hub.load import LoadedSet, download_hint, is_hub_name, load_set
 from ovml.data.hub.rows import beside_images, streamed_rows
 from ovml.data.openimages.annotations import AnnotationCollector, Annotations
 from ovml.data.openimages.csv import SOURCE
@@ -61,7 +61,7 @@ class HubRows:
         Raises:
             UserError: They cannot be loaded, or have other columns.
         """
-        with published(self.root, SOURCE, f"{split} split of Open Images: "):
+        with download_hint(self.root, SOURCE, f"{split} split of Open Images: "):
             splits = self._source.splits
         if split not in splits:
             raise UserError(

@@ -132,8 +132,9 @@ def test_prepare_counts_what_is_lost_and_fit_leaves_it_out(tmp_path, tiny, capsy
     assert re.search(r"train.*│ +12 │ +10 │ +2 │ +1 │", output.out)
     assert re.search(r"test.*│ +8 │ +8 │ +0 │ +0 │", output.out)
     assert "3 of the 12 images of the train split (25.0%) are missing or unreadable" in output.err
-    assert "--data.max_missing 0.26" in output.err
+    assert "--max-missing 0.26" in output.err
     assert fit("nuswide", tmp_path, tiny, tmp_path / "runs") == 2
+    assert "--data.max_missing 0.26" in capsys.readouterr().err
     assert main([*arguments, "--max_missing", "0.3", "--out", str(tmp_path / "lists")]) == 0
     lost = (tmp_path / "lists" / "lost-train.txt").read_text().split()
     assert lost == [str(pictures / name) for name in (missing, small, broken)]

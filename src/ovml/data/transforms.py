@@ -20,8 +20,8 @@ class TrainTransform:
         scale: Minimum and maximum share of the image area that a crop covers.
         ratio: Minimum and maximum width-to-height ratio of a crop.
         flip: Probability of a horizontal flip.
-        rand_augment: Random operations on the crop. What they bring in from outside it has the colour of the mean that
-            normalisation takes off, as in timm.
+        rand_augment: Random operations on the crop. Areas that they bring in from outside have the colour of the
+            normalization mean, as in timm.
 
     Example:
         >>> TrainTransform(ImageProcessor(64))(Image.new("RGB", (80, 120))).shape

@@ -65,9 +65,9 @@ class OfficialFiles(Layout):
         tag_list = tag_file(self.root)
         reader = SplitReader(self.root, split)
         matrices = self._matrices(split, read_names(tag_list))
-        inputs = [tag_list, concept_file(self.root), reader.list, *(f for m in matrices for f in m.files())]
-        if reader.all_list.is_file():
-            inputs.append(reader.all_list)
+        tables = [file for matrix in matrices for file in (matrix.own, matrix.whole)]
+        files = [tag_list, concept_file(self.root), reader.list, reader.all_list, *tables]
+        inputs = [file for file in files if file.is_file()]
 
         def make(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
             found = [reader.read(matrix) for matrix in track(matrices, f"reading the {split} labels")]
@@ -107,11 +107,6 @@ class Matrix(NamedTuple):
     whole: Path
     ids: Indices
 
-    def files(self) -> list[Path]:
-        """Those of the two that exist."""
-        need_file(self.own, self.whole)
-        return [file for file in (self.own, self.whole) if file.is_file()]
-
 
 class Ones(NamedTuple):
     """Row and column of each 1 in a table of 0 and 1 `[V]`."""
@@ -135,7 +130,7 @@ class SplitReader:
 
     def read(self, matrix: Matrix) -> Ones:
         """Ones of the split's images."""
-        if matrix.own.is_file():
+        if need_file(matrix.own, matrix.whole) == matrix.own:
             try:
                 return read_ones(matrix.own, len(matrix.ids), len(self.images))
             except WrongValueError as error:

@@ -149,12 +149,12 @@ def _pattern_mask(thing: Thing, rng: random.Random) -> np.ndarray:
     x, y = x - thing.x * _SCALE, y - thing.y * _SCALE
     u, v = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
     period = max(7.0, thing.radius * _SCALE * rng.uniform(0.45, 0.6))
+    u, v = np.mod(u / period, 1), np.mod(v / period, 1)
     if thing.pattern == "striped":
-        return np.asarray(np.mod(u / period, 1) < 0.45)
+        return np.asarray(u < 0.45)
     if thing.pattern == "checked":
-        return np.asarray((np.mod(u / period, 1) < 0.5) ^ (np.mod(v / period, 1) < 0.5))
-    u, v = np.mod(u / period, 1) - 0.5, np.mod(v / period, 1) - 0.5
-    return np.asarray(u * u + v * v < 0.09)
+        return np.asarray((u < 0.5) ^ (v < 0.5))
+    return np.asarray((u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.09)
 
 
 def _draw_thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> None:

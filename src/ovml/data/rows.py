@@ -201,7 +201,7 @@ class TensorStream(IterableDataset[dict[str, Any]]):
         while share is None or index < share:
             start = index
             for row in self.rows:
-                if share is not None and index >= share:
+                if index == share:
                     return
                 try:
                     # A number that no other worker or process uses, so that no two rows draw the same random numbers.

@@ -84,7 +84,8 @@ class RowMaker:
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row of a stream. Without a name of its own it takes the image's file name or a digest of its bytes."""
         image = _undecoded(row[self.columns.image])
-        return {"image": image, **self.labels(row, image["path"] or _digest(image["bytes"]))}
+        name = image["path"] or hashlib.blake2b(image["bytes"] or b"", digest_size=8).hexdigest()
+        return {"image": image, **self.labels(row, name)}
 
 
 def stored_rows(
@@ -110,11 +111,8 @@ def stored_rows(
     def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
         others = rows.select_columns(maker.columns.others)
         for start in track(range(0, len(rows), CHUNK), "reading labels"):
-            chunk = others[start : start + CHUNK]
-            made = [
-                maker.labels(dict(zip(chunk, values, strict=True)), str(start + offset))
-                for offset, values in enumerate(zip(*chunk.values(), strict=True))
-            ]
+            chunk = others.__getitems__(range(start, min(start + CHUNK, len(rows))))
+            made = [maker.labels(row, str(number)) for number, row in enumerate(chunk, start)]
             yield pa.RecordBatch.from_pylist(made, schema=features.arrow_schema)
         if maker.skipped:
             counts[LEFT_OUT] = maker.skipped
@@ -174,7 +172,3 @@ def _undecoded(image: Any) -> dict[str, Any]:
     if isinstance(image, Mapping):
         return {"bytes": image.get("bytes"), "path": image.get("path")}
     return {"bytes": None, "path": image} if isinstance(image, str) else {"bytes": image, "path": None}
-
-
-def _digest(content: bytes | None) -> str:
-    return hashlib.blake2b(content or b"", digest_size=8).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -20,10 +20,12 @@ class ColumnPath:
     Attributes:
         column: Name of the column.
         keys: Keys that lead to the value inside it.
+        names: Names of the ids in it, if they are a `ClassLabel`.
     """
 
     column: str
     keys: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
 
     @classmethod
     def find(cls, dotted: str, features: Mapping[str, Any], where: str) -> ColumnPath:
@@ -38,17 +40,16 @@ class ColumnPath:
             UserError: There is no such column, or no such key in it.
 
         >>> ColumnPath.find("json.labels", {"json": {"labels": None}}, "set")
-        ColumnPath(column='json', keys=('labels',))
+        ColumnPath(column='json', keys=('labels',), names=None)
         """
         parts = dotted.split(".")
         for count in range(len(parts), 0, -1):
             path = cls(".".join(parts[:count]), tuple(parts[count:]))
             if path.column in features:
-                path.feature(features, where)
-                return path
+                return replace(path, names=_class_names(path._feature(features, where)))
         raise UserError(f"{where}: there is no column {dotted!r}; the columns are {', '.join(map(repr, features))}")
 
-    def feature(self, features: Mapping[str, Any], where: str) -> Any:
+    def _feature(self, features: Mapping[str, Any], where: str) -> Any:
         """The type of the value; `None` if the data set does not declare it."""
         feature = features[self.column]
         for key in self.keys:
@@ -71,7 +72,7 @@ class ColumnPath:
         return value
 
 
-def class_names(feature: Any) -> tuple[str, ...] | None:
+def _class_names(feature: Any) -> tuple[str, ...] | None:
     """Names of a `ClassLabel` feature or a list of them, `None` for others."""
     feature = getattr(feature, "feature", feature)
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -15,7 +15,7 @@ from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import cached_folder
 from ovml.data.hub.load import LoadedSet, load_set
 from ovml.data.hub.rows import Columns, RowMaker, check_image_column, stored_rows, streamed_rows
-from ovml.data.labels import ColumnPath, LabelReader, as_list, class_names
+from ovml.data.labels import ColumnPath, LabelReader, as_list
 from ovml.data.samplers import hold_out
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
@@ -130,7 +130,7 @@ class HubDataModule(MultiLabelDataModule):
         """The labels given, else those of the set."""
         unseen = _names(self.unseen, "unseen")
         seen = _names(self.labels, "labels")
-        known = self._columns_of(self._own_split("train")).names
+        known = self._columns_of(self._own_split("train")).labels.names
         if not seen:
             keys = set(map(label_key, unseen))
             seen = tuple(name for name in known or self._collected_names() if label_key(name) not in keys)
@@ -196,8 +196,10 @@ class HubDataModule(MultiLabelDataModule):
         if name not in self._rows:
             columns, where = self._columns_of(name), f"{self.path}: split {name!r}"
             indicator, skip = self.label_format == "indicator", self.unknown_labels == "skip"
-            names = (columns.names, columns.negative_names or columns.names)
-            maker = RowMaker(columns, where, *(LabelReader(self.vocabulary, ids, indicator, skip) for ids in names))
+            names = columns.labels.names
+            negative_names = (columns.negative and columns.negative.names) or names
+            readers = (LabelReader(self.vocabulary, ids, indicator, skip) for ids in (names, negative_names))
+            maker = RowMaker(columns, where, *readers)
             rows = self.source.splits[name]
             if self.streaming:
                 self._rows[name] = streamed_rows(rows, columns.image, columns.others, maker)
@@ -223,14 +225,12 @@ class HubDataModule(MultiLabelDataModule):
             def find(dotted: str | None, option: str) -> ColumnPath | None:
                 return ColumnPath.find(dotted, features, f"{where}: data.{option}") if dotted else None
 
-            image_column = check_image_column(self.image_column, features, where)
-            labels = ColumnPath.find(self.label_column, features, f"{where}: data.label_column")
-            negative = find(self.negative_column, "negative_column")
-            image_id = find(self.id_column or ("__key__" if "__key__" in features else None), "id_column")
-            names, negative_names = (
-                class_names(path.feature(features, where)) if path else None for path in (labels, negative)
+            self._columns[name] = Columns(
+                check_image_column(self.image_column, features, where),
+                ColumnPath.find(self.label_column, features, f"{where}: data.label_column"),
+                find(self.negative_column, "negative_column"),
+                find(self.id_column or ("__key__" if "__key__" in features else None), "id_column"),
             )
-            self._columns[name] = Columns(image_column, labels, negative, image_id, names, negative_names)
         return self._columns[name]
 
     def _collected_names(self) -> tuple[str, ...]:

@@ -32,16 +32,12 @@ class Columns:
         labels: Labels present.
         negative: Labels verified absent.
         image_id: Names of the images.
-        names: Names of the ids in `labels`, if it is a `ClassLabel` column.
-        negative_names: Likewise, of `negative`.
     """
 
     image: str
     labels: ColumnPath
     negative: ColumnPath | None = None
     image_id: ColumnPath | None = None
-    names: tuple[str, ...] | None = None
-    negative_names: tuple[str, ...] | None = None
 
     @property
     def others(self) -> list[str]:

@@ -13,7 +13,7 @@ from ovml.data.base import Split
 from ovml.data.cache import Table
 from ovml.data.hub.load import download_hint, load_set
 from ovml.data.hub.rows import Columns, RowMaker, stored_rows
-from ovml.data.labels import ColumnPath, LabelReader, class_names
+from ovml.data.labels import ColumnPath, LabelReader
 from ovml.data.nuswide.files import SOURCE, Layout, read_vocabulary
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
@@ -80,17 +80,18 @@ class SavedRows(Layout):
         """
         rows = self.splits[split]
 
-        def path(column: str) -> ColumnPath | None:
-            return ColumnPath(column) if column in rows.column_names else None
+        def find(column: str) -> ColumnPath | None:
+            return ColumnPath.find(column, rows.features, str(self.root)) if column in rows.features else None
 
-        def reader(column: str) -> LabelReader:
+        def reader(path: ColumnPath) -> LabelReader:
             unknown = (
-                f"{{}} in {column} of the {split} split is none of the {len(self.vocabulary):,} labels of "
+                f"{{}} in {path.column} of the {split} split is none of the {len(self.vocabulary):,} labels of "
                 "Concepts925.txt and Concepts81.txt; correct the row or the list"
             )
-            return LabelReader(self.vocabulary, class_names(rows.features.get(column)), unknown=unknown)
+            return LabelReader(self.vocabulary, path.names, unknown=unknown)
 
-        columns = Columns("image", ColumnPath("positive"), path("negative"), path("image_id"))
-        maker = RowMaker(columns, str(self.root), reader("positive"), reader("negative"))
+        positive, negative = ColumnPath.find("positive", rows.features, str(self.root)), find("negative")
+        columns = Columns("image", positive, negative, find("image_id"))
+        maker = RowMaker(columns, str(self.root), reader(positive), reader(negative or positive))
         settings = {"rows": rows._fingerprint, "labels": self.vocabulary.names}
         return stored_rows(rows, maker, self.cache_dir, f"nuswide-rows-{split}", settings)

@@ -15,12 +15,19 @@ from ovml.utils.resources import DEMO
 from ovml.vocabulary import LabelVocabulary, check_names, check_template, read_vocabulary
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are `UserError`s."""
+class UserErrors:
+    """Mixin of parsers, argparse's and jsonargparse's, whose errors are `UserError`s."""
 
-    def error(self, message: str) -> NoReturn:
+    prog: str
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error instead of printing the usage."""
-        raise UserError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
+        text = " ".join(str(message).split()).removeprefix("argument ")
+        raise UserError(f"{text}; see '{self.prog} --help'") from ex
+
+
+class Parser(UserErrors, argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s."""
 
 
 class Command(ABC):
@@ -84,7 +91,9 @@ class Command(ABC):
         try:
             self.run(args)
         except UserError as error:
-            flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+            positional = {action.dest for action in parser._actions if not action.option_strings}
+            names = vars(args).keys() - positional
+            flags = {name: f"--{name.replace('_', self.separator)}" for name in names}
             raise UserError(with_flags(one_line(error), flags)) from error
 
 
@@ -119,13 +128,15 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
     >>> with_flags("a.csv: exists already; give another name, or use overwrite=True", flags)
     'a.csv: exists already; give another name, or use --overwrite'
     """
-    names = "|".join(map(re.escape, flags))
-    message = re.sub(rf"^({names})(?=[ :.])", lambda found: flags[found[1]], message)
 
     def option(found: re.Match[str]) -> str:
-        return flags[found[1]] if found[2] == "True" else f"{flags[found[1]]} {found[2]}"
+        name, value = found.groups()
+        if name not in flags:
+            return found[0]
+        return flags[name] if value == "True" else f"{flags[name]} {value}"
 
-    return re.sub(rf"(?<![\w.-])({names})=([^\s,;)]+)", option, message)
+    message = re.sub(r"^[\w.]+(?=[ :])", lambda found: flags.get(found[0], found[0]), message)
+    return re.sub(r"(?<![\w.-])([\w.]+)=([^\s,;)]+)", option, message)
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:

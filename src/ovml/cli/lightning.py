@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import ovml.data
 from ovml.classifier import OVMultiLabelClassifier
-from ovml.cli.command import with_flags
+from ovml.cli.command import UserErrors, with_flags
 from ovml.data import MultiLabelDataModule
 from ovml.metrics.tables import calibration_table, results_table
 from ovml.training.callbacks import EvaluationPlots
@@ -52,9 +52,8 @@ for _room in map(import_module, ROOMS):
         getattr(_room, _name)
 
 
-class _Parser(LightningArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(f"{' '.join(str(message).split())}; see '{self.prog} --help'") from ex
+class _Parser(UserErrors, LightningArgumentParser):
+    pass
 
 
 class OVMLCLI(LightningCLI):

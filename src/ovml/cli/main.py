@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import metadata
+from pkgutil import resolve_name
 
 from ovml.cli.command import Command
 from ovml.utils.console import QUIET, printable
@@ -76,6 +77,5 @@ def command(name: str) -> Command:
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
     place, help = COMMANDS[name]
-    module, _, cls = place.partition(":")
-    made: Command = getattr(import_module(module), cls)(name, help)
+    made: Command = resolve_name(place)(name, help)
     return made

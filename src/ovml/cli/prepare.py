@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pkgutil import resolve_name
 
-from ovml.cli.command import Command
+from ovml.cli.command import Command, spell_options
 
 DATA_SETS = {
-    "nuswide": "ovml.data.NUSWIDEDataModule",
-    "openimages": "ovml.data.OpenImagesDataModule",
-    "json": "ovml.data.JSONDataModule",
+    "nuswide": "ovml.data:NUSWIDEDataModule",
+    "openimages": "ovml.data:OpenImagesDataModule",
+    "json": "ovml.data:JSONDataModule",
 }
 """The data module of each data set that lies in a folder."""
 
@@ -23,13 +24,17 @@ class Prepare(Command):
         parser.add_argument("data_set", choices=DATA_SETS, help="'ovml prepare DATA_SET --help' lists its options")
 
     def parse(self, parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse the data set and keep what follows it as `options`."""
-        args = parser.parse_args(argv[:1])
-        args.options = argv[1:]
-        return args
+        """Parse the data set, then what follows it with the data module's own parser."""
+        name = parser.parse_args(argv[:1]).data_set
+
+        from ovml.cli.prepare_folder import option_parser
+
+        data_module = resolve_name(DATA_SETS[name])
+        options = option_parser(f"{parser.prog} {name}", data_module).parse_args(spell_options(argv[1:], "_"))
+        return argparse.Namespace(data_module=data_module, **options.as_dict())
 
     def run(self, args: argparse.Namespace) -> None:
-        """Hand the options to the data module's own parser."""
+        """Check the data set."""
         from ovml.cli.prepare_folder import prepare_folder
 
-        prepare_folder(args.data_set, DATA_SETS[args.data_set], args.options)
+        prepare_folder(**vars(args))

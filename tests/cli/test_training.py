@@ -8,7 +8,7 @@ from commands import SMALL
 
 from ovml.cli.lightning import OVMLCLI
 from ovml.cli.main import command, main
-from ovml.cli.training import OPTIONS
+from ovml.cli.training import FIT_OPTIONS, OPTIONS
 from ovml.data import MultiLabelDataModule, NUSWIDEDataModule
 
 NAMES = ("fit", "validate", "test", "predict")
@@ -38,7 +38,7 @@ def test_help_lists_options_that_exist_and_examples(name, real_options, capsys):
     page = capsys.readouterr().out
     data = {f"--data.{argument}" for cls in (MultiLabelDataModule, NUSWIDEDataModule)
             for argument in inspect.signature(cls).parameters}  # fmt: skip
-    shown = [option for option in OPTIONS if f"{option} " in page]
+    shown = [option for option in OPTIONS | FIT_OPTIONS if f"{option} " in page]
     assert len(shown) >= (20 if name == "fit" else 15)
     assert set(shown) <= real_options[name] | data
     assert all(f"  {example}\n" in page for example in command(name).examples)
@@ -73,7 +73,7 @@ BARE = {
     ),
     "stages": (["--model.stages", "[PromptStage, LadderStage]"], "model.stages.1", "ovml.training.LadderStage"),
     "protocol": (["--model.protocols+", "NewWords"], "model.protocols.0", "ovml.metrics.NewWords"),
-    "data": (["--data", "JSONDataModule", "--data.root", "x"], "data", "ovml.data.JSONDataModule"),
+    "data": (["--data", "HubDataModule", "--data.path", "x"], "data", "ovml.data.HubDataModule"),
     "callback": (
         ["--trainer.callbacks+", "LearnedEMA", "--trainer.callbacks.decay", "0.9"],
         "trainer.callbacks.0",

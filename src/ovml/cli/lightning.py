@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -23,6 +23,7 @@ import ovml.data
 from ovml.classifier import OVMultiLabelClassifier
 from ovml.cli.command import UserErrors, with_flags
 from ovml.data import MultiLabelDataModule
+from ovml.encoders.image_processor import Preprocessing
 from ovml.metrics.tables import calibration_table, results_table
 from ovml.training.callbacks import EvaluationPlots
 from ovml.training.callbacks.run import EpochSeed, PredictionWriter, stage_checkpoint
@@ -232,14 +233,17 @@ def run_lightning(argv: list[str]) -> None:
 
 def _flags() -> dict[str, str]:
     """The options of arguments, which errors name as `root` or `data.root`."""
+    modules = [getattr(ovml.data, name) for name in ovml.data.__all__ if name.endswith("DataModule")]
+    groups = {
+        "trainer": [Trainer],
+        "model": [OVMultiLabelClassifier],
+        "model.preprocessing": [Preprocessing],
+        "data": modules,
+    }
     flags: dict[str, str] = {}
-    modules = [cls for cls in vars(ovml.data).values() if inspect.isclass(cls) and issubclass(cls, LightningDataModule)]
-    groups: dict[str, list[type]] = {"trainer": [Trainer], "model": [OVMultiLabelClassifier], "data": modules}
     for group, classes in groups.items():
-        names = {name for cls in classes for name in inspect.signature(cls).parameters}
-        flags |= {f"{group}.{name}": f"--{group}.{name}" for name in names}
-        if group != "trainer":
-            flags |= {name: f"--{group}.{name}" for name in names}
+        for name in (name for cls in classes for name in inspect.signature(cls).parameters):
+            flags |= dict.fromkeys((name, f"{group}.{name}"), f"--{group}.{name}")
     return flags | {"clip": "--model.clip"}  # which data.clip follows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ovml.saving.checkpoint import newest_checkpoint
 from ovml.utils.errors import UserError
-from ovml.utils.files import write_text
+from ovml.utils.files import run_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,7 @@ class RunFolder:
             if not versions:
                 raise UserError(f"no run to resume in {root}; leave --ckpt_path out to start one")
             return cls(Path(root) / f"version_{max(versions)}")
-        path = Path(path)
-        for folder in (path, path.parent, path.parent.parent):
-            if path.exists() and (folder / "config.yaml").is_file():
-                return cls(folder)
-        raise UserError(
-            f"{path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
-        )
+        return cls(run_folder(path))
 
     @staticmethod
     def _versions(root: str | Path) -> list[int]:

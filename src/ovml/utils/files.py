@@ -1,4 +1,4 @@
-"""Files that are never half there."""
+"""Files that are never half there, and the folder of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ovml.utils.errors import UserError
 
 
 @contextmanager
@@ -42,3 +44,18 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def run_folder(path: str | Path) -> Path:
+    """The folder of a run of `ovml fit`, given it or a file inside it.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    path = Path(path)
+    for folder in (path, path.parent, path.parent.parent):
+        if path.exists() and (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(
+        f"ckpt_path {path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
+    )

@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -28,27 +28,18 @@ from ovml.metrics.tables import calibration_table, results_table
 from ovml.training.callbacks import EvaluationPlots
 from ovml.training.callbacks.run import EpochSeed, PredictionWriter, stage_checkpoint
 from ovml.training.distributed import cuts_models
-from ovml.training.fit import fit_stages
+from ovml.training.fit import fit_stages, split_metrics
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
 from ovml.utils.console import is_quiet, show
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.files import write_text
 
-ROOMS = (
-    "ovml.data",
-    "ovml.distillation",
-    "ovml.heads",
-    "ovml.losses",
-    "ovml.metrics",
-    "ovml.prompts",
-    "ovml.training",
-    "ovml.training.callbacks",
-)
-"""Packages whose classes may be named without their module."""
+ROOMS = "data", "distillation", "heads", "losses", "metrics", "prompts", "training", "training.callbacks"
+"""Packages of ovml whose classes may be named without their module."""
 
 # jsonargparse looks bare names such as `LocalHead` up among imported classes.
-for _room in map(import_module, ROOMS):
+for _room in (import_module(f"ovml.{name}") for name in ROOMS):
     for _name in _room.__all__:
         getattr(_room, _name)
 
@@ -84,62 +75,53 @@ class OVMLCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the configuration is the one in the run folder, not the checkpoint's."""
 
-    def fit(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
+    def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Train every stage, or resume a run; print the results, unless it is a `fast_dev_run`."""
-        ckpt_path = kwargs.get("ckpt_path")
-        root = self._trainer_config["default_root_dir"]
-        run = RunFolder.find(ckpt_path, root) if ckpt_path else None
-        run = fit_stages(model, datamodule, self._stage_trainer, run or self._new_run)
+        run = fit_stages(self.model, self.datamodule, self._stage_trainer, self._run_of(ckpt_path) or self._new_run)
         if not self.trainer.is_global_zero:
             return
         if self._trainer_config.get("fast_dev_run"):
             show("fast_dev_run: every stage ran; no run is kept")
         else:
-            show(results_table(run.results, "validation", model.evaluation.titles))
+            show(results_table(run.results, "validation", self.model.evaluation.titles))
             show(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}")
 
-    def _new_run(self) -> RunFolder:
-        run = RunFolder.new(self._trainer_config["default_root_dir"])
-        if not self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
-            write_text(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
-        return run
-
-    def validate(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
+    def validate(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Evaluate zero-shot CLIP and the stages of a run on the validation split."""
-        self._evaluate("validate", "val", model, datamodule, kwargs.get("ckpt_path"))
+        self._evaluate("validate", "val", ckpt_path)
 
-    def test(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
+    def test(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Evaluate zero-shot CLIP and the stages of a run on the test split."""
-        self._evaluate("test", "test", model, datamodule, kwargs.get("ckpt_path"))
+        self._evaluate("test", "test", ckpt_path)
 
-    def predict(self, model: OVMultiLabelClassifier, datamodule: MultiLabelDataModule, **kwargs: Any) -> None:
+    def predict(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Write the best labels of every test image to `predictions.jsonl` in the run folder."""
-        ckpt_path, folder = kwargs.get("ckpt_path"), Path(self._trainer_config["default_root_dir"])
-        if ckpt_path:
-            run = RunFolder.find(ckpt_path, folder)
-            folder = run.path
-            model.load_learned(ckpt_path if Path(ckpt_path).is_file() else run.newest_checkpoint())
-        writer = PredictionWriter(folder / "predictions.jsonl", datamodule.vocabulary.names)
+        run = self._run_of(ckpt_path)
+        if run is not None:
+            own = Path(str(ckpt_path))
+            self.model.load_learned(own if own.is_file() else run.newest_checkpoint())
+        folder = run.path if run else self._root
+        writer = PredictionWriter(folder / "predictions.jsonl", self.datamodule.vocabulary.names)
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
-        self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+        self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
         if self.trainer.is_global_zero:
             show(f"predictions: {writer.path}")
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
         """Make a trainer with a rich progress bar; loggers are added per stage."""
-        config = self._trainer_config
-        kwargs.setdefault("callbacks", copy.deepcopy(config.get("callbacks")) or [])
-        kwargs.setdefault("logger", False)
-        # Given as a class it is one object, and a strategy serves one trainer only.
-        kwargs.setdefault("strategy", copy.deepcopy(config.get("strategy")))
-        if is_quiet():
-            kwargs["enable_progress_bar"] = False
-        elif config.get("enable_progress_bar") is not False:
-            kwargs["callbacks"].append(_ProgressBar())
-        if config.get("enable_model_summary") is None:
-            kwargs["enable_model_summary"] = False
+        # A callback or strategy given as a class is one object, and serves one trainer only.
+        given = copy.deepcopy(self._trainer_config.get("callbacks")) or []
+        shows_bar = not is_quiet() and self._trainer_config.get("enable_progress_bar") is not False
+        given = given if isinstance(given, list) else [given]
+        changed = {
+            "callbacks": [*given, *callbacks, *([_ProgressBar()] if shows_bar else [])],
+            "strategy": copy.deepcopy(self._trainer_config.get("strategy")),
+            "logger": False,
+            "enable_progress_bar": shows_bar,
+            "enable_model_summary": bool(self._trainer_config.get("enable_model_summary")),
+        }
         try:
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(**changed | kwargs)
         except (MisconfigurationException, ValueError) as error:  # of options that do not go together, or not here
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -148,72 +130,80 @@ class OVMLCLI(LightningCLI):
         config: dict[str, Any] = self._get(self.config_init, "trainer")
         return config
 
+    @property
+    def _root(self) -> Path:
+        return Path(self._trainer_config["default_root_dir"])
+
+    def _run_of(self, ckpt_path: str | None) -> RunFolder | None:
+        return RunFolder.find(ckpt_path, self._root) if ckpt_path else None
+
+    def _new_run(self) -> RunFolder:
+        run = RunFolder.new(self._root)
+        if not self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
+            write_text(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
+        return run
+
+    def _plots(self, folder: Path) -> list[EvaluationPlots]:
+        return [EvaluationPlots(str(folder))] if self._get(self.config_init, "plots") else []
+
     def _stage_trainer(self, stage: Stage | None, run: RunFolder | None) -> Trainer:
         if stage is None or run is None:
             return self.trainer
         config = self._trainer_config
-        callbacks = copy.deepcopy(config.get("callbacks")) or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if self._get(self.config_init, "plots"):
-            callbacks.append(EvaluationPlots(str(run.path / stage.name)))
+        callbacks: list[Callback] = [*self._plots(run.path / stage.name)]
         logger = copy.deepcopy(config.get("logger"))
         if logger is None or logger is True:
-            logger = self._default_loggers(stage, run)
+            # CSVLogger empties the folder that it is given: a resumed stage logs beside its first log.
+            resumed = len(list((run.path / stage.name).glob("log*")))
+            version = f"{stage.name}/log" + (f"_{resumed}" if resumed else "")
+            logger = [cls(str(run.path), name="", version=version) for cls in (CSVLogger, TensorBoardLogger)]
         if logger and not config.get("fast_dev_run"):
             callbacks.append(LearningRateMonitor())
-        index = self.model.stages.index(stage)
-        checkpoint = [] if config.get("enable_checkpointing") is False else [stage_checkpoint(run, stage)]
+        callbacks.append(EpochSeed(self.model.stages.index(stage)))
+        if config.get("enable_checkpointing") is not False:
+            callbacks.append(stage_checkpoint(run, stage))
         return self.instantiate_trainer(
-            callbacks=[*callbacks, EpochSeed(index), *checkpoint],
+            callbacks,
             logger=logger,
             max_epochs=min(stage.epochs, config.get("max_epochs") or stage.epochs),
             default_root_dir=str(run.path),
         )
 
-    @staticmethod
-    def _default_loggers(stage: Stage, run: RunFolder) -> list[Any]:
-        # CSVLogger empties the folder that it is given: a resumed stage logs beside its first log.
-        resumed = len(list((run.path / stage.name).glob("log*")))
-        version = f"{stage.name}/log" + (f"_{resumed}" if resumed else "")
-        return [cls(str(run.path), name="", version=version) for cls in (CSVLogger, TensorBoardLogger)]
-
-    def _evaluate(
-        self, verb: str, split: str, model: OVMultiLabelClassifier, data: MultiLabelDataModule, ckpt_path: Any
-    ) -> None:
+    def _evaluate(self, verb: str, split: str, ckpt_path: str | None) -> None:
+        model = self.model
         rows: dict[str, dict[str, float]] = {}
-        root = self._trainer_config["default_root_dir"]
-        run = RunFolder.find(ckpt_path, root) if ckpt_path else None
-        folder = (run.path if run else Path(root)) / f"{verb}_plots"
-        plots = EvaluationPlots(str(folder)) if self._get(self.config_init, "plots") else None
-        if plots is not None:
-            self.trainer.callbacks.append(plots)  # type: ignore[attr-defined]
+        run = self._run_of(ckpt_path)
+        folder = (run.path if run else self._root) / f"{verb}_plots"
+        plots = self._plots(folder)
+        self.trainer.callbacks += plots  # type: ignore[attr-defined]
 
         def evaluate(row: str, candidate: OVMultiLabelClassifier) -> None:
             if cuts_models(self.trainer.strategy):
                 candidate = copy.deepcopy(candidate)
-            if plots is not None:
-                plots.row = row
-            getattr(self.trainer, verb)(candidate, datamodule=data, verbose=False)
-            found = self.trainer.callback_metrics.items()
-            rows[row] = {k.removeprefix(f"{split}/"): float(v) for k, v in found if k.startswith(f"{split}/")}
+            for callback in plots:
+                callback.row = row
+            getattr(self.trainer, verb)(candidate, datamodule=self.datamodule, verbose=False)
+            rows[row] = split_metrics(self.trainer, split)
 
         evaluate("zero-shot", model.zero_shot())
         if run is None:
             evaluate("untrained", model)
         else:
-            own = Path(ckpt_path).is_file() and Path(ckpt_path).suffix == ".ckpt"
-            files = [Path(ckpt_path)] if own else [run.checkpoint(stage.name) for stage in model.stages]
-            for file in (f for f in files if f.is_file()):
-                model.load_learned(file)
-                evaluate(file.parent.name, model)
-            if self.trainer.is_global_zero:
-                write_text(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
-        if self.trainer.is_global_zero:
-            show(results_table(rows, verb, model.evaluation.titles))
-            if (probabilities := calibration_table(rows, verb)) is not None:
-                show(probabilities)
-            if plots is not None:
-                show(f"figures: {folder}")
+            own = Path(str(ckpt_path))
+            one = own.is_file() and own.suffix == ".ckpt"
+            for file in [own] if one else [run.checkpoint(stage.name) for stage in model.stages]:
+                if file.is_file():
+                    model.load_learned(file)
+                    evaluate(file.parent.name, model)
+        if not self.trainer.is_global_zero:
+            return
+        if run is not None:
+            write_text(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
+        show(results_table(rows, verb, model.evaluation.titles))
+        if (probabilities := calibration_table(rows, verb)) is not None:
+            show(probabilities)
+        if plots:
+            show(f"figures: {folder}")
 
 
 def run_lightning(argv: list[str]) -> None:
@@ -234,12 +224,8 @@ def run_lightning(argv: list[str]) -> None:
 def _flags() -> dict[str, str]:
     """The options of arguments, which errors name as `root` or `data.root`."""
     modules = [getattr(ovml.data, name) for name in ovml.data.__all__ if name.endswith("DataModule")]
-    groups = {
-        "trainer": [Trainer],
-        "model": [OVMultiLabelClassifier],
-        "model.preprocessing": [Preprocessing],
-        "data": modules,
-    }
+    groups: dict[str, list[type]] = {"trainer": [Trainer], "model": [OVMultiLabelClassifier], "data": modules}
+    groups["model.preprocessing"] = [Preprocessing]
     flags: dict[str, str] = {}
     for group, classes in groups.items():
         for name in (name for cls in classes for name in inspect.signature(cls).parameters):

@@ -62,7 +62,7 @@ def fit_stages(
             ckpt_path=checkpoint if checkpoint.is_file() else None,
             weights_only=True,
         )
-        if not _validation_metrics(trainer):  # the last epoch may be one without validation
+        if not split_metrics(trainer, "val"):  # the last epoch may be one without validation
             trainer.validate(learner, datamodule=datamodule, verbose=False)
         _record(folder, trainer, stage.name)
         if learner is not model and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -71,11 +71,13 @@ def fit_stages(
 
 
 def _record(run: RunFolder, trainer: Trainer, row: str) -> None:
-    metrics = _validation_metrics(trainer)
+    metrics = split_metrics(trainer, "val")
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         run.add_result(row, metrics)
     trainer.strategy.barrier()
 
 
-def _validation_metrics(trainer: Trainer) -> dict[str, float]:
-    return {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+def split_metrics(trainer: Trainer, split: str) -> dict[str, float]:
+    """The metrics that a trainer just logged of a split, such as `val`, without the split's name."""
+    found = trainer.callback_metrics.items()
+    return {k.removeprefix(f"{split}/"): float(v) for k, v in found if k.startswith(f"{split}/")}

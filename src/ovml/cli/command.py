@@ -203,13 +203,11 @@ def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number not below `least`."""
 
     def whole_number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
-        return value
+        if not text.removeprefix("-").isdecimal():
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {int(text)}")
+        return int(text)
 
     return whole_number
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
+from pkgutil import resolve_name
 
 from ovml.cli.command import Command
 from ovml.utils.resources import DEMO, RESOURCES
@@ -62,14 +63,12 @@ def checks() -> Iterator[tuple[str, Callable[[], str]]]:
     offline = ", ".join(f"{n}={os.environ.get(n, 'not set')}" for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     yield "hf offline", lambda: offline
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below asks the network
-    for distribution in NEEDED:
-        yield distribution, partial(_needed, distribution)
-    for distribution in OPTIONAL:
-        yield distribution, partial(_optional, distribution)
+    for check, distributions in ((_needed, NEEDED), (_optional, OPTIONAL)):
+        yield from ((distribution, partial(check, distribution)) for distribution in distributions)
     yield "bfloat16 on cpu", _bfloat16
     yield "embedded model", _embedded_model
-    yield "hf cache", lambda: _folder("huggingface_hub.constants", "HF_HUB_CACHE")
-    yield "datasets cache", lambda: _folder("datasets.config", "HF_DATASETS_CACHE")
+    yield "hf cache", lambda: _folder("huggingface_hub.constants:HF_HUB_CACHE")
+    yield "datasets cache", lambda: _folder("datasets.config:HF_DATASETS_CACHE")
     yield "free here", lambda: _free(Path.cwd())
     yield "environment", _environment
 
@@ -80,10 +79,8 @@ def _needed(distribution: str) -> str:
 
 
 def _optional(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    found = next(iter(metadata.distributions(name=distribution)), None)
+    return found.version if found else "not installed"
 
 
 def _bfloat16() -> str:
@@ -92,7 +89,6 @@ def _bfloat16() -> str:
     return "fast" if multiplies_bfloat16("cpu") else "slow, the processor lacks it: train with precision 32-true"
 
 
-SCENE = (0, "pretrain", 11)
 LABELS = ("blue star", "yellow ring", "green fish", "black cross", "purple square")
 
 
@@ -105,14 +101,14 @@ def _embedded_model() -> str:
     from ovml.saving import load_model
 
     transformers.utils.logging.disable_progress_bar()
-    ((_, ranked),) = Tagger(load_model(DEMO), LABELS, top_k=1).tag([draw_scene(*SCENE).image])
+    ((_, ranked),) = Tagger(load_model(DEMO), LABELS, top_k=1).tag([draw_scene(0, "pretrain", 11).image])
     if ranked[0].label != LABELS[-1]:
         raise RuntimeError(f"finds {ranked[0].label!r} in a drawn {LABELS[-1]!r}")
     return f"{DEMO} finds the {LABELS[-1]} of a drawn scene among {len(LABELS)} labels"
 
 
-def _folder(module: str, name: str) -> str:
-    folder = Path(getattr(import_module(module), name))
+def _folder(place: str) -> str:
+    folder = Path(resolve_name(place))
     return f"{folder}, {_free(folder)} free"
 
 

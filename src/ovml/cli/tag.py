@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -84,16 +85,8 @@ class Tag(Command):
         from ovml.cli.tagging import print_tags, write_tags
         from ovml.inference.tagger import Tagger
 
-        tagger = Tagger(
-            model_for(args, labels),
-            labels,
-            top_k=args.top_k,
-            batch_size=args.batch_size,
-            threshold=args.threshold,
-            num_workers=args.num_workers,
-            prompt=args.prompt,
-            probabilities=args.probabilities,
-        )
+        options = "top_k", "batch_size", "threshold", "num_workers", "prompt", "probabilities"
+        tagger = Tagger(model_for(args, labels), labels, **{name: getattr(args, name) for name in options})
         if args.out is None:
             print_tags(tagger, images)
         else:
@@ -111,25 +104,15 @@ def _threshold(text: str) -> float | Literal["calibrated"]:
 
 def _listed(file: str) -> Iterator[str]:
     """Paths in a file, one per line, read when they are needed."""
-    if file == "-":
-        return _lines(sys.stdin.buffer)
     try:
-        return _lines(open(file, "rb"))
+        lines = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - read as needed
     except OSError as error:
         raise UserError(f"--images-file {file}: cannot be read ({error.strerror}); check the path") from error
-
-
-def _lines(file: Iterable[bytes]) -> Iterator[str]:
-    for line in file:
-        if path := line.rstrip(b"\r\n"):
-            yield path.decode("utf-8", "surrogateescape")
+    return filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in lines))
 
 
 def _total(args: argparse.Namespace) -> int | None:
     """Number of images, if it is known without searching folders."""
     if args.images_file == "-" or not all(Path(image).is_file() for image in args.images):
         return None
-    if args.images_file is None:
-        return len(args.images)
-    with open(args.images_file, "rb") as file:
-        return len(args.images) + sum(1 for _ in _lines(file))
+    return len(args.images) + (sum(1 for _ in _listed(args.images_file)) if args.images_file else 0)

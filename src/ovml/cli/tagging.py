@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,50 +41,35 @@ def write_tags(tagger: Tagger, images: Iterable[Path | str], out: Path, overwrit
         overwrite: Whether to start over.
         total: Number of images, if it is known.
     """
-    with _Progress(total) as bar:
+    bar = progress.Progress(
+        progress.BarColumn(),
+        progress.TextColumn("{task.completed:,} images"),
+        progress.TextColumn("{task.fields[rate]:.1f} images/s"),
+        progress.TextColumn("{task.fields[errors]}"),
+        progress.TimeElapsedColumn(),
+        *([] if total is None else [progress.TimeRemainingColumn()]),
+        console=console(stderr=True),
+        transient=True,
+        disable=not shows_progress(),
+    )
+    bar.add_task("", start=False, total=total, rate=0.0, errors="")
+    (task,) = bar.tasks
+
+    def update(written: Written) -> None:
+        if not task.started:
+            bar.start_task(task.id)
+            if written.resumed:
+                notice(f"going on after {written.resumed:,} images of an interrupted run")
+        rate = (written.rows - written.resumed) / max(task.elapsed or 0, 1e-9)
+        errors = f"{written.errors:,} unreadable" if written.errors else ""
+        bar.update(task.id, completed=written.rows, rate=rate, errors=errors)
+
+    with bar:
         try:
-            written = tagger.write(images, out, overwrite, bar.update)
+            written = tagger.write(images, out, overwrite, update)
         except KeyboardInterrupt:
             notice("the same command goes on from here")
             raise
     before = f" ({written.resumed:,} of them before)" if written.resumed else ""
     lost = f"; {written.errors:,} could not be read" if written.errors else ""
-    notice(f"{out}: {written.rows:,} images{before}, {bar.rate:.1f} images/s{lost}")
-
-
-class _Progress:
-    """A bar on the terminal's error stream with images per second; without a terminal, no bar."""
-
-    def __init__(self, total: int | None) -> None:
-        self._bar = progress.Progress(
-            progress.BarColumn(),
-            progress.TextColumn("{task.completed:,} images"),
-            progress.TextColumn("{task.fields[rate]:.1f} images/s"),
-            progress.TextColumn("{task.fields[errors]}"),
-            progress.TimeElapsedColumn(),
-            *([] if total is None else [progress.TimeRemainingColumn()]),
-            console=console(stderr=True),
-            transient=True,
-            disable=not shows_progress(),
-        )
-        self._task = self._bar.add_task("", total=total, rate=0.0, errors="")
-        self._start: float | None = None
-        self.rate = 0.0
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, written: Written) -> None:
-        """Show the counts so far."""
-        if self._start is None:
-            self._start = time.monotonic()
-            if written.resumed:
-                notice(f"going on after {written.resumed:,} images of an interrupted run")
-        else:
-            self.rate = (written.rows - written.resumed) / max(time.monotonic() - self._start, 1e-9)
-        errors = f"{written.errors:,} unreadable" if written.errors else ""
-        self._bar.update(self._task, completed=written.rows, rate=self.rate, errors=errors)
+    notice(f"{out}: {written.rows:,} images{before}, {task.fields['rate']:.1f} images/s{lost}")

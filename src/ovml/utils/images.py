@@ -75,10 +75,9 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
         raise UserError(f"{path}: not an image that Pillow can read; convert it to JPEG or PNG") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path}: broken image ({str(error).splitlines()[0]}); replace the file or leave it out"
-        ) from error
+    except Exception as error:  # a malformed image may raise any
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: broken image ({reason}); replace the file or leave it out") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

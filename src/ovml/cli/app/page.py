@@ -68,11 +68,7 @@ def build_page(
         except UserError as problem:
             return error(problem)
 
-    scenes = _draw_examples() if examples else []
-
-    def example(index: int) -> tuple[str, str, str]:
-        path, labels = scenes[index]
-        return path, TYPED, labels
+    scenes = [(path, TYPED, labels) for path, labels in _draw_examples()] if examples else []
 
     with gr.Blocks(title="ovml", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR), fill_width=True) as page:
         gr.HTML(head(model_name), elem_id="head")
@@ -96,7 +92,7 @@ def build_page(
                 dataset = gr.Dataset(
                     label="Examples: click one",
                     components=["image"],
-                    samples=[[path] for path, _ in scenes],
+                    samples=[[path] for path, *_ in scenes],
                     type="index",
                     layout="gallery",
                     visible=examples,
@@ -112,15 +108,10 @@ def build_page(
         shown = [ranked, result, place]
         button.click(rank, form, shown, **alone)
         result.click(find, ranked, place, **alone)
-        source.change(_shown_if_typed, source, text, queue=False, **private)
-        dataset.click(example, dataset, [image, source, text], queue=False, **private).then(rank, form, shown, **alone)
+        source.change(lambda choice: gr.update(visible=choice == TYPED), source, text, queue=False, **private)
+        chosen = dataset.click(lambda index: scenes[index], dataset, [image, source, text], queue=False, **private)
+        chosen.then(rank, form, shown, **alone)
     return page
-
-
-def _shown_if_typed(choice: str) -> Any:
-    import gradio as gr
-
-    return gr.update(visible=choice == TYPED)
 
 
 def upload_field() -> Any:

@@ -58,16 +58,15 @@ def vocabularies(
     """
     lists = {} if given is None else {f"given ({len(given):,})": given}
     own = model.vocabulary
-    if own is None:
-        return (
-            lists if name != DEMO else {**lists, f"drawn shapes ({len(DEMO_LABELS):,})": LabelVocabulary(DEMO_LABELS)}
-        )
-    lists[f"the model's own ({len(own):,})"] = own
-    if own.unseen:
-        unseen = LabelVocabulary(own.unseen, (), own.texts[own.unseen_slice])
-        if own.seen:
+    if own is not None:
+        lists[f"the model's own ({len(own):,})"] = own
+        if own.seen and own.unseen:
             lists[f"seen in training ({len(own.seen):,})"] = own.seen_only()
-        lists[f"unseen in training ({len(unseen):,})"] = unseen
+        if own.unseen:
+            unseen = LabelVocabulary(own.unseen, (), own.texts[own.unseen_slice])
+            lists[f"unseen in training ({len(unseen):,})"] = unseen
+    elif name == DEMO:
+        lists[f"drawn shapes ({len(DEMO_LABELS):,})"] = LabelVocabulary(DEMO_LABELS)
     return lists
 
 
@@ -104,12 +103,13 @@ class Ranker:
     def __init__(self, model: OpenVocabularyModel, prompt: Sequence[str] | None = None) -> None:
         self.model = model.eval()
         self.prompt = prompt
-        self.calibrated = getattr(model, "calibration", None) is not None
+        self.calibrated = model.calibration is not None
         self._tagger = lru_cache(maxsize=8)(self._new_tagger)
 
     def _new_tagger(self, vocabulary: LabelVocabulary, probabilities: bool) -> Tagger:
-        more = {"probabilities": True} if probabilities else {}
-        return Tagger(self.model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, **more)
+        return Tagger(
+            self.model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, probabilities=probabilities
+        )
 
     def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> Ranking:
         """Rank all labels of a vocabulary.
@@ -123,8 +123,8 @@ class Ranker:
             UserError: The file is no image or is broken.
         """
         probabilities = probabilities and self.calibrated
-        (tagged,) = self._tagger(vocabulary, probabilities).tag([open_image(image)])
-        return Ranking(image, vocabulary, tagged[1], probabilities)
+        ((_, scores),) = self._tagger(vocabulary, probabilities).tag([load_image(image, Path(image).name)])
+        return Ranking(image, vocabulary, scores, probabilities)
 
     def find(self, ranking: Ranking, label: str) -> tuple[Image.Image, PatchGrid, LabelEvidence]:
         """Find one of the ranked labels in the image.
@@ -135,22 +135,6 @@ class Ranker:
         Raises:
             UserError: The image is gone.
         """
-        image = open_image(ranking.image)
-        tagger = self._tagger(ranking.vocabulary, False)
-        grid, evidence = find_labels(tagger, image)
+        image = load_image(ranking.image, Path(ranking.image).name)
+        grid, evidence = find_labels(self._tagger(ranking.vocabulary, False), image)
         return image, grid, next(found for found in evidence if found.label == label)
-
-
-def open_image(path: str) -> Image.Image:
-    """Read an uploaded image.
-
-    Raises:
-        UserError: It is no image, is broken, or is gone.
-    """
-    name = Path(path).name
-    try:
-        return load_image(path, name)
-    except UserError:
-        raise
-    except Exception as error:  # a malformed image may raise any
-        raise UserError(f"{name}: broken image ({type(error).__name__}); replace the file") from error

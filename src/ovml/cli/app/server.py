@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ovml.cli.app.markup import CSS
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -60,19 +55,6 @@ def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await super().shutdown(sockets)
 
-    Server(uvicorn.Config(_with_headers(app), log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[taken])
-
-
-def _with_headers(app: Any) -> Any:
-    """An ASGI app that adds `HEADERS` to its responses."""
-    added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-
-    async def answer(scope: Message, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *added]
-            await send(message)
-
-        await app(scope, receive, send_with_headers)
-
-    return answer
+    headers = list(HEADERS.items())
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, headers=headers)
+    Server(config).run(sockets=[taken])

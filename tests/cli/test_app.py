@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ovml import LabelVocabulary, OpenVocabularyModel, Tagger, UserError
-from ovml.cli.app.address import address, listen
 from ovml.cli.app.markup import SHOWN, bars, error, where
 from ovml.cli.app.ranking import Ranker, Ranking, typed_labels, vocabularies
+from ovml.cli.app.server import address, listen
 from ovml.cli.main import command
 from ovml.data.synthetic.scenes import LABELS, draw_scene
 from ovml.encoders import TextEncoder

@@ -106,13 +106,11 @@ def spell_options(argv: Sequence[str], separator: str) -> list[str]:
     ['--trainer.max_epochs', '3', '--ckpt_path=a-b']
     """
     end = argv.index("--") if "--" in argv else len(argv)
-    spelled = []
-    for arg in argv[:end]:
-        name, equals, value = arg.partition("=")
-        if name.startswith("--"):
-            arg = "--" + re.sub("[-_]", separator, name[2:]) + equals + value
-        spelled.append(arg)
-    return [*spelled, *argv[end:]]
+
+    def spell(name: re.Match[str]) -> str:
+        return "--" + re.sub("[-_]", separator, name[1])
+
+    return [*(re.sub("^--([^=]+)", spell, arg) for arg in argv[:end]), *argv[end:]]
 
 
 def with_flags(message: str, flags: Mapping[str, str]) -> str:
@@ -161,8 +159,8 @@ def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
     return None
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--model` and `--prompt`."""
+def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> None:
+    """Add `--model` and `--prompt`, and `--device` if the command has a choice of devices."""
     parser.add_argument(
         "--model",
         type=checkpoint,
@@ -177,6 +175,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEMPLATE",
         help="such as 'a photo of a {}', instead of the model's own prompt; several are averaged",
     )
+    if device:
+        parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
 
 
 def checkpoint(name: str) -> str:
@@ -192,11 +192,6 @@ def _template(text: str) -> str:
         return check_template(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`."""
-    parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
 
 
 def at_least(least: int) -> Callable[[str], int]:

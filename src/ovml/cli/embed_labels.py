@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.command import Command, add_device_option, add_model_options, check_output
+from ovml.cli.command import Command, add_model_options, check_output
 from ovml.utils.console import show
 from ovml.vocabulary import read_vocabulary
 
@@ -22,7 +22,7 @@ class EmbedLabels(Command):
             metavar="NAMES",
             help="label names, one per line; or a CSV file with columns id,name (default: the model's own)",
         )
-        add_model_options(parser)
+        add_model_options(parser, device=True)
         parser.add_argument(
             "--out",
             type=Path,
@@ -30,7 +30,6 @@ class EmbedLabels(Command):
             metavar="FILE",
             help="safetensors: label_embeds [L, D], names in the metadata (default: labels.safetensors)",
         )
-        add_device_option(parser)
         parser.add_argument("--overwrite", action="store_true", help="overwrite --out")
 
     def run(self, args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pkgutil import resolve_name
 
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ovml {metadata.version('ovml')}")
         return 0
     try:
-        command(args[0])(args[1:])
+        with suppress(BrokenPipeError):
+            command(args[0])(args[1:])
     except UserError as error:
         print(f"ovml: error: {printable(one_line(error))}", file=sys.stderr)
         return 2
@@ -63,8 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume = "; 'ovml fit ... --ckpt_path last' resumes from the last finished epoch" if args[0] == "fit" else ""
         print(f"ovml: interrupted{resume}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
     return 0
 
 

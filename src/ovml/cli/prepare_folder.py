@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from rich.table import Table as RichTable
 
 from ovml.cli.command import UserErrors
-from ovml.data import FolderDataModule
+from ovml.data import FolderDataModule, MultiLabelDataModule
 from ovml.data.base import Split
 from ovml.data.cache import Table
 from ovml.data.image_files import ImageCheck, lost_paths, verify_images
@@ -23,20 +24,7 @@ from ovml.utils.files import write_text
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
-LOADER_ARGUMENTS = {
-    "clip",
-    "batch_size",
-    "eval_batch_size",
-    "num_workers",
-    "augment",
-    "crop_scale",
-    "resize",
-    "normalization",
-    "skip_broken",
-    "seed",
-    "rand_augment",
-    "validation_size",
-}
+LOADER_ARGUMENTS = {*inspect.signature(MultiLabelDataModule).parameters, "validation_size"}
 """Arguments of the data modules that do not describe what is on disk."""
 
 

@@ -10,15 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from ovml.cli.command import (
-    Command,
-    add_device_option,
-    add_label_options,
-    add_model_options,
-    at_least,
-    check_output,
-    chosen_labels,
-)
+from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_output, chosen_labels
 from ovml.utils.errors import UserError
 from ovml.utils.images import find_images
 
@@ -39,7 +31,7 @@ class Tag(Command):
         )
         parser.add_argument("--images-file", metavar="FILE", help="paths of images, one per line; - for standard input")
         add_label_options(parser)
-        add_model_options(parser)
+        add_model_options(parser, device=True)
         parser.add_argument("--top-k", type=at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
         parser.add_argument(
             "--threshold",
@@ -68,7 +60,6 @@ class Tag(Command):
             metavar="N",
             help="threads that read images while the model runs (default: one per core, at most eight)",
         )
-        add_device_option(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Check labels, images and output, then load the model and tag."""

@@ -44,10 +44,8 @@ def show(result: Any, style: str | None = None) -> None:
         result: Strings are made `printable`.
         style: One of rich's, such as `bold`.
     """
-    if isinstance(result, str):
-        console().print(printable(result), style=style, soft_wrap=True)
-    else:
-        console().print(result)
+    is_text = isinstance(result, str)
+    console().print(printable(result) if is_text else result, style=style, soft_wrap=is_text)
 
 
 def printable(text: str) -> str:

@@ -152,14 +152,14 @@ def find_images(paths: Iterable[str | Path], skipped: Counter[str] | None = None
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = _search(path, skipped=Counter() if skipped is None else skipped)
-            nothing = f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}"
+            inside, nothing = (
+                _search(path, skipped=skipped),
+                f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}",
+            )
         elif path.exists():
-            inside = iter([path])
-            nothing = ""
+            inside, nothing = iter([path]), ""
         elif _is_pattern(str(path)):
-            inside = _match(path)
-            nothing = "no file fits this pattern; check it"
+            inside, nothing = _match(path), "no file fits this pattern; check it"
         else:
             raise UserError(f"{path}: no such file or folder; check the path")
         first = next(inside, None)

@@ -7,16 +7,8 @@ import threading
 import webbrowser
 from contextlib import suppress
 
-from ovml.cli.app.address import address, listen
-from ovml.cli.command import (
-    Command,
-    add_device_option,
-    add_label_options,
-    add_model_options,
-    at_least,
-    check_extra,
-    chosen_labels,
-)
+from ovml.cli.app.server import address, listen, serve
+from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_extra, chosen_labels
 from ovml.utils.console import notice
 from ovml.utils.resources import DEMO
 
@@ -27,8 +19,7 @@ class App(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add labels, model, address and limits."""
         add_label_options(parser)
-        add_model_options(parser)
-        add_device_option(parser)
+        add_model_options(parser, device=True)
         parser.add_argument(
             "--host",
             default="127.0.0.1",
@@ -50,7 +41,6 @@ class App(Command):
         with listen(args.host, args.port) as taken:
             from ovml.cli.app.page import build_page
             from ovml.cli.app.ranking import Ranker, vocabularies
-            from ovml.cli.app.server import serve
             from ovml.cli.models import chosen_model
             from ovml.data.synthetic.scenes import LABELS
 

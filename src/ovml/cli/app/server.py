@@ -1,12 +1,13 @@
-"""Serves the page."""
+"""The page's address and its server. Neither needs torch before the page is served."""
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from typing import Any
 
-from ovml.cli.app.markup import CSS
+from ovml.utils.errors import UserError
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -18,17 +19,52 @@ HEADERS = {
 """Headers of every response: the browser may load nothing from other servers."""
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Bind a socket; done before the model loads.
+
+    Args:
+        host: A name or an address of this machine.
+        port: 0 for any free port.
+
+    Raises:
+        UserError: It is taken, or is not this machine's.
+
+    >>> with listen("127.0.0.1", 0) as taken:
+    ...     address(taken).startswith("http://127.0.0.1:")
+    True
+    """
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as problem:
+        raise UserError(f"--host {host}: no address of this machine ({problem.strerror}); try 127.0.0.1") from problem
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(place, family=family, dualstack_ipv6=both)
+    except OSError as problem:
+        reason = os.strerror(problem.errno or 0)
+        raise UserError(f"{host}:{port}: cannot be used ({reason}); give another --port or --host") from problem
+
+
+def address(taken: socket.socket) -> str:
+    """The URL of a bound socket."""
+    host, port = taken.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}"
+
+
 def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
     """Serve a page until it is interrupted.
 
     Args:
         page: What `ovml.cli.app.page.build_page` made.
-        taken: What `ovml.cli.app.address.listen` took.
+        taken: What `listen` took.
         max_upload_mb: Maximum size of an image file in megabytes.
     """
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
+
+    from ovml.cli.app.markup import CSS
 
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

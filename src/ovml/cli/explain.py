@@ -16,7 +16,6 @@ from ovml.cli.command import (
 )
 from ovml.utils.console import show
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write
 from ovml.utils.images import load_image
 
 
@@ -47,13 +46,7 @@ class Explain(Command):
 
         from ovml.cli.models import model_for
         from ovml.inference.explain import explain
+        from ovml.metrics.plots.files import save_png
 
         figure = explain(model_for(args, labels), image, labels, args.top_k, args.prompt, args.font)
-        try:
-            with atomic_write(args.out) as beside:
-                figure.save(beside, "PNG", optimize=True)
-        except OSError as error:
-            raise UserError(
-                f"--out {args.out}: cannot be written ({error.strerror or error}); choose another place"
-            ) from error
-        show(f"figure: {args.out}")
+        show(f"figure: {save_png(figure, args.out)}")

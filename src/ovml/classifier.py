@@ -29,11 +29,10 @@ from ovml.saving.save import card_options, check_savable, hub_errors, save_model
 from ovml.training.distributed import shard
 from ovml.training.learning import attach_adapters, learned_names, make_optimizer, start_learning
 from ovml.training.objective import Objective, batch_features
-from ovml.training.parts import LearningParts
 from ovml.training.precision import warn_of_slow_precision
 from ovml.training.recipe import training_recipe
 from ovml.training.restore import load_classifier, restore_checkpoint
-from ovml.training.stages import PromptStage, Stage, VisionStage
+from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage
 from ovml.utils.images import ImageLike
 from ovml.vocabulary import LabelVocabulary
 

@@ -1,16 +1,8 @@
 """Training: stages, what they learn, and the run that chains them."""
 
+from ovml.training.adapter_stages import AdapterStage, LadderStage, LoRAStage, VisualPromptStage
 from ovml.training.run_folder import RunFolder
-from ovml.training.stages import (
-    AdapterStage,
-    HeadStage,
-    LadderStage,
-    LoRAStage,
-    PromptStage,
-    Stage,
-    VisionStage,
-    VisualPromptStage,
-)
+from ovml.training.stages import HeadStage, PromptStage, Stage, VisionStage
 
 __all__ = [
     "AdapterStage",

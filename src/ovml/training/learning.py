@@ -13,8 +13,7 @@ from ovml.encoders import ImageTail
 from ovml.encoders.adapters import TowerAdapter, without_adapters
 from ovml.model import OpenVocabularyModel
 from ovml.training.optim import warmup_cosine_schedule
-from ovml.training.parts import LearningParts
-from ovml.training.stages import Stage, check_stages
+from ovml.training.stages import LearningParts, Stage, check_stages
 
 Groups = list[dict[str, Any]]
 """Optimizer groups whose `params` are names: a strategy may replace the parameters by shards of one dimension."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -51,11 +52,15 @@ def layer_decay_groups(
     modules.append((f"layer_{depth + 1}", lr, [clip.vision_model.post_layernorm, clip.visual_projection]))
     groups = []
     for name, rate, parts in modules:
-        params = [p for part in parts for p in part.parameters()]
-        matrices, vectors = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
-        groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay, "name": f"{name}_decay"})
-        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0, "name": f"{name}_no_decay"})
+        groups += decay_groups([p for part in parts for p in part.parameters()], name, rate, weight_decay)
     return groups
+
+
+def decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups of one rate; parameters of one dimension have no weight decay."""
+    matrices, vectors = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
+    groups = [(matrices, f"{name}_decay", weight_decay), (vectors, f"{name}_no_decay", 0.0)]
+    return [{"params": own, "lr": lr, "weight_decay": decay, "name": title} for own, title, decay in groups if own]
 
 
 def warmup_cosine(step: float, total_steps: float, warmup_steps: float, base_lr: float, min_lr: float) -> float:

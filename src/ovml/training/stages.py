@@ -4,37 +4,56 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
 
-from ovml.encoders.adapters import Ladder, LoRA, TowerAdapter, VisualPrompts
-from ovml.training.optim import layer_decay_groups
-from ovml.training.parts import LearningParts
+from ovml.distillation import Distillation
+from ovml.encoders import ImageEncoder
+from ovml.encoders.adapters import TowerAdapter
+from ovml.heads import Head
+from ovml.losses import Loss
+from ovml.prompts import PromptLearner
+from ovml.training.optim import decay_groups, layer_decay_groups
 from ovml.utils.errors import UserError
 from ovml.utils.parts import Part
+
+
+@dataclass(frozen=True)
+class LearningParts:
+    """The parts of a model and of its objective that a stage can train."""
+
+    image_encoder: ImageEncoder
+    head: Head
+    prompt: PromptLearner
+    loss: Loss
+    distillation: Distillation
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the head, the loss and the distillation."""
+        return [*self.head.parameters(), *self.loss.parameters(), *self.distillation.parameters()]
 
 
 @dataclass(repr=False)
 class Stage(Part, ABC):
     """A part of the training with its own learning parameters, rate and length.
 
-    Subclass it, say in `parameter_groups` what learns, and list it under `--model.stages`.
+    Subclass it, return what learns from `parameter_groups`, and list it under `--model.stages`.
 
     Args:
         epochs: Passes over the training set.
         lr: Peak learning rate.
-        min_lr: Rate at the end of the half-cosine.
-        warmup_epochs: Linear warm-up from 0, in epochs.
+        min_lr: Learning rate at the end of the half-cosine.
+        warmup_epochs: Epochs of linear warm-up from 0.
         weight_decay: Decoupled weight decay (AdamW); never on parameters of one dimension.
 
     Attributes:
-        name: Names the stage's folder in a run and its row in the results.
+        name: Name of the stage's folder in a run, and of its row in the results.
         distil: Whether the distillation loss is added.
-        fixed_prompt: Whether label embeddings stay as they are, so that they are computed once.
-        num_layers: Last blocks of the image tower that learn.
-        labels_per_step: Seen labels that a step ranks; `None` for all.
+        fixed_prompt: Whether the prompt is frozen, so that label embeddings are computed once.
+        num_layers: Number of last blocks of the image tower that learn.
+        labels_per_step: Number of seen labels that a step ranks; `None` for all.
 
     Raises:
         UserError: An argument is out of its range.
@@ -57,9 +76,9 @@ class Stage(Part, ABC):
     min_lr: float = 1e-6
     warmup_epochs: float = 2
     weight_decay: float = 0.05
-
-    num_layers: ClassVar[int] = 0
-    labels_per_step: ClassVar[int | None] = None
+    # Subclasses may make them arguments.
+    num_layers: int = field(default=0, init=False)
+    labels_per_step: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
@@ -77,25 +96,21 @@ class Stage(Part, ABC):
     def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """Optimizer groups (`params`, `lr`, `weight_decay`, `name`) of all that learns in this stage."""
 
-    def part_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
-        """Groups of the head's, the loss's and the distillation's own parameters."""
-        return decay_groups(parts.own_parameters(), "parts", self.lr, self.weight_decay)
+    def own_groups(self, params: Sequence[nn.Parameter], name: str) -> list[dict[str, Any]]:
+        """Optimizer groups of parameters that learn at the stage's own rate."""
+        return decay_groups(params, name, self.lr, self.weight_decay)
 
 
 @dataclass(repr=False)
 class VisionStage(Stage):
     """Stage 1 of MKT: the last blocks of the image tower learn, with distillation from the original CLIP.
 
-    The post-layernorm, the projection, and the head's and the loss's own parameters learn too.
+    The post-layernorm, the projection, and the head's and the loss's own parameters learn too, at the peak rate `lr`.
+    Other arguments are those of `Stage`.
 
     Args:
-        epochs: See `Stage`.
-        lr: See `Stage`; the rate of post-layernorm, projection and head.
-        min_lr: See `Stage`.
-        warmup_epochs: See `Stage`.
-        weight_decay: See `Stage`.
-        layer_decay: Block `i` of `N` learns at `lr * layer_decay ** (N + 1 - i)`.
         num_layers: Number of last blocks that learn ("fix_layer 10" of 12 in the published code).
+        layer_decay: Block `i` of `N` learns at `lr * layer_decay ** (N + 1 - i)`.
 
     Example:
         >>> VisionStage(epochs=5, num_layers=3).warmup_epochs
@@ -105,28 +120,22 @@ class VisionStage(Stage):
     name: ClassVar[str] = "vision"
     distil: ClassVar[bool] = True
 
+    num_layers: int = 2
     layer_decay: float = 0.65
-    num_layers: int = 2  # type: ignore[misc]
 
     def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """Layer-wise decayed groups of the tower, then the other parts' own parameters."""
         groups = layer_decay_groups(parts.image_encoder, self.lr, self.weight_decay, self.layer_decay, self.num_layers)
-        return groups + self.part_groups(parts)
+        return groups + self.own_groups(parts.own_parameters(), "parts")
 
 
 @dataclass(repr=False)
 class HeadStage(Stage):
-    """Both towers are frozen, post-layernorm and projection too; the head's and the loss's parameters learn.
+    """The head's and the loss's parameters learn; both towers are frozen, post-layernorm and projection too.
 
     A distillation's own parameters learn as well; a distillation without any compares the frozen tower with itself and
     changes nothing. The image tower keeps no graph and, with augmentation off, need not run again: see `FeatureCache`.
-
-    Args:
-        epochs: See `Stage`.
-        lr: See `Stage`.
-        min_lr: See `Stage`.
-        warmup_epochs: See `Stage`.
-        weight_decay: See `Stage`.
+    Arguments are those of `Stage`.
 
     Raises:
         UserError: When a model is made: neither its head nor its loss has parameters.
@@ -147,19 +156,16 @@ class HeadStage(Stage):
                 f"stage 'head': neither {type(parts.head).__name__} nor {type(parts.loss).__name__} has parameters; "
                 "take a head such as QueryHead, or another stage"
             )
-        return self.part_groups(parts)
+        return self.own_groups(parts.own_parameters(), "parts")
 
 
 @dataclass(repr=False)
 class PromptStage(Stage):
-    """Stage 2 of MKT: the image tower is frozen, the prompt learner's parameters learn, ranking loss alone.
+    """Stage 2 of MKT: the prompt learner's parameters learn by the ranking loss alone; the image tower is frozen.
+
+    Other arguments are those of `Stage`.
 
     Args:
-        epochs: See `Stage`.
-        lr: See `Stage`.
-        min_lr: See `Stage`.
-        warmup_epochs: See `Stage`.
-        weight_decay: See `Stage`.
         labels_per_step: Rank only this many of the seen labels in a step: all that are present in the batch, and others
             drawn at random. It bounds the text tower's work for thousands of labels, and is another loss: scores are
             normalized over the labels drawn. Default: all labels, as in the paper.
@@ -175,7 +181,7 @@ class PromptStage(Stage):
     epochs: int = 4
     min_lr: float = 1e-8
     warmup_epochs: float = 0
-    labels_per_step: int | None = None  # type: ignore[misc]
+    labels_per_step: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,176 +190,11 @@ class PromptStage(Stage):
 
     def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """The prompt learner's own parameters."""
-        return decay_groups(parts.prompt.learned_parameters(), "prompt", self.lr, self.weight_decay)
-
-
-@dataclass(repr=False)
-class AdapterStage(Stage):
-    """A stage that trains an adapter beside the frozen image tower; norm, projection and the tower's weights stay.
-
-    The head's, the loss's and the distillation's own parameters learn too. A checkpoint holds what learned.
-
-    Args:
-        epochs: See `Stage`.
-        lr: See `Stage`.
-        min_lr: See `Stage`.
-        warmup_epochs: See `Stage`.
-        weight_decay: See `Stage`.
-        num_layers: Number of last blocks that are adapted.
-
-    Example:
-        >>> [stage.__name__ for stage in AdapterStage.__subclasses__()]
-        ['LoRAStage', 'VisualPromptStage', 'LadderStage']
-    """
-
-    distil: ClassVar[bool] = True
-
-    num_layers: int = 2  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.adapter  # noqa: B018 - its arguments are checked
-
-    @property
-    @abstractmethod
-    def adapter(self) -> TowerAdapter:
-        """What the stage adds to the image tower."""
-
-    def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
-        """The adapter's parameters, then the other parts' own."""
-        added = self.adapter.parameters(parts.image_encoder)
-        return decay_groups(added, self.name, self.lr, self.weight_decay) + self.part_groups(parts)
-
-
-@dataclass(repr=False)
-class LoRAStage(AdapterStage):
-    """Low-rank adapters learn; see `ovml.encoders.adapters.LoRA`.
-
-    A model that was saved has the adapters merged into its weights, and starts with new ones when it is trained again.
-
-    Args:
-        epochs: See `Stage`.
-        lr: See `Stage`.
-        min_lr: See `Stage`.
-        warmup_epochs: See `Stage`.
-        weight_decay: See `Stage`; it draws the weights towards the original ones.
-        num_layers: See `LoRA`, as for the rest.
-        rank: See `LoRA`.
-        alpha: See `LoRA`.
-        dropout: See `LoRA`.
-        targets: See `LoRA`.
-
-    Raises:
-        UserError: An argument is out of its range; or, when a model is made, the tower cannot be adapted, or another
-            stage changes it.
-
-    Example:
-        >>> LoRAStage(rank=4).adapter
-        LoRA(num_layers=2, rank=4, alpha=16.0, dropout=0.0, targets=None)
-    """
-
-    name: ClassVar[str] = "lora"
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: list[str] | None = None
-
-    @property
-    def adapter(self) -> LoRA:
-        """The low-rank adapters."""
-        return LoRA(self.num_layers, self.rank, self.alpha, self.dropout, self.targets)
-
-
-@dataclass(repr=False)
-class VisualPromptStage(AdapterStage):
-    """Visual prompts learn; see `ovml.encoders.adapters.VisualPrompts`.
-
-    A saved model has the prompts beside the tower's weights, which are the original's.
-
-    Args:
-        epochs: See `Stage`.
-        lr: See `Stage`.
-        min_lr: See `Stage`.
-        warmup_epochs: See `Stage`.
-        weight_decay: See `Stage`; of the prompts too.
-        num_layers: See `VisualPrompts`, as for the rest.
-        num_prompts: See `VisualPrompts`.
-        deep: See `VisualPrompts`.
-
-    Raises:
-        UserError: An argument is out of its range; or, when a model is made, the tower cannot be adapted, or another
-            stage changes it.
-
-    Example:
-        >>> VisualPromptStage(num_prompts=4).adapter
-        VisualPrompts(num_layers=2, num_prompts=4, deep=True)
-    """
-
-    name: ClassVar[str] = "visual_prompt"
-
-    weight_decay: float = 0.0
-    num_prompts: int = 10
-    deep: bool = True
-
-    @property
-    def adapter(self) -> VisualPrompts:
-        """The prompts."""
-        return VisualPrompts(self.num_layers, self.num_prompts, self.deep)
-
-
-@dataclass(repr=False)
-class LadderStage(AdapterStage):
-    """RAM's ladder learns patch embeddings beside the tower; see `ovml.encoders.adapters.Ladder`.
-
-    All learns by AdamW at one rate; in the published code the adapters learn at a tenth of it, the tokens by SGD at
-    1e-3. A saved model has the adapters beside the tower's weights, which are the original's.
-
-    Args:
-        epochs: See `Stage`.
-        lr: See `Stage`.
-        min_lr: See `Stage`.
-        warmup_epochs: See `Stage`.
-        weight_decay: See `Stage`.
-        num_layers: See `Ladder`, as for the rest.
-        num_adapters: See `Ladder`.
-        num_tokens: See `Ladder`.
-        hidden_dim: See `Ladder`.
-        kernel_size: See `Ladder`.
-
-    Raises:
-        UserError: An argument is out of its range; or, when a model is made, the tower cannot be adapted, or another
-            stage changes it.
-
-    Example:
-        >>> LadderStage(num_adapters=1).adapter.num_layers
-        3
-    """
-
-    name: ClassVar[str] = "ladder"
-
-    num_layers: int = 3  # type: ignore[misc]
-    num_adapters: int = 3
-    num_tokens: int = 0
-    hidden_dim: int | None = None
-    kernel_size: int = 3
-
-    @property
-    def adapter(self) -> Ladder:
-        """The ladder."""
-        return Ladder(self.num_layers, self.num_adapters, self.num_tokens, self.hidden_dim, self.kernel_size)
-
-
-def decay_groups(params: Sequence[nn.Parameter], name: str, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups of one rate; parameters of one dimension have no weight decay."""
-    matrices = [p for p in params if p.ndim > 1]
-    vectors = [p for p in params if p.ndim <= 1]
-    groups = [(matrices, f"{name}_decay", weight_decay), (vectors, f"{name}_no_decay", 0.0)]
-    return [{"params": p, "name": n, "lr": lr, "weight_decay": w} for p, n, w in groups if p]
+        return self.own_groups(parts.prompt.learned_parameters(), "prompt")
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Check that at most one stage changes the image tower.
+    """Check that at most one stage changes the image tower, if one adds an adapter to it.
 
     Raises:
         UserError: Two do, one of them with an adapter.

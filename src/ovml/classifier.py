@@ -14,22 +14,20 @@ from typing_extensions import Self
 
 from ovml.distillation import Distillation, FeatureL1
 from ovml.encoders.checkpoints import DEFAULT
-from ovml.encoders.execution import check_compiler
 from ovml.encoders.image_processor import Preprocessing
-from ovml.heads import CosineHead, Head
+from ovml.heads import Head
 from ovml.inference.tagger import Tagger
 from ovml.losses import Loss, RankingLoss
 from ovml.metrics import Calibrator, EvaluationProtocol, OpenVocabularyEvaluation
 from ovml.model import Labels, OpenVocabularyModel
-from ovml.prompts import PromptLearner, TemplatePrompt
-from ovml.prompts.base import MKT_TEMPLATE
+from ovml.prompts import PromptLearner
 from ovml.saving.checkpoint import check_learned, load_weights, read_checkpoint
 from ovml.saving.recipe import apply_recipe, model_recipe
 from ovml.saving.save import card_options, check_savable, hub_errors, save_model
 from ovml.training.distributed import shard
-from ovml.training.learning import attach_adapters, learned_names, make_optimizer, start_learning
-from ovml.training.objective import Objective, batch_features
-from ovml.training.precision import warn_of_slow_precision
+from ovml.training.learning import attach_adapters, learned_names, make_optimizer, make_zero_shot, start_learning
+from ovml.training.objective import Objective, StepLoss, batch_features
+from ovml.training.precision import check_device
 from ovml.training.recipe import training_recipe
 from ovml.training.restore import load_classifier, restore_checkpoint
 from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage
@@ -97,17 +95,14 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
-        # Machine-specific settings are not saved, so checkpoints load anywhere.
-        machine = (compile, gradient_checkpointing, attn_implementation)
-        self.model = (
-            clip
-            if isinstance(clip, OpenVocabularyModel)
-            else OpenVocabularyModel(clip, labels, head, prompt, (), preprocessing, tokenizer, *machine)
-        )
+        if not isinstance(clip, OpenVocabularyModel):
+            # Machine-specific settings are not saved, so checkpoints load anywhere.
+            machine = (compile, gradient_checkpointing, attn_implementation)
+            clip = OpenVocabularyModel(clip, labels, head, prompt, (), preprocessing, tokenizer, *machine)
+        self.model = clip
         self.objective = Objective(loss or RankingLoss(), distillation or FeatureL1(), distillation_weight)
         self.evaluation = OpenVocabularyEvaluation(protocols, (3, 5) if ks is None else ks, images, calibrator)
-        if self.model.vocabulary is not None:
-            self.evaluation.prepare(self.model.vocabulary)
+        self.evaluation.prepare(self.model.vocabulary)
         self.stages = [VisionStage(), PromptStage()] if stages is None else stages
         self.teacher = attach_adapters(self.model, self.stages)
         self.save_hyperparameters(self.recipe)
@@ -133,17 +128,10 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         self._groups = start_learning(self, stage, self.learning_parts)
 
     def setup(self, stage: str) -> None:
-        """Check that `compile` works; warn if the precision is slow here.
-
-        Raises:
-            UserError: `compile` cannot work here.
-        """
+        """Check that `compile` works; warn if the precision is slow here."""
+        check_device(self.trainer, self.model.image_encoder.execution.compile)
+        self.evaluation.prepare(self.model.vocabulary_of(None))
         self.model.forget_labels()
-        device = self.trainer.strategy.root_device
-        if self.model.image_encoder.execution.compile:
-            check_compiler(device)
-        if self.trainer.is_global_zero:
-            warn_of_slow_precision(str(self.trainer.precision), device.type)
 
     def configure_model(self) -> None:
         """Shard the parameters where Lightning's `ModelParallelStrategy` asks for it."""
@@ -159,13 +147,12 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         """The loss of a batch; `None` skips the step, where no image has a present seen label."""
-        found = self.objective(self.model, self.teacher, batch, self.stage)
+        found: StepLoss | None = self.objective(self.model, self.teacher, batch, self.stage)
         if found is None:
             return None
         for name, value in found.terms.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=found.images)
-        total: Tensor = found.total
-        return total
+        return found.total
 
     def on_validation_start(self) -> None:
         """Drop label embeddings where the prompt learns: of a shard no version tells that it changed."""
@@ -176,7 +163,6 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         """Add a batch to the metrics of every protocol, each scored by itself."""
         if len(batch["image_id"]) == 0:  # all of its images were broken and left out
             return
-        self.evaluation.prepare(self.model.vocabulary_of(None))
         features, label_embeds = batch_features(self.model, batch), self.model.embed_labels()
         self.evaluation.update(lambda columns: self.model.score(features, label_embeds[columns]), batch["labels"])
 
@@ -191,7 +177,6 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         self._log_evaluation("test")
 
     def _log_evaluation(self, split: str) -> None:
-        self.evaluation.prepare(self.model.vocabulary_of(None))
         calibrate = split == "val" and not self.trainer.sanity_checking
         metrics, self.model.calibration = self.evaluation.finish(self.device, self.model.calibration, calibrate)
         # The metrics have been summed over processes: they are the same on all of them.
@@ -230,18 +215,14 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
     def zero_shot(self) -> OVMultiLabelClassifier:
         """The original CLIP on the same labels: cosine similarity, the fixed template, nothing learned."""
         classifier = copy.deepcopy(self, {id(self._trainer): None})
-        model = classifier.model
-        model.image_encoder.replace_tail(copy.deepcopy(self.teacher))
-        model.head, model.calibration = CosineHead(), None
-        template = getattr(model.prompt, "template", MKT_TEMPLATE)
-        model.prompt = TemplatePrompt(template).bind(model.prompt.text_encoder)
+        make_zero_shot(classifier.model, classifier.teacher)
         return classifier
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what learned, and the recipe; the frozen CLIP is loaded by its name."""
-        state, stage = checkpoint["state_dict"], self.stage.name if self.stages else None
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in self._learned_names}
-        checkpoint["ovml"] = {**model_recipe(self.model), "training": self.recipe, "stage": stage}
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value for name, value in state if name in self._learned_names}
+        checkpoint["ovml"] = {**model_recipe(self.model), "training": self.recipe}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any], where: str = "checkpoint") -> None:
         """Raise a `UserError` unless the checkpoint is of a model of these parts; take over its calibration."""
@@ -275,17 +256,13 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         return load_classifier(cls, str(name), options).eval()
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # type: ignore[override]
-        """Write the model into a folder, which appears when it is complete.
+        """Write the model into a folder, which appears when it is complete; see `ovml.saving.save_model`.
 
         Args:
             save_directory: A new or empty folder, or one that holds nothing but a saved model.
-            options: `metrics` and `repo_id` for the model card; see `ovml.saving.save_model`.
-
-        Raises:
-            UserError: A part cannot be described, the folder holds other files, or cannot be written.
+            options: `metrics` and `repo_id` for the model card.
         """
-        card = card_options(options)
-        save_model(self.model, save_directory, self.recipe, self.objective.state_dict(), **card)
+        save_model(self.model, save_directory, self.recipe, self.objective.state_dict(), **card_options(options))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
         """Upload the model to the Hugging Face Hub, in one commit; returns its address.

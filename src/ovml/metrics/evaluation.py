@@ -84,13 +84,13 @@ class OpenVocabularyEvaluation(nn.Module):
         """The protocol with the most labels: all of the vocabulary."""
         return max(self.columns, key=lambda name: len(self.columns[name]))
 
-    def prepare(self, vocabulary: LabelVocabulary) -> None:
-        """Find each protocol's columns and metrics; does nothing for the same vocabulary again.
+    def prepare(self, vocabulary: LabelVocabulary | None) -> None:
+        """Find each protocol's columns and metrics; does nothing without a vocabulary, or for the same one again.
 
         Raises:
             UserError: A protocol's columns do not fit the vocabulary.
         """
-        if vocabulary == self.vocabulary:
+        if vocabulary is None or vocabulary == self.vocabulary:
             return
         found = {protocol.name: label_columns(protocol, vocabulary) for protocol in self.protocols}
         self.columns = {name: columns for name, columns in found.items() if columns}

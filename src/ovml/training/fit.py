@@ -4,47 +4,68 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from ovml.training.distributed import cuts_models
+from ovml.training.objective import Objective
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
 from ovml.utils.errors import UserError
 
 
+class StagedModule(Protocol):
+    """A `LightningModule` that learns in stages: what training and loading need of `OVMultiLabelClassifier`."""
+
+    stages: list[Stage]
+    objective: Objective
+
+    def start_stage(self, stage: Stage) -> None:
+        """Make a stage's parameters, and no others, learn."""
+
+    def load_learned(self, path: str | Path) -> None:
+        """Load learned weights from a checkpoint."""
+
+    def zero_shot(self) -> LightningModule:
+        """The model as it was before all training."""
+        ...
+
+
 def fit_stages(
-    model: Any,
+    model: StagedModule,
     datamodule: LightningDataModule,
     make_trainer: Callable[[Stage | None, RunFolder | None], Trainer],
     run: RunFolder | Callable[[], RunFolder],
 ) -> RunFolder:
-    """Train the model's stages one after the other, each with a trainer of its own.
+    """Evaluate zero-shot CLIP, then train the model's stages one after the other, each with a trainer of its own.
 
-    Each stage is one `Trainer.fit`: what learns differs between stages, and DDP fixes it when it wraps the model.
-    What a run folder already holds is not done again: finished stages are loaded, and a stage with a checkpoint
-    goes on from it.
+    Each stage is one `Trainer.fit`, because DDP fixes what learns when it wraps the model. What a run folder already
+    holds is not computed again: finished stages are loaded, and a stage with a checkpoint resumes from it.
 
     Args:
-        model: An `OVMultiLabelClassifier`; trained in place.
-        datamodule: Gives training and validation data.
+        model: Trained in place.
+        datamodule: Training and validation data.
         make_trainer: Makes the trainer of a stage, which must write `run.checkpoint(stage.name)`; or, for `None`, one
             that only evaluates.
-        run: Where checkpoints and results are kept; or what makes the folder of a new run, called by one process.
+        run: Where checkpoints and results are kept; or a function that makes a new run, called by one process.
 
     Returns:
         The run; its `results` are the validation metrics by row: `zero-shot` and every stage.
+
+    Raises:
+        UserError: The model has no stages, or a strategy or checkpoint does not fit.
     """
     if not model.stages:
         raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
     folder = run if isinstance(run, RunFolder) else None
     if folder is None or "zero-shot" not in folder.results:
         trainer = make_trainer(None, None)
-        cuts_models(trainer.strategy)  # what a stage would stumble over is said before the first evaluation
+        cuts_models(trainer.strategy)  # raises before the first evaluation rather than after it
         trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
         if folder is None:
-            # From here on the processes know each other, so that all use the folder that the first one made.
+            # The processes are connected by now, so all use the folder that the first one makes.
             made = run() if callable(run) and trainer.is_global_zero else None
             folder = cast("RunFolder", trainer.strategy.broadcast(made))
         _record(folder, trainer, "zero-shot")
@@ -55,7 +76,7 @@ def fit_stages(
             continue
         model.start_stage(stage)
         trainer = make_trainer(stage, folder)
-        learner = copy.deepcopy(model) if cuts_models(trainer.strategy) else model
+        learner: Any = copy.deepcopy(model) if cuts_models(trainer.strategy) else model
         trainer.fit(
             learner,
             datamodule=datamodule,

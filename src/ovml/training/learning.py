@@ -11,7 +11,10 @@ from torch import nn
 
 from ovml.encoders import ImageTail
 from ovml.encoders.adapters import TowerAdapter, without_adapters
+from ovml.heads import CosineHead
 from ovml.model import OpenVocabularyModel
+from ovml.prompts import TemplatePrompt
+from ovml.prompts.base import MKT_TEMPLATE
 from ovml.training.optim import warmup_cosine_schedule
 from ovml.training.stages import LearningParts, Stage, check_stages
 
@@ -37,6 +40,14 @@ def attach_adapters(model: OpenVocabularyModel, stages: Sequence[Stage]) -> Imag
     for adapter in model.adapters:
         adapter.attach_to_teacher(teacher)
     return teacher
+
+
+def make_zero_shot(model: OpenVocabularyModel, teacher: ImageTail) -> None:
+    """Undo all training of a model in place: original image tower, cosine similarity, fixed template."""
+    model.image_encoder.replace_tail(copy.deepcopy(teacher))
+    model.head, model.calibration = CosineHead(), None
+    template = getattr(model.prompt, "template", MKT_TEMPLATE)
+    model.prompt = TemplatePrompt(template).bind(model.prompt.text_encoder)
 
 
 def start_learning(module: nn.Module, stage: Stage, parts: LearningParts) -> Groups:

@@ -51,31 +51,32 @@ class Objective(nn.Module):
     ) -> StepLoss | None:
         """Compute the loss of a batch.
 
-        With several processes each one's loss is weighted by its number of images, so that the mean of the gradients
-        is the gradient of the mean over all images. A process without images then runs the same modules and returns 0.
+        With several processes each loss is weighted by the process's number of images, so that the mean of the
+        gradients is the gradient of the mean over all images. A process without images runs the same modules on one
+        image and returns 0, because DDP and FSDP wait for it.
 
         Args:
             model: The model that learns.
             teacher: The end of the original image tower.
             batch: `pixel_values [B, 3, H, W]` or `features [B, 1+P, D]`, and `labels [B, L]`.
-            stage: Says what learns.
+            stage: The stage that learns.
 
         Returns:
-            `None` where there is nothing to learn from and no other process.
+            `None` if no image has a present seen label and there is no other process.
         """
         targets = batch["labels"][:, model.vocabulary_of(None).seen_slice]
         kept = (targets == 1).any(dim=1)
-        images, together = int(kept.sum()), world_size() > 1
-        share = image_share(images, targets.device) if together else 1
+        images = int(kept.sum())
+        share = image_share(images, targets.device)
         if not images:
-            if not together:
+            if world_size() == 1:
                 return None
             kept[0] = True
         student, original = self._features(model, teacher, batch, kept, stage)
         label_embeds, targets = scored_labels(model, targets[kept], stage)
         logits = self._logits(model, student, label_embeds, targets, original)
         if not images:
-            return StepLoss(self._zero(torch.stack(logits)), {}, 0)
+            return StepLoss(self._zero(*logits, *student), {}, 0)
         terms = {"classification": torch.stack([self.loss(some, targets) for some in logits]).sum()}
         total = terms["classification"]
         if original is not None and self.distillation_weight:
@@ -111,9 +112,10 @@ class Objective(nn.Module):
         with torch.autocast(label_embeds.device.type, enabled=False):
             return model.head.training_logits(student, label_embeds, targets, original)
 
-    def _zero(self, logits: Tensor) -> Tensor:
-        """A loss of 0 in which all learning parameters take part."""
-        return torch.stack([logits.sum(), *(p.sum() for p in self.parameters() if p.requires_grad)]).sum() * 0
+    def _zero(self, *outputs: Tensor) -> Tensor:
+        """A loss of 0 in which all learning parameters take part: those behind the outputs, and the objective's own."""
+        own = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        return torch.stack([tensor.float().sum() for tensor in (*outputs, *own)]).sum() * 0
 
 
 def batch_features(model: OpenVocabularyModel, batch: Mapping[str, Any]) -> ImageFeatures:

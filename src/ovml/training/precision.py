@@ -1,11 +1,14 @@
-"""Whether half precision is fast on a device."""
+"""What a device can do: `torch.compile`, fast half precision."""
 
 from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import Any
 
 import torch
+
+from ovml.encoders.execution import check_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,23 @@ def multiplies_bfloat16(device: torch.device | str = "cpu") -> bool:
         built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return built and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True
+
+
+def check_device(trainer: Any, compile: bool) -> None:
+    """Check that a trainer's device can do what is asked of it; warn if the precision is slow there.
+
+    Args:
+        trainer: Lightning's trainer.
+        compile: Whether blocks are compiled.
+
+    Raises:
+        UserError: `compile` cannot work there.
+    """
+    device = trainer.strategy.root_device
+    if compile:
+        check_compiler(device)
+    if trainer.is_global_zero:
+        warn_of_slow_precision(str(trainer.precision), device.type)
 
 
 @cache  # a run has several trainers

@@ -15,15 +15,15 @@ from ovml.training.objective import Objective
 from ovml.training.stages import Stage
 from ovml.utils.parts import Part, build
 
-ONE: dict[str, type[Part]] = {"loss": Loss, "distillation": Distillation, "calibrator": Calibrator}
-SEVERAL: dict[str, type[Part]] = {"stages": Stage, "protocols": EvaluationProtocol}
+PARTS: dict[str, type[Part]] = {"loss": Loss, "distillation": Distillation, "calibrator": Calibrator}
+LISTS: dict[str, type[Part]] = {"stages": Stage, "protocols": EvaluationProtocol}
 PLAIN = ("distillation_weight", "ks", "images")
 
 
 def training_recipe(
     objective: Objective, stages: Sequence[Stage], evaluation: OpenVocabularyEvaluation
 ) -> dict[str, Any]:
-    """Constructor arguments of `OVMultiLabelClassifier` beside its model's, parts as descriptions."""
+    """Constructor arguments of `OVMultiLabelClassifier` that are not its model's, parts as descriptions."""
     return {
         "loss": described_or_named(objective.loss),
         "distillation": described_or_named(objective.distillation),
@@ -37,16 +37,22 @@ def training_recipe(
 
 
 def training_arguments(recipe: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The arguments that a recipe describes, those that are given in their place.
+    """Constructor arguments from `training_recipe`, replaced by those that are given.
+
+    Args:
+        recipe: What `training_recipe` returned, or some of it.
+        given: Arguments that take precedence; their descriptions are not built.
+        where: What to call the recipe in an error.
 
     Raises:
         UserError: A part cannot be built.
     """
-    arguments: dict[str, Any] = {name: recipe[name] for name in PLAIN if name in recipe}
-    for name, base in ONE.items():
-        if name in recipe and name not in given:
-            arguments[name] = build(recipe[name], base, f"{where}, {name}")
-    for name, base in SEVERAL.items():
-        if name in recipe and name not in given:
-            arguments[name] = [build(part, base, f"{where}, {name}") for part in recipe[name]]
-    return {**arguments, **given}
+    arguments = dict(given)
+    for name in (name for name in recipe if name not in given):
+        if name in PARTS:
+            arguments[name] = build(recipe[name], PARTS[name], f"{where}, {name}")
+        elif name in LISTS:
+            arguments[name] = [build(part, LISTS[name], f"{where}, {name}") for part in recipe[name]]
+        elif name in PLAIN:
+            arguments[name] = recipe[name]
+    return arguments

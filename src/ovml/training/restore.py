@@ -1,4 +1,4 @@
-"""Loading classifiers from checkpoints and saved models."""
+"""Loading a classifier from a checkpoint or a saved model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import checkpoint_recipe, model_arguments, read_checkpoint
 from ovml.saving.folder import CONFIG, WEIGHTS, read_model
 from ovml.saving.load import find_model, saved_part
+from ovml.training.fit import StagedModule
+from ovml.training.objective import Objective
 from ovml.training.recipe import training_arguments
 from ovml.utils.errors import UserError
 
 HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
 """Options of a download, as `huggingface_hub` names them."""
 
-Classifier = TypeVar("Classifier")
+Classifier = TypeVar("Classifier", bound=StagedModule)
 
 
 def load_classifier(make: Callable[..., Classifier], name: str, options: dict[str, Any]) -> Classifier:
-    """Load a classifier by whatever name it has.
+    """Load a classifier from whatever a name stands for.
 
     Args:
         make: `OVMultiLabelClassifier` or a subclass.
@@ -39,13 +41,13 @@ def load_classifier(make: Callable[..., Classifier], name: str, options: dict[st
         return make(str(place) if place.is_dir() else name, **{"stages": [], **options})
     own, rest = split_arguments(options)
     found = read_model(place, saved, own)
-    classifier: Any = make(found.model, **training_arguments(found.training, rest, str(place / CONFIG)))
+    classifier = make(found.model, **training_arguments(found.training, rest, str(place / CONFIG)))
     _load_objective(classifier.objective, found.weights, rest, place / WEIGHTS)
-    return classifier  # type: ignore[no-any-return]
+    return classifier
 
 
 def restore_checkpoint(make: Callable[..., Classifier], path: str | Path, arguments: Mapping[str, Any]) -> Classifier:
-    """Make a classifier from a checkpoint: what learned is in the file, the frozen CLIP is loaded by its name.
+    """Load a classifier from a checkpoint: what learned is in the file, the frozen CLIP is loaded by its name.
 
     Args:
         make: `OVMultiLabelClassifier` or a subclass.
@@ -57,23 +59,20 @@ def restore_checkpoint(make: Callable[..., Classifier], path: str | Path, argume
     """
     recipe = checkpoint_recipe(read_checkpoint(path), path)
     own, rest = split_arguments(arguments)
-    own = model_arguments(recipe, own, path)
-    model = OpenVocabularyModel(**own)
-    classifier: Any = make(model, **training_arguments(recipe.get("training", {}), rest, str(path)))
+    model = OpenVocabularyModel(**model_arguments(recipe, own, path))
+    classifier = make(model, **training_arguments(recipe.get("training", {}), rest, str(path)))
     classifier.load_learned(path)
-    return classifier  # type: ignore[no-any-return]
+    return classifier
 
 
 def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constructor arguments of the model, and the others."""
-    own = signature(OpenVocabularyModel).parameters
-    return (
-        {name: value for name, value in arguments.items() if name in own},
-        {name: value for name, value in arguments.items() if name not in own},
-    )
+    rest = dict(arguments)
+    own = {name: rest.pop(name) for name in signature(OpenVocabularyModel).parameters if name in rest}
+    return own, rest
 
 
-def _load_objective(objective: Any, weights: Mapping[str, Any], given: Mapping[str, Any], file: Path) -> None:
+def _load_objective(objective: Objective, weights: Mapping[str, Any], given: Mapping[str, Any], file: Path) -> None:
     """Load the weights of the loss and the distillation, but for those that were given."""
     own = {name for name in objective.state_dict() if name.partition(".")[0] not in given}
     saved = {name: value for name, value in weights.items() if name.partition(".")[0] not in given}

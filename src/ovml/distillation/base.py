@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
 from ovml.utils.parts import Part
+from ovml.utils.tensors import full_precision
 
 
 class Distillation(Part, nn.Module, ABC):
@@ -34,11 +34,9 @@ class Distillation(Part, nn.Module, ABC):
         """
 
 
-def full_precision(embeds: Tensor) -> Tensor:
-    """Convert half precision to float32, because distances to the teacher may be below half precision's resolution."""
-    return embeds.float() if embeds.dtype in (torch.float16, torch.bfloat16) else embeds
-
-
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return `1 - cos` of embeddings `[..., D]`, as `[...]`, in float32 or wider."""
+    """Return `1 - cos` of embeddings `[..., D]`, as `[...]`, in float32 or wider.
+
+    Distances to the teacher may be below half precision's resolution.
+    """
     return 1 - F.cosine_similarity(full_precision(student), full_precision(teacher), dim=-1)

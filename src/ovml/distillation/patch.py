@@ -7,9 +7,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovml.distillation.base import Distillation, cosine_distance, full_precision
+from ovml.distillation.base import Distillation, cosine_distance
 from ovml.encoders import ImageFeatures
 from ovml.utils.errors import UserError
+from ovml.utils.tensors import full_precision
 
 
 class PatchDistillation(Distillation):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovml.distillation.base import Distillation, full_precision
+from ovml.distillation.base import Distillation
 from ovml.encoders import ImageFeatures
+from ovml.utils.tensors import full_precision
 
 
 class RelationalDistillation(Distillation):

@@ -13,8 +13,8 @@ from ovml.encoders import ImageFeatures
 from ovml.heads.base import Head
 from ovml.heads.chunks import chunks
 from ovml.heads.sinkhorn import sinkhorn
-from ovml.heads.spatial_softmax import check_positive
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_positive
+from ovml.utils.tensors import full_precision
 
 
 class OptimalTransportHead(Head):
@@ -115,7 +115,7 @@ class OptimalTransportHead(Head):
         self, features: ImageFeatures, label_embeds: Tensor, knowledge: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # Entries of the plan are about 1 / (P * L), too small for half precision.
-        whole, patches, labels = (F.normalize(_wide(x), dim=-1) for x in (*features, label_embeds))
+        whole, patches, labels = (F.normalize(full_precision(x), dim=-1) for x in (*features, label_embeds))
         size = patches.shape[1] * labels.shape[0]
         of_teacher = repeat(None) if knowledge is None else chunks(knowledge, size)
         matched = []
@@ -143,16 +143,12 @@ class OptimalTransportHead(Head):
     @torch.no_grad()
     def _knowledge(self, patch_embeds: Tensor, label_embeds: Tensor, targets: Tensor) -> Tensor:
         """Return `log Q`, `[B, P, L]`: where the original CLIP finds each present label."""
-        patches, labels = (F.normalize(_wide(x), dim=-1) for x in (patch_embeds, label_embeds))
+        patches, labels = (F.normalize(full_precision(x), dim=-1) for x in (patch_embeds, label_embeds))
         preferred = (self.cost_scale * patches @ labels.T).softmax(dim=-1)
         seen_at = (20 * preferred).log_softmax(dim=1)
         return torch.where((targets == 0).unsqueeze(1), seen_at.min(), seen_at)
 
     def _temperatures(self) -> tuple[float | Tensor, float | Tensor]:
         if self.learned:
-            return _wide(self.log_temperature).exp(), _wide(self.log_local_temperature).exp()
+            return full_precision(self.log_temperature).exp(), full_precision(self.log_local_temperature).exp()
         return self.temperature, self.local_temperature
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

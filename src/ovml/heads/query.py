@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from ovml.encoders import ImageFeatures
 from ovml.heads.base import Head
 from ovml.heads.chunks import chunks
-from ovml.heads.spatial_softmax import check_positive, check_share, with_global
-from ovml.utils.errors import UserError
+from ovml.heads.spatial_softmax import with_global
+from ovml.utils.errors import UserError, check_positive, check_share
 
 
 class QueryHead(Head):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_positive
+from ovml.utils.tensors import full_precision
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def sinkhorn(
         [[0.5, 0.0], [0.0, 0.5]]
     """
     _check(cost, row_marginal, column_marginal, epsilon, iterations, tolerance)
-    kernel = -(cost.float() if cost.dtype in (torch.float16, torch.bfloat16) else cost) / epsilon
+    kernel = -full_precision(cost) / epsilon
     rows, columns = row_marginal.to(kernel.dtype), column_marginal.to(kernel.dtype)
     log_rows, log_columns = rows.log(), columns.log()
     total = rows.sum(dim=-1)
@@ -75,8 +76,7 @@ def _check(cost: Tensor, rows: Tensor, columns: Tensor, epsilon: float, iteratio
             "sinkhorn: cost [..., P, L], row_marginal [..., P] and column_marginal [..., L] must go together; got "
             f"{list(cost.shape)}, {list(rows.shape)} and {list(columns.shape)}"
         )
-    if not epsilon > 0:
-        raise UserError(f"sinkhorn: epsilon must be greater than 0; got {epsilon}")
+    check_positive("sinkhorn", epsilon=epsilon)
     if iterations < 1:
         raise UserError(f"sinkhorn: iterations must be at least 1; got {iterations}")
     if not tolerance >= 0:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ovml.encoders import ImageFeatures
 from ovml.heads.base import Head
 from ovml.heads.chunks import chunks
-from ovml.utils.errors import UserError
+from ovml.utils.errors import check_positive, check_share
 
 
 class SpatialSoftmaxHead(Head):
@@ -67,17 +67,3 @@ def with_global(local: Tensor, features: ImageFeatures, labels: Tensor, weight: 
     if not weight:
         return local
     return (1 - weight) * local + weight * (F.normalize(features.global_embeds, dim=-1) @ labels.T)
-
-
-def check_positive(head: Head, **arguments: float) -> None:
-    """Raise a `UserError` for arguments that are not greater than 0."""
-    for name, value in arguments.items():
-        if not value > 0:
-            raise UserError(f"{type(head).__name__}: {name} must be greater than 0; got {value}")
-
-
-def check_share(head: Head, **arguments: float) -> None:
-    """Raise a `UserError` for arguments that are not from 0 to 1."""
-    for name, value in arguments.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"{type(head).__name__}: {name} must be from 0 to 1; got {value}")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ovml.losses.base import Loss
 from ovml.losses.ranking import ranking_loss
-from ovml.utils.errors import UserError
+from ovml.utils.errors import check_positive
+from ovml.utils.tensors import full_precision
 
 
 class LearnedMarginRankingLoss(Loss):
@@ -31,8 +32,7 @@ class LearnedMarginRankingLoss(Loss):
 
     def __init__(self, margin: float = 0.1) -> None:
         super().__init__()
-        if margin <= 0:
-            raise UserError(f"LearnedMarginRankingLoss: margin must be greater than 0; got {margin}")
+        check_positive(self, margin=margin)
         self.margin = margin
         self.log_margin = nn.Parameter(torch.tensor(math.log(margin)))
 
@@ -61,13 +61,12 @@ class SpreadMarginRankingLoss(Loss):
 
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
-        if factor <= 0:
-            raise UserError(f"SpreadMarginRankingLoss: factor must be greater than 0; got {factor}")
+        check_positive(self, factor=factor)
         self.factor = factor
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over images; logits and targets are `[B, L]`, and unknown labels are ignored."""
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits = full_precision(logits)
         known = targets != -1
         count = known.sum(dim=1, keepdim=True).clamp(min=1)
         scores = logits.detach().masked_fill(~known, 0)

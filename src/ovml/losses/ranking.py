@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ovml.losses.base import Loss, check_pair
-from ovml.utils.errors import UserError
+from ovml.utils.errors import check_positive
+from ovml.utils.tensors import full_precision
 
 EPSILON = 1e-8
 
@@ -43,15 +44,14 @@ class RankingLoss(Loss):
 
     def __init__(self, margin: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"RankingLoss: temperature must be greater than 0; got {temperature}")
+        check_positive(self, temperature=temperature)
         self.margin = margin
         self.temperature = temperature
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over images; logits and targets are `[B, L]`, and unknown labels are ignored."""
         if self.temperature != 1:
-            logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / self.temperature
+            logits = full_precision(logits) / self.temperature
         return ranking_loss(logits, targets, self.margin)
 
 
@@ -85,8 +85,7 @@ class _Ranking(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, margin: float) -> Tensor:
-        scores = logits.detach()
-        scores = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores).contiguous()
+        scores = full_precision(logits.detach()).contiguous()
         hinge, pairs, gradient = _count_pairs(scores, targets, margin)
         scale = 1 / (pairs + EPSILON)
         ctx.dtype = logits.dtype

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ovml.losses.base import Loss
-from ovml.utils.errors import UserError
+from ovml.utils.errors import check_positive
+from ovml.utils.tensors import full_precision
 
 
 class ScaledLoss(Loss):
@@ -34,8 +35,7 @@ class ScaledLoss(Loss):
 
     def __init__(self, scale: float = 1.0, offset: float = 0.0, learned: bool = False) -> None:
         super().__init__()
-        if scale <= 0:
-            raise UserError(f"{type(self).__name__}: scale must be greater than 0; got {scale}")
+        check_positive(self, scale=scale)
         self.scale = scale
         self.offset = offset
         self.learned = learned
@@ -45,7 +45,7 @@ class ScaledLoss(Loss):
 
     def scaled(self, logits: Tensor) -> Tensor:
         """Return `scale * logits + offset` in float32 or wider."""
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits = full_precision(logits)
         if self.learned:
             return logits * self.log_scale.exp() + self.learned_offset
         return logits * self.scale + self.offset

@@ -24,3 +24,26 @@ def one_line(error: UserError) -> str:
     'a.png: broken'
     """
     return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+
+
+def check_positive(owner: object, **arguments: float) -> None:
+    """Raise a `UserError` for arguments that are not greater than 0.
+
+    Args:
+        owner: The part or the function's name that the error names.
+        arguments: Values by name.
+    """
+    for name, value in arguments.items():
+        if not value > 0:
+            raise UserError(f"{_name(owner)}: {name} must be greater than 0; got {value}")
+
+
+def check_share(owner: object, **arguments: float) -> None:
+    """Raise a `UserError` for arguments that are not from 0 to 1; see `check_positive`."""
+    for name, value in arguments.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{_name(owner)}: {name} must be from 0 to 1; got {value}")
+
+
+def _name(owner: object) -> str:
+    return owner if isinstance(owner, str) else type(owner).__name__

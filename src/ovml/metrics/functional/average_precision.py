@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ovml.utils.tensors import full_precision
 
 BLOCK = 1 << 20
 """Scores that a thread works on at once: some ten MB of work space."""
@@ -57,7 +59,9 @@ def each_label_of_pieces(
 
     def block(start: int) -> list[float]:
         columns = slice(start, start + step)
-        scores, found = (_rows_of_labels([piece[:, columns] for piece in pieces]) for pieces in (preds, targets))
+        # Rows of labels, which are contiguous in memory.
+        joined = (torch.cat([piece[:, columns] for piece in pieces]).T for pieces in (preds, targets))
+        scores, found = (_numpy(values.contiguous()) for values in joined)
         return [of_label(*_known(row, own, ignore_index)) for row, own in zip(scores, found, strict=True)]
 
     # NumPy sorts without holding Python's lock.
@@ -110,12 +114,6 @@ def _known(scores: Array, targets: Array, ignore_index: int) -> tuple[Array, Arr
     return (scores, targets == 1) if known.all() else (scores[known], targets[known] == 1)
 
 
-def _rows_of_labels(pieces: Sequence[Tensor]) -> Iterator[Array]:
-    """Columns of the pieces, joined, one after the other."""
-    yield from _numpy(torch.cat(list(pieces)).T.contiguous())
-
-
 def _numpy(values: Tensor) -> Array:
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values  # NumPy has no bfloat16
-    array: Array = values.cpu().numpy()
+    array: Array = full_precision(values).cpu().numpy()  # NumPy has no bfloat16
     return array

@@ -9,23 +9,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOME = {
-    "Calibration": "ovml.metrics.calibration",
-    "Calibrator": "ovml.metrics.calibrators",
-    "EvaluationProtocol": "ovml.metrics.protocols",
-    "GeneralizedZeroShot": "ovml.metrics.protocols",
-    "MultilabelMeanAveragePrecision": "ovml.metrics.average_precision",
-    "NamedLabels": "ovml.metrics.protocols",
-    "NewWords": "ovml.metrics.protocols",
-    "OpenVocabularyEvaluation": "ovml.metrics.evaluation",
-    "PlattScaling": "ovml.metrics.calibrators",
-    "PrecisionRecallF1AtK": "ovml.metrics.f1_at_k",
-    "ScoreCounts": "ovml.metrics.score_counts",
-    "Seen": "ovml.metrics.protocols",
-    "TemperatureScaling": "ovml.metrics.calibrators",
-    "TextLabels": "ovml.metrics.protocols",
-    "ZeroShot": "ovml.metrics.protocols",
+_EXPORTS = {
+    "average_precision": ["MultilabelMeanAveragePrecision"],
+    "calibration": ["Calibration"],
+    "calibrators": ["Calibrator", "PlattScaling", "TemperatureScaling"],
+    "evaluation": ["OpenVocabularyEvaluation"],
+    "f1_at_k": ["PrecisionRecallF1AtK"],
+    "protocols": [
+        *("EvaluationProtocol", "GeneralizedZeroShot", "NamedLabels", "NewWords", "Seen", "TextLabels", "ZeroShot")
+    ],
+    "score_counts": ["ScoreCounts"],
 }
+_HOME = {name: f"{__name__}.{module}" for module, names in _EXPORTS.items() for name in names}
 
 __all__ = sorted(_HOME)
 

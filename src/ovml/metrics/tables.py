@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ovml.metrics.protocols import CALIBRATION, default_protocols, shown_protocols
@@ -18,16 +18,12 @@ ROW_TITLES = {
     "lora": "LoRA",
     "visual_prompt": "visual prompts",
     "ladder": "RAM's ladder",
-    "head": "head",
     "prompt": "MKT stage 2",
 }
 
 
 def results_table(
-    rows: Rows,
-    title: str,
-    titles: Mapping[str, str] | None = None,
-    row_titles: Mapping[str, str] | None = None,
+    rows: Rows, title: str, titles: Mapping[str, str] | None = None, row_titles: Mapping[str, str] = ROW_TITLES
 ) -> Table:
     """A table of metrics in percent: mAP and precision, recall, F1 at k, a block of rows per protocol.
 
@@ -42,17 +38,11 @@ def results_table(
         >>> results_table({"zero-shot": {"zsl/mAP": 0.25}}, "validation").row_count
         1
     """
-    from rich.table import Table
-
-    titles, row_titles = protocol_titles(rows, titles), ROW_TITLES if row_titles is None else row_titles
+    titles = protocol_titles(rows, titles)
     protocols = shown_protocols(titles)
     names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
     metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
-    table = Table(title=f"{title} (%)")
-    table.add_column("labels", no_wrap=True)
-    table.add_column("model", no_wrap=True)
-    for metric in metrics:
-        table.add_column(metric, justify="right")
+    table = _table(f"{title} (%)", ("labels", "model"), metrics)
     for protocol in protocols:
         for position, (row, values) in enumerate(rows.items()):
             table.add_row(
@@ -80,7 +70,7 @@ def protocol_titles(rows: Rows, titles: Mapping[str, str] | None = None) -> dict
     return {name: known.get(name, name.replace("_", " ")) for name in order}
 
 
-def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] | None = None) -> Table | None:
+def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] = ROW_TITLES) -> Table | None:
     """A table of how well probabilities are calibrated, in percent; `None` where no row is calibrated.
 
     Args:
@@ -88,21 +78,26 @@ def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] | No
         title: What was evaluated.
         row_titles: Titles of the rows by name.
     """
-    from rich.table import Table
-
     calibrated = {row: values for row, values in rows.items() if f"{CALIBRATION}/ECE" in values}
     if not calibrated:
         return None
-    row_titles = ROW_TITLES if row_titles is None else row_titles
     columns = ("ECE", "ECE given", "F1")
-    table = Table(title=f"{title}, probabilities (%)")
-    table.add_column("model", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = _table(f"{title}, probabilities (%)", ["model"], columns)
     for row, values in calibrated.items():
         numbers = [values.get(f"{CALIBRATION}/{column}") for column in columns]  # missing where no label was returned
         cells = ["" if number is None else f"{100 * number:.2f}" for number in numbers]
         table.add_row(row_titles.get(row, row), *cells)
+    return table
+
+
+def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right")
     return table
 
 

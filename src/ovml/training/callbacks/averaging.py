@@ -14,20 +14,21 @@ from ovml.utils.errors import UserError
 
 
 class LearnedEMA(Callback):
-    """An exponential moving average of the weights that learn; a stage's validation, checkpoint and result have it.
+    """An exponential moving average of the weights that learn, used in a stage's validation, checkpoint and result.
 
-    The average of each weight begins as the weight and becomes `decay * average + (1 - decay) * weight` with every
-    optimizer step. A run that was cut goes on as the unbroken one would have.
+    The average of each weight starts as the weight and becomes `decay * average + (1 - decay) * weight` with every
+    optimizer step. A resumed run equals an uninterrupted one.
 
-    Lightning's own `EMAWeightAveraging` averages the frozen CLIP and its teacher too, keeps both in every checkpoint,
-    and does not resume from what `ovml fit` writes.
+    Lightning's own `EMAWeightAveraging` averages the frozen CLIP and its teacher too, saves both in every checkpoint,
+    and does not resume from checkpoints of `ovml fit`.
 
     Args:
-        decay: What the average keeps of itself in a step, from 0 to below 1.
-        each_epoch: Begin anew with each epoch, as the published code of RAM (CVPR 2025) does; else with each stage.
+        decay: Weight of the old average in a step, from 0 to below 1.
+        each_epoch: Restart the average in each epoch, as the published code of RAM (CVPR 2025) does, rather than in
+            each stage.
 
     Raises:
-        UserError: `decay` is out of its range; or, when training begins, the strategy cuts the model into shards.
+        UserError: `decay` is out of its range; or, when training starts, the strategy shards the model.
 
     Example:
         `ovml fit --config demo.yaml --trainer.callbacks+ LearnedEMA --trainer.callbacks.decay 0.99`
@@ -50,13 +51,13 @@ class LearnedEMA(Callback):
             self._learning = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin the average, if no checkpoint had it."""
+        """Start the average, if no checkpoint had it."""
         average = self._average or self._learning.values()
         self._average = [a.detach().to(p.device, copy=True) for a, p in zip(average, self._weights, strict=True)]
         self._last_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin anew, where asked to."""
+        """Restart the average, with `each_epoch`."""
         if self.each_epoch:
             for average, weight in zip(self._average, self._weights, strict=True):
                 average.copy_(weight)

@@ -1,4 +1,4 @@
-"""A callback that keeps the features of a frozen vision tower on disk."""
+"""A callback that keeps the features of a frozen image tower on disk."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ovml.utils.progress import track
 
 
 class FeatureCache(Callback):
-    """Runs the vision tower once over each split in stages that leave it as it is (`PromptStage`, `HeadStage`).
+    """Runs the image tower once over each split in stages that freeze it (`PromptStage`, `HeadStage`).
 
-    The features are kept memory-mapped, keyed by the tower's weights, the rows and the transform, and serve all epochs
-    and later runs. Training pictures are kept where augmentation is off (`--data.augment false`), since a crop that
-    is drawn anew has features of its own; validation pictures always. Stages that change the tower are left alone, and
-    those whose head or distillation learns from the original's features.
+    The features are memory-mapped files, keyed by the tower's weights, the rows and the transform, and serve all epochs
+    and later runs. Features of validation images are always kept, those of training images only without augmentation
+    (`--data.augment false`), because a random crop has features of its own. Stages that change the tower run as usual,
+    and so do those whose head or distillation learns from the original's features.
 
-    One process of each machine computes them. A picture takes `(1 + patches) * dimensions * 4` bytes, with ViT-B/16
-    0.4 MB.
+    One process of each machine computes them. An image takes `(1 + patches) * dimensions * 4` bytes: 0.4 MB with
+    ViT-B/16.
 
     Args:
         cache_dir: See `ovml.data.cache.cache_root`.
@@ -44,7 +44,7 @@ class FeatureCache(Callback):
         self.dtype = dtype
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compute what is not there yet, before the data loaders are made."""
+        """Compute missing features, before the data loaders are made."""
         if stage != "fit":
             return
         model: Any = pl_module
@@ -53,7 +53,7 @@ class FeatureCache(Callback):
         if model.stage.num_layers or any(p.requires_grad for p in model.model.image_encoder.parameters()):
             return
         if model.stage.distil and (model.model.head.uses_teacher or list(model.objective.distillation.parameters())):
-            return  # the original's features are read beside the tower's, and are not kept
+            return  # features of the original tower are needed too, and are not kept
         splits: tuple[Split, ...] = ("validation",) if data.augment else ("train", "validation")
         weights = _digest(model.model)
         for split in splits:
@@ -61,7 +61,7 @@ class FeatureCache(Callback):
                 data.feature_stores[split] = self._store(trainer, model.model, data, split, weights)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the data module its pictures back."""
+        """Let the data module read images again."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.feature_stores = {}
 
@@ -95,7 +95,7 @@ class FeatureCache(Callback):
 def _compute(
     trainer: pl.Trainer, model: OpenVocabularyModel, data: MultiLabelDataModule, rows: Any, path: Path, dtype: str
 ) -> None:
-    """Run the tower over the rows, in order. A broken picture ends it with its name."""
+    """Run the tower over the rows, in order; a broken image raises an error that names it."""
     reader = RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive)
     source = TensorRows(rows, reader)
     loader: DataLoader[Any] = DataLoader(
@@ -118,7 +118,7 @@ def _compute(
 
 
 def _digest(model: OpenVocabularyModel) -> str:
-    """What the features depend on in the vision tower."""
+    """A digest of the image tower's weights."""
     digest = hashlib.sha256()
     for name, value in model.image_encoder.state_dict().items():
         digest.update(name.encode())

@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
+from ovml.utils.files import atomic_write
 
 
 class EpochSeed(Callback):
     """Seeds every epoch from (run seed, stage, epoch, process).
 
-    What an epoch draws then does not depend on what came before it, so a run that was killed and resumed draws
-    what the unbroken one would have.
+    Random numbers of an epoch do not depend on what ran before it, so a resumed run draws the same as an uninterrupted
+    one.
 
     Args:
         stage: Index of the stage.
@@ -39,9 +40,9 @@ class EpochSeed(Callback):
 
 
 def stage_checkpoint(run: RunFolder, stage: Stage) -> ModelCheckpoint:
-    """Keeps the newest epoch of a stage.
+    """A callback that keeps the newest epoch of a stage.
 
-    The last epoch is what counts: choosing the best one by its score on unseen labels would use them.
+    The last epoch is the result: choosing the best one by its score on unseen labels would train on them.
     """
     path = run.checkpoint(stage.name)
     return ModelCheckpoint(
@@ -50,7 +51,9 @@ def stage_checkpoint(run: RunFolder, stage: Stage) -> ModelCheckpoint:
 
 
 class PredictionWriter(Callback):
-    """Collects `ovml predict`'s best labels of every image, one JSON object a line, in the data set's order.
+    """Writes the best labels of every image, one JSON object per line, in the data set's order.
+
+    Each process writes a file of its own; the first process joins them.
 
     Args:
         path: File to write; it appears when it is complete.
@@ -65,13 +68,13 @@ class PredictionWriter(Callback):
         return self.path.with_suffix(f".part-{rank}")
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open this process's file beside the final place."""
+        """Open this process's file beside the final one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._part(trainer.global_rank), "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         """Write a batch."""
-        if not outputs["image_id"]:  # all of its pictures were broken and left out
+        if not outputs["image_id"]:  # all of its images were broken and left out
             return
         best = outputs["scores"].float().topk(self.top_k)
         for image_id, scores, columns in zip(
@@ -81,18 +84,16 @@ class PredictionWriter(Callback):
             self._file.write(json.dumps({"image_id": image_id, "labels": tags}, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Join the processes' files and rename the whole into its place."""
+        """Join the files of all processes."""
         self._file.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             parts = [self._part(rank) for rank in range(trainer.world_size)]
-            whole = self.path.with_suffix(".part")
-            with ExitStack() as stack, open(whole, "w", encoding="utf-8") as out:
+            with atomic_write(self.path) as beside, open(beside, "w", encoding="utf-8") as out, ExitStack() as stack:
                 files = [stack.enter_context(open(part, encoding="utf-8")) for part in parts]
                 # Process r has rows r, r + n, r + 2n, ...
                 for lines in zip_longest(*files, fillvalue=""):
                     out.writelines(lines)
-            whole.replace(self.path)
             for part in parts:
                 part.unlink()
         trainer.strategy.barrier()

@@ -40,29 +40,29 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
 
     Args:
         clip: Name of a CLIP or SigLIP checkpoint (`ovml-demo`, a folder, or a Hub name), a `CLIPModel` or `SiglipModel`
-            itself, or an `OpenVocabularyModel`, with which the model's other arguments are left out.
-        labels: The vocabulary; see `OpenVocabularyModel`, as for the next three and the last four arguments.
-        head: Default: `TwoStreamHead`.
-        prompt: Default: `ContextPrompt`.
-        preprocessing: Default: the checkpoint's own.
+            itself, or an `OpenVocabularyModel`, which has the other arguments of a model already.
+        labels: The vocabulary. A plain list counts as seen.
+        head: Scores image features against label embeddings. Default: `TwoStreamHead`.
+        prompt: Turns label names into label embeddings. Default: `ContextPrompt`.
+        preprocessing: Settings of the image processor. Default: the checkpoint's own.
         loss: Default: `RankingLoss`.
         distillation: Default: `FeatureL1`.
         distillation_weight: Factor of the distillation loss in stages that distil; 0 turns it off.
-        stages: What `ovml fit` runs, one after the other. Default: `VisionStage`, then `PromptStage`.
+        stages: Stages of training, in order. Default: `VisionStage`, then `PromptStage`.
         ks: The k of precision, recall and F1 at k; each protocol leaves out those above its number of labels.
-        protocols: What an evaluation measures beside seen labels, ZSL and GZSL; see `ovml.metrics.protocols`.
-        images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published figures differ by it.
-        calibrator: Fits what turns scores into probabilities at the end of each validation. Default: `PlattScaling`.
+        protocols: Evaluation protocols beside ZSL, GZSL and seen labels; see `ovml.metrics.protocols`.
+        images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published results use either.
+        calibrator: Fits probabilities to scores at the end of each validation. Default: `PlattScaling`.
         tokenizer: Needed only where `clip` is a `CLIPModel`.
         compile: Run the blocks of both towers through `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
-        attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
+        attn_implementation: Attention of the blocks: `sdpa`, `eager` or `flash_attention_2`.
 
     Attributes:
         model: The model; it needs no Lightning.
         objective: The loss and the distillation.
         teacher: The end of the original image tower.
-        stage: The stage that learns now.
+        stage: The current stage.
         evaluation: The metrics.
 
     Raises:
@@ -136,7 +136,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
     def configure_model(self) -> None:
         """Shard the parameters where Lightning's `ModelParallelStrategy` asks for it."""
         if self.device_mesh is not None:
-            # The text tower stays whole within a step: it is small, and not all processes may run it equally often.
+            # Not the text tower's blocks: gathering would hang where processes run that tower unequally often.
             blocks = [*self.model.image_encoder.vision_model.encoder.layers, *self.teacher.layers]
             shard(self, blocks, self.device_mesh["data_parallel"])
 
@@ -146,7 +146,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         return make_optimizer(self, self.stage, self._groups, steps, epochs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        """The loss of a batch; `None` skips the step, where no image has a present seen label."""
+        """The loss of a batch; `None`, which skips the step, if no image has a present seen label."""
         found: StepLoss | None = self.objective(self.model, self.teacher, batch, self.stage)
         if found is None:
             return None
@@ -155,7 +155,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         return found.total
 
     def on_validation_start(self) -> None:
-        """Drop label embeddings where the prompt learns: of a shard no version tells that it changed."""
+        """Drop kept label embeddings if the prompt learns; versions of sharded parameters do not show a change."""
         if self.stages and not self.stage.fixed_prompt:
             self.model.forget_labels()
 
@@ -219,13 +219,13 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         return classifier
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what learned, and the recipe; the frozen CLIP is loaded by its name."""
+        """Save the weights that learned and the recipe; the frozen CLIP is loaded by its name."""
         state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: value for name, value in state if name in self._learned_names}
         checkpoint["ovml"] = {**model_recipe(self.model), "training": self.recipe}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any], where: str = "checkpoint") -> None:
-        """Raise a `UserError` unless the checkpoint is of a model of these parts; take over its calibration."""
+        """Check that the checkpoint is of a model of the same parts; take over its calibration."""
         check_learned(checkpoint, self.model, self._learned_names, where)
         apply_recipe(self.model, checkpoint["ovml"], where)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from ovml.prompts.base import PromptLearner
 from ovml.utils.errors import UserError
+from ovml.utils.files import read_text
 from ovml.vocabulary import check_template, label_key
 
 GENERAL_TEMPLATES = (
@@ -119,7 +119,7 @@ def _templates(templates: str | Sequence[str]) -> list[str]:
     if isinstance(templates, str):
         if "{}" in templates:
             raise UserError(f"templates: {templates!r} is a template, not a file of them; write [{templates!r}]")
-        lines = enumerate(_read(templates, "template", "one template a line").splitlines(), start=1)
+        lines = enumerate(read_text(templates, "template", "one template per line").splitlines(), start=1)
         named = [(f"{templates}, line {number}", line.strip()) for number, line in lines if line.strip()]
     else:
         named = [(f"templates, number {number}", template) for number, template in enumerate(templates)]
@@ -139,7 +139,7 @@ def _descriptions(descriptions: str | Mapping[str, Any]) -> dict[str, list[str]]
     pairs: Any = descriptions.items() if isinstance(descriptions, Mapping) else None
     if isinstance(descriptions, str):
         where = descriptions
-        text = _read(descriptions, "description", "JSON such as {name: [description, ...]}")
+        text = read_text(descriptions, "description", "JSON such as {name: [description, ...]}")
         try:
             # As pairs, because a dict drops the first of two equal keys.
             pairs = json.loads(text, object_pairs_hook=_Pairs)
@@ -171,12 +171,3 @@ def _short(value: Any) -> str:
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object as pairs, in the order of the file."""
-
-
-def _read(path: str, kind: str, form: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the {kind} file ({error.strerror}); give a file of {form}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the {kind} file as UTF-8, {form}") from error

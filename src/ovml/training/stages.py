@@ -22,7 +22,14 @@ from ovml.utils.parts import Part
 
 @dataclass(frozen=True)
 class LearningParts:
-    """The parts of a model and of its objective that a stage can train."""
+    """The parts of a model and of its objective that a stage can train.
+
+    Example:
+        >>> from ovml.classifier import OVMultiLabelClassifier
+        >>> parts = OVMultiLabelClassifier("ovml-demo", ["red circle", "blue star"]).learning_parts
+        >>> [group["name"] for group in PromptStage().parameter_groups(parts)]
+        ['prompt_decay']
+    """
 
     image_encoder: ImageEncoder
     head: Head

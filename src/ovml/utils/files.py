@@ -1,14 +1,19 @@
-"""Files that are never half there, and the folder of a run."""
+"""Reading and writing files: clear errors, no half-written file; and the folder of a run."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ovml.utils.errors import UserError
+
+MOST_BYTES = 2**26
+"""Size of a text file that is read at most: a million names of 60 characters."""
 
 
 @contextmanager
@@ -38,6 +43,38 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
         else:
             beside.unlink(missing_ok=True)
+
+
+def read_text(path: str | Path, kind: str, form: str) -> str:
+    """Read a text file that a user wrote: UTF-8, or UTF-16 with a byte order mark.
+
+    Args:
+        path: The file.
+        kind: What an error calls the file, such as `label`.
+        form: What the file should hold, such as `one name per line`.
+
+    Raises:
+        UserError: The file is missing, not a file, too large, or not text.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
+            raise UserError(f"{path}: not a file; give a text file, {form}")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the {kind} file ({error.strerror}); give a text file, {form}") from error
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB, too large for a {kind} file; check the path")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; save the {kind} file as UTF-8, {form}") from error
+    if "\0" in text:
+        raise UserError(f"{path}: has a NUL character, so it is not text; save the {kind} file as UTF-8, {form}")
+    return text
 
 
 def write_text(path: str | Path, text: str) -> None:

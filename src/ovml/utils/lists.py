@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
 import re
-import stat
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovml.utils.errors import UserError
+from ovml.utils.files import read_text
 
-MOST_BYTES = 2**26
-"""Size of a list that is read at most; a million names of 60 characters."""
 NAME_COLUMNS = ("displayname", "name", "label", "labels", "class", "classname", "category", "tag", "concept")
 ID_COLUMNS = ("id", "labelname", "mid", "classid", "labelid", "index")
 """Column names that a header is recognized by, without case, blanks, `_` and `-`, best first."""
@@ -61,41 +58,13 @@ def read_list(path: str | Path) -> NameList:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: cannot tell how to read a list from {suffix}; use {', '.join(SUFFIXES[1:])}")
-    text = read_text(path)
+    text = read_text(path, "label", "one name per line")
     if suffix in (".csv", ".tsv"):
         return _table(text, "\t" if suffix == ".tsv" else None, path)
     if suffix in (".json", ".yaml", ".yml"):
         return _document(text, suffix, path)
     lines = [unicodedata.normalize("NFC", line.strip()) for line in re.split(r"\r\n|\n|\r", text)]
     return NameList([line for line in lines if line], None, path.name)
-
-
-def read_text(path: Path) -> str:
-    """Read a text file as UTF-8, or as UTF-16 with a byte order mark.
-
-    Raises:
-        UserError: The file is missing, not a file, too large, or not text.
-    """
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
-            raise UserError(f"{path}: not a file; give a text file with one name per line")
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the label file ({error.strerror}); give a text file with one name per line"
-        ) from error
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB, which no list of labels is; check the path")
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the label file as UTF-8 with one name per line") from error
-    if "\0" in text:
-        raise UserError(f"{path}: has a NUL character, so it is not text; save the label file as UTF-8")
-    return text
 
 
 def _table(text: str, delimiter: str | None, path: Path) -> NameList:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from ovml.data.base import MultiLabelDataModule, Split
+from ovml.data.base import Split
 from ovml.data.cache import cached_folder
 from ovml.data.features import FeatureStore
 from ovml.data.rows import RowReader, TensorRows, collate
@@ -58,22 +58,16 @@ class FeatureCache(Callback):
         weights = _digest(model.model)
         for split in splits:
             if hasattr(data.rows_of(split), "select"):  # a stream has no rows to number
-                data.feature_stores[split] = self._store(trainer, model.model, data, split, weights)
+                data.feature_stores[split] = self._store(trainer, split, weights)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the data module read images again."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.feature_stores = {}
 
-    def _store(
-        self,
-        trainer: pl.Trainer,
-        model: OpenVocabularyModel,
-        data: MultiLabelDataModule,
-        split: Split,
-        weights: str,
-    ) -> FeatureStore:
-        rows: Any = data.rows_of(split)
+    def _store(self, trainer: pl.Trainer, split: Split, weights: str) -> FeatureStore:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        rows = data.rows_of(split)
         settings = {
             "weights": weights,
             "rows": rows._fingerprint,
@@ -86,35 +80,33 @@ class FeatureCache(Callback):
         if trainer.local_rank == 0:
             with cached_folder(self.cache_dir, name, [], settings) as (_, aside):
                 if aside is not None:
-                    _compute(trainer, model, data, rows, aside / "features.npy", self.dtype)
+                    self._compute(trainer, rows, aside / "features.npy")
         trainer.strategy.barrier()
         with cached_folder(self.cache_dir, name, [], settings) as (folder, _):
             return FeatureStore(folder / "features.npy")
 
-
-def _compute(
-    trainer: pl.Trainer, model: OpenVocabularyModel, data: MultiLabelDataModule, rows: Any, path: Path, dtype: str
-) -> None:
-    """Run the tower over the rows, in order; a broken image raises an error that names it."""
-    reader = RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive)
-    source = TensorRows(rows, reader)
-    loader: DataLoader[Any] = DataLoader(
-        source,
-        batch_size=data.eval_batch_size,
-        sampler=EvalSampler(source, 1, 0),
-        num_workers=data.num_workers,
-        collate_fn=collate,
-    )
-    model.to(trainer.strategy.root_device)
-    store, start = None, 0
-    with torch.inference_mode(), trainer.precision_plugin.val_step_context():
-        for batch in track(loader, "image features", total=len(loader)):
-            embeds = model.encode_images(batch["pixel_values"].to(model.device))
-            features = torch.cat([embeds.global_embeds.unsqueeze(1), embeds.patch_embeds], dim=1)
-            if store is None:
-                store = FeatureStore.create(path, (len(source), *features.shape[1:]), dtype)
-            store.write(start, features)
-            start += len(features)
+    def _compute(self, trainer: pl.Trainer, rows: Any, path: Path) -> None:
+        """Run the tower over the rows, in order; a broken image raises an error that names it."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        model: Any = trainer.lightning_module.model
+        source = TensorRows(rows, RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive))
+        loader: DataLoader[Any] = DataLoader(
+            source,
+            batch_size=data.eval_batch_size,
+            sampler=EvalSampler(source, 1, 0),
+            num_workers=data.num_workers,
+            collate_fn=collate,
+        )
+        model.to(trainer.strategy.root_device)
+        store, start = None, 0
+        with torch.inference_mode(), trainer.precision_plugin.val_step_context():
+            for batch in track(loader, "image features", total=len(loader)):
+                embeds = model.encode_images(batch["pixel_values"].to(model.device))
+                features = torch.cat([embeds.global_embeds.unsqueeze(1), embeds.patch_embeds], dim=1)
+                if store is None:
+                    store = FeatureStore.create(path, (len(source), *features.shape[1:]), self.dtype)
+                store.write(start, features)
+                start += len(features)
 
 
 def _digest(model: OpenVocabularyModel) -> str:

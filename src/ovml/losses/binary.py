@@ -38,11 +38,7 @@ class BinaryCrossEntropy(PerLabelLoss):
     """Binary cross-entropy: sum over labels, mean over images.
 
     A present label costs `-log sigmoid(z)`, an absent label `-log sigmoid(-z)`, with `z = scale * logit + offset`.
-
-    Args:
-        scale: See `ScaledLoss`.
-        offset: See `ScaledLoss`.
-        learned: See `ScaledLoss`.
+    Arguments are those of `ScaledLoss`.
 
     Example:
         >>> loss = BinaryCrossEntropy()
@@ -60,15 +56,13 @@ class AsymmetricLoss(PerLabelLoss):
 
     The preprint is Ben-Baruch et al., arXiv 2009.14119. With `p = sigmoid(scale * logit + offset)` and
     `q = max(p - clip, 0)`, a present label costs `-(1 - p)^gamma_present * log(p)`, an absent label
-    `-q^gamma_absent * log(1 - q)`. The loss is the sum over labels and the mean over images.
+    `-q^gamma_absent * log(1 - q)`. The loss is the sum over labels and the mean over images. Other arguments are
+    those of `ScaledLoss`.
 
     Args:
         gamma_absent: Focusing exponent of absent labels.
         gamma_present: Focusing exponent of present labels.
         clip: Probability shift: absent labels with a lower probability cost nothing.
-        scale: See `ScaledLoss`.
-        offset: See `ScaledLoss`.
-        learned: See `ScaledLoss`.
 
     Raises:
         UserError: A gamma is negative, or `clip` is not in [0, 1).

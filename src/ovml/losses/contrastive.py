@@ -14,11 +14,8 @@ class MultiMatchingLoss(ScaledLoss):
     One softmax runs over all pairs of an image and a label in the batch:
     `loss = -mean_{present pairs} log(exp(z) / sum_{known pairs} exp(z'))`, with `z = scale * logit`. There is no
     offset, because it would cancel. The loss is 0 for a batch without a present label. With several processes each
-    uses its own images only, so the loss depends on how a batch is divided.
-
-    Args:
-        scale: See `ScaledLoss`.
-        learned: See `ScaledLoss`.
+    uses its own images only, so the loss depends on how a batch is divided. Arguments are those of `ScaledLoss`, except
+    the offset.
 
     Example:
         >>> import torch

@@ -13,12 +13,7 @@ class ZLPRLoss(ScaledLoss):
     r"""ZLPR loss, which pushes present logits above 0 and absent logits below 0 (Su et al., 2022, arXiv 2208.02955).
 
     `loss = log(1 + sum_{n absent} exp(z_n)) + log(1 + sum_{p present} exp(-z_p))` with `z = scale * logit + offset`,
-    averaged over images.
-
-    Args:
-        scale: See `ScaledLoss`.
-        offset: See `ScaledLoss`.
-        learned: See `ScaledLoss`.
+    averaged over images. Arguments are those of `ScaledLoss`.
 
     Example:
         >>> ZLPRLoss()(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[1, 0, -1]]))

@@ -160,12 +160,13 @@ class OpenVocabularyModel(nn.Module):
         return LabelVocabulary.from_any(labels)
 
 
-def _load_checkpoint(clip: str | nn.Module, tokenizer: Any) -> tuple[Any, Any, ImageProcessor]:
+def _load_checkpoint(clip: Any, tokenizer: Any) -> tuple[Any, Any, ImageProcessor]:
     if isinstance(clip, str):
-        return load_clip(clip), tokenizer or load_tokenizer(clip), load_image_processor(clip)
+        model = load_clip(clip)
+        return model, tokenizer or load_tokenizer(clip), load_image_processor(clip, model.config)
     if tokenizer is None:
         raise UserError("tokenizer: needed where clip is a CLIPModel; pass the tokenizer that belongs to it")
-    model: Any = copy.deepcopy(clip)
+    model = copy.deepcopy(clip)
     return model, tokenizer, ImageProcessor.of_config(model.config)
 
 

@@ -10,7 +10,7 @@ from my_parts import MaxPatchHead, ShiftStage
 from PIL import Image
 from transformers import CLIPModel
 
-from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, Tagger, UserError, VisionStage
+from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, Tagger, UserError, VisionStage, load_model
 from ovml.data import DemoDataModule
 from ovml.encoders.checkpoints import load_clip, load_image_processor
 from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -36,6 +36,15 @@ def trained(model):
 def scores(model, labels=None):
     with torch.no_grad():
         return model(PIXELS.to(next(model.parameters()).dtype), labels)
+
+
+def checkpoint(model, path):
+    """Save a checkpoint as a trainer does."""
+    import lightning.pytorch as pl
+
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path)
 
 
 @pytest.fixture
@@ -181,14 +190,10 @@ def test_plain_clip_checkpoints_are_zero_shot_models(tiny):
 
 
 def test_run_folders_and_checkpoints(tiny, tmp_path):
-    import lightning.pytorch as pl
-
     model = trained(OVMultiLabelClassifier(tiny, LABELS))
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    trainer.strategy.connect(model)
     (tmp_path / "config.yaml").write_text("model: {}\n")
     assert "no checkpoint yet" in error(tmp_path)
-    trainer.save_checkpoint(tmp_path / "prompt" / "last.ckpt")
+    checkpoint(model, tmp_path / "prompt" / "last.ckpt")
     for path in (tmp_path, tmp_path / "prompt" / "last.ckpt"):
         assert torch.equal(scores(load(path)), scores(model))
         assert load(path).model.image_processor == model.model.image_processor
@@ -215,6 +220,53 @@ def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
     for found in (model, load(tmp_path / "last.ckpt"), load(tmp_path / "saved")):
         assert found.model.image_processor == data.image_processor
         assert torch.equal(Tagger(found.model).transform(picture), data.image_processor(picture))
+
+
+@pytest.mark.parametrize("preprocessing", [Preprocessing(squash=True), Preprocessing(resize=60, std=IMAGENET_STD)])
+def test_preprocessing_is_saved_and_can_be_replaced(tiny, tmp_path, preprocessing):
+    model = trained(OVMultiLabelClassifier(tiny, LABELS, preprocessing=preprocessing))
+    model.save_pretrained(tmp_path / "saved")
+    checkpoint(model, tmp_path / "last.ckpt")
+    other = Preprocessing(mean=IMAGENET_MEAN)
+    for name in (tmp_path / "saved", tmp_path / "last.ckpt"):
+        own = model.model.image_processor
+        assert load(name).model.image_processor == load_model(name).image_processor == own
+        replaced = other.of(own if name.is_dir() else load_image_processor(tiny))
+        for found in (load(name, preprocessing=other).model, load_model(name, preprocessing=other)):
+            assert found.image_processor == replaced
+
+
+def test_a_torch_model_is_loaded_from_every_kind_of_name(tiny, tmp_path):
+    model = trained(OVMultiLabelClassifier(tiny, LABELS, head=MaxPatchHead(2.0)))
+    model.model.calibration = Calibration(3.0, -1.0, 0.3, model.model.vocabulary, (0.1, 0.2, 0.3))
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    checkpoint(model, tmp_path / "prompt" / "last.ckpt")
+    model.save_pretrained(tmp_path / "saved")
+    for name in (tmp_path, tmp_path / "prompt" / "last.ckpt", tmp_path / "saved"):
+        found = load_model(str(name))
+        assert not found.training
+        assert torch.equal(scores(found), scores(model))
+        assert found.calibration == model.model.calibration
+        assert load_model(name, labels=["other"]).vocabulary.names == ("other",)
+    assert load_model(tiny).vocabulary is None
+
+
+def test_a_checkpoint_names_what_it_lacks(tiny, tmp_path):
+    model = OVMultiLabelClassifier(tiny, LABELS, head=OfAnother(torch.zeros(3)))
+    checkpoint(model, tmp_path / "last.ckpt")
+    assert "inner: cannot be saved, it is a Tensor" in error(tmp_path / "last.ckpt")
+    given = OfAnother(torch.zeros(3))
+    assert torch.equal(scores(load(tmp_path / "last.ckpt", head=given).eval()), scores(model.eval()))
+
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del content["state_dict"]["model.prompt.context"]
+    torch.save(content, tmp_path / "short.ckpt")
+    for read in (load, load_model):
+        with pytest.raises(UserError, match=r"short\.ckpt: lacks '(model\.)?prompt\.context'"):
+            read(tmp_path / "short.ckpt", head=given)
+    content["ovml"].update(format=99, version="9.9")
+    torch.save(content, tmp_path / "newer.ckpt")
+    assert "written by ovml 9.9); upgrade ovml" in error(tmp_path / "newer.ckpt")
 
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path):

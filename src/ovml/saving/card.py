@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ovml.metrics.tables import ROW_TITLES, metric_order, percent, protocol_titles
+from ovml.model import OpenVocabularyModel
+from ovml.saving.recipe import PARTS, base_model
 from ovml.utils.errors import UserError
+from ovml.utils.version import __version__
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -96,19 +99,39 @@ def metrics_table(rows: Rows) -> str:
     return "\n".join(body)
 
 
-def model_card(data: Any, source: str, version: str, facts: Mapping[str, str], metrics: Any) -> str:
-    """Return the text of a model card.
+def model_card(
+    model: OpenVocabularyModel, training: Mapping[str, Any], source: str, metrics: Rows | str | Path | None = None
+) -> str:
+    """Return the text of a model card: how to load the model, its parts, its metrics.
 
     Args:
-        data: `huggingface_hub.ModelCardData`, the metadata block at the top.
+        model: The model.
+        training: How it was trained, as descriptions.
         source: Argument for `from_pretrained`: a name on the Hub or a folder.
-        version: Version of ovml.
-        facts: Rows of a table with two columns.
         metrics: See `read_metrics`.
 
     Raises:
-        UserError: `metrics` points to a file or folder without metrics.
+        UserError: `metrics` leads to no metrics.
     """
+    from huggingface_hub import ModelCardData
+
+    base, vocabulary = base_model(model), model.vocabulary
+    data = ModelCardData(
+        library_name="ovml",
+        tags=["open-vocabulary", "multi-label", "clip"],
+        base_model=base,
+        pipeline_tag="zero-shot-image-classification",
+    )
+    trained = {part: _class_name(training[part]) for part in ("loss", "distillation") if part in training}
+    facts = {
+        "CLIP": base or "see `config.json`",
+        "images": f"{model.image_processor.size} px",
+        "labels": "none" if vocabulary is None else f"{len(vocabulary.seen):,} seen, {len(vocabulary.unseen):,} unseen",
+        **{part: f"`{type(getattr(model, part)).__qualname__}`" for part in PARTS},
+        **{part: f"`{name}`" for part, name in trained.items()},
+        "probabilities": "not calibrated" if model.calibration is None else "calibrated",
+        "stages": ", ".join(map(_class_name, training.get("stages", ()))) or "none",
+    }
     split, rows = read_metrics(metrics)
     evaluation = "No metrics were given."
     if rows:
@@ -119,5 +142,9 @@ def model_card(data: Any, source: str, version: str, facts: Mapping[str, str], m
         )
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     title = source.rstrip("/").rpartition("/")[2]
-    body = TEMPLATE.format(title=title, version=version, source=source, facts=table, evaluation=evaluation)
+    body = TEMPLATE.format(title=title, version=__version__, source=source, facts=table, evaluation=evaluation)
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _class_name(description: Mapping[str, Any]) -> str:
+    return str(description["class_path"]).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Checkpoints of `ovml fit`: the weights that learned, and the recipe of the model that they belong to."""
+"""Checkpoints of `ovml fit`: the weights that learned, and the recipe of their model."""
 
 from __future__ import annotations
 
@@ -9,43 +9,32 @@ from typing import Any
 import torch
 
 from ovml.model import OpenVocabularyModel
-from ovml.saving.recipe import PARTS, apply_recipe, build_parts, described_or_named, recipe_labels, signature
-from ovml.utils.errors import UserError
-
-MODEL = "model."
-"""What the names of a model's weights begin with in a checkpoint."""
+from ovml.saving.recipe import PARTS, apply_recipe, build_parts, checked_recipe, described_or_named, part_weights
+from ovml.utils.errors import UserError, first_line
+from ovml.vocabulary import LabelVocabulary
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a Lightning checkpoint without executing anything in it.
 
+    Returns:
+        The weights under `state_dict`, the recipe under `ovml`, and what else Lightning keeps.
+
     Raises:
-        UserError: The file is missing, is not a checkpoint, or needs pickled code.
+        UserError: The file is missing, is not a checkpoint of ovml, or needs pickled code.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint; check the path") from error
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a file that is no checkpoint may raise anything
         raise UserError(
-            f"{path}: not a checkpoint that ovml can read safely ({reason}); give one that ovml fit wrote"
+            f"{path}: not a checkpoint that ovml can read safely ({first_line(error)}); give one that ovml fit wrote"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: holds no state_dict; give a checkpoint that ovml fit wrote")
+    checked_recipe(checkpoint.get("ovml"), path)
     return checkpoint
-
-
-def checkpoint_recipe(checkpoint: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """The recipe in a checkpoint.
-
-    Raises:
-        UserError: It has none.
-    """
-    recipe = checkpoint.get("ovml")
-    if not isinstance(recipe, dict):
-        raise UserError(f"{where}: holds no ovml recipe; give a checkpoint that ovml fit wrote")
-    return recipe
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -61,13 +50,18 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def model_arguments(recipe: Mapping[str, Any], given: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """The constructor arguments of a checkpoint's model, those that are given in the place of its own.
+    """The constructor arguments of a checkpoint's model: those of its recipe, replaced by given ones.
 
     Raises:
         UserError: A part cannot be built, or the CLIP was made in Python and is not given.
     """
-    arguments = {**build_parts(recipe, given, str(where)), "labels": recipe_labels(recipe), "clip": recipe.get("clip")}
-    arguments |= given
+    labels = recipe.get("labels")
+    arguments = {
+        "clip": recipe.get("clip"),
+        "labels": None if labels is None else LabelVocabulary.from_any(labels),
+        **build_parts(recipe, given, where),
+        **given,
+    }
     if arguments["clip"] is None:
         raise UserError(f"{where}: made of a CLIPModel in Python; pass the same one as clip=")
     return arguments
@@ -79,52 +73,58 @@ def check_learned(
     """Check that a checkpoint belongs to a model.
 
     Args:
-        checkpoint: As `read_checkpoint` gives it.
+        checkpoint: Its recipe under `ovml`, and its weights under `state_dict`, if they are not loaded yet.
         model: The model.
         names: The weights that must be in the checkpoint.
         where: What to call the checkpoint in an error.
 
     Raises:
-        UserError: It was made by other parts, or lacks or adds weights.
+        UserError: It was made by other parts, or has missing or unexpected weights.
     """
-    saved = checkpoint_recipe(checkpoint, where)
+    recipe = checked_recipe(checkpoint.get("ovml"), where)
     for part in PARTS:
-        own = described_or_named(getattr(model, part))
-        if signature(saved[part]) != signature(own):
-            raise UserError(
-                f"{where}: made with {part} {signature(saved[part])}, this model has {signature(own)}; build it with "
-                "the same part"
-            )
-    if "state_dict" not in checkpoint:  # a strategy that cuts the model into shards has loaded the weights itself
-        return
-    missing = sorted(set(names) - set(checkpoint["state_dict"]))
-    unexpected = sorted(set(checkpoint["state_dict"]) - set(names))
-    if missing or unexpected:
-        what = (
-            f"lacks {missing[0]!r} ({len(missing)} in all)"
-            if missing
-            else f"has {unexpected[0]!r}, which this model has not ({len(unexpected)} in all)"
-        )
-        raise UserError(f"{where}: {what}; it was made by a model of other parts or another CLIP")
+        saved, own = _signature(recipe[part]), _signature(described_or_named(getattr(model, part)))
+        if saved != own:
+            raise UserError(f"{where}: made with {part} {saved}, this model has {own}; build it with the same part")
+    if "state_dict" in checkpoint:  # a strategy that cuts the model into shards loads the weights itself
+        check_names(checkpoint["state_dict"], names, where, "it was made by a model of other parts or another CLIP")
+
+
+def check_names(found: Collection[str], expected: Collection[str], where: str | Path, advice: str) -> None:
+    """Raise a `UserError` that names the first weight that is missing or unexpected, if there is one."""
+    if missing := set(expected) - set(found):
+        raise UserError(f"{where}: lacks {min(missing)!r} ({len(missing)} in all); {advice}")
+    if unexpected := set(found) - set(expected):
+        raise UserError(f"{where}: has {min(unexpected)!r}, which no part takes ({len(unexpected)} in all); {advice}")
+
+
+def _signature(description: Mapping[str, Any]) -> str:
+    """A description as text, such as `ovml.heads.LocalHead(top_k=2)`."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in description.get("init_args", {}).items())
+    return f"{description.get('class_path')}({arguments})"
 
 
 def load_checkpoint(path: str | Path, **given: Any) -> OpenVocabularyModel:
-    """Make the model of a checkpoint, in evaluation mode: the recipe and the learned weights from the file.
+    """Make the model of a checkpoint, in evaluation mode.
 
     Args:
         path: A checkpoint that `ovml fit` or a `Trainer` wrote.
-        given: Constructor arguments in the place of the recipe's.
+        given: Constructor arguments of `OpenVocabularyModel` that replace those of the recipe.
 
     Raises:
         UserError: The file is missing, unreadable, or was made by a model of other parts.
     """
     checkpoint = read_checkpoint(path)
-    recipe = checkpoint_recipe(checkpoint, path)
+    recipe, prefix = checkpoint["ovml"], "model."
     model = OpenVocabularyModel(**model_arguments(recipe, given, path))
-    state = {name.removeprefix(MODEL): v for name, v in checkpoint["state_dict"].items() if name.startswith(MODEL)}
-    check_learned({**checkpoint, "state_dict": state}, model, state.keys() & model.state_dict().keys(), path)
+    processor = model.image_processor
+    state = {name.removeprefix(prefix): v for name, v in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    expected = part_weights(model).keys() | (state.keys() & model.state_dict().keys())
+    check_learned({"ovml": recipe, "state_dict": state}, model, expected, path)
     load_weights(model, state, path)
-    apply_recipe(model, recipe, str(path))
+    apply_recipe(model, recipe, path)
+    if "preprocessing" in given:
+        model.image_processor = processor
     return model.eval()
 
 

@@ -1,63 +1,46 @@
 """The folder of a saved model: a plain CLIP checkpoint and all that ovml adds to it.
 
-config.json               the CLIP's configuration; under the key `ovml` the parts' class paths and arguments
-model.safetensors         the CLIP's weights with what learned in its place, then the parts' own
+config.json               the CLIP's configuration, and the recipe of the model under the key `ovml`
+model.safetensors         the CLIP's weights with learned ones in their place, then the parts' own
 preprocessor_config.json, tokenizer*.json
-labels.json               the vocabulary, where there is one
-calibration.json          what turns scores into probabilities, where the model was validated
+labels.json               the vocabulary, if there is one
+calibration.json          the calibration, if the model was validated
 README.md                 the model card
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ovml.encoders.adapters import plain_state
 from ovml.metrics.calibration import Calibration
 from ovml.model import OpenVocabularyModel
-from ovml.saving.recipe import FORMAT, PARTS, build_parts, model_parts
-from ovml.utils.errors import UserError
-from ovml.utils.parts import check_importable
+from ovml.saving.checkpoint import check_names
+from ovml.saving.recipe import PARTS, base_model, build_parts, checked_recipe, part_weights, parts_recipe
+from ovml.utils.errors import UserError, first_line
+from ovml.utils.parts import check_importable, describe
 from ovml.vocabulary import LabelVocabulary
 
 CONFIG, WEIGHTS, LABELS, CARD = "config.json", "model.safetensors", "labels.json", "README.md"
 CALIBRATION = "calibration.json"
 TRAINING_PARTS = ("loss", "distillation")
-"""Parts of the training whose weights are kept too."""
-
-
-class SavedModel(NamedTuple):
-    """What a folder holds.
-
-    Attributes:
-        model: The model, in evaluation mode.
-        training: How it was trained: the loss, the stages and so on, as descriptions; empty where it was not.
-        weights: Weights of the training's own parts, such as `loss.margin`.
-    """
-
-    model: OpenVocabularyModel
-    training: Mapping[str, Any]
-    weights: Mapping[str, Tensor]
+"""Parts of the training whose weights are saved too."""
+SAVE_AGAIN = "the folder is not as save_pretrained wrote it, save or download it again"
 
 
 def saved_config(model: OpenVocabularyModel, training: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config.json` holds.
+    """Return the content of `config.json`.
 
     Raises:
         UserError: A part cannot be described.
     """
     from transformers import CLIPConfig, SiglipConfig
-
-    from ovml.utils.version import __version__
 
     for part in (model.head, model.prompt, *model.adapters):
         check_importable(part)
@@ -66,38 +49,32 @@ def saved_config(model: OpenVocabularyModel, training: Mapping[str, Any]) -> dic
     configs: dict[str, Any] = {name: tower.config.to_dict() for name, tower in towers.items()}
     siglip = model.image_encoder.model_type == "siglip"
     clip = SiglipConfig(**configs) if siglip else CLIPConfig(**configs, projection_dim=text.embed_dim)
-    parts = model_parts(model)
-    # Low-rank updates are merged into the weights: a loaded model is complete without their adapters.
-    parts["adapters"] = [d for d, adapter in zip(parts["adapters"], model.adapters, strict=True) if adapter.added]
-    ovml = {"format": FORMAT, "version": __version__, "base_model": base_model(model), **parts, "training": training}
+    recipe = {**parts_recipe(model, describe), "base_model": base_model(model), "training": training}
+    # LoRA is merged into the weights, so a loaded model does not need it.
+    recipe["adapters"] = [describe(adapter) for adapter in model.adapters if adapter.added]
     dtype = str(next(iter(model_weights(model).values())).dtype).removeprefix("torch.")
     plain: dict[str, Any] = json.loads(clip.to_json_string(use_diff=False))
-    return {**plain, "architectures": ["SiglipModel" if siglip else "CLIPModel"], "dtype": dtype, "ovml": ovml}
+    return {**plain, "architectures": ["SiglipModel" if siglip else "CLIPModel"], "dtype": dtype, "ovml": recipe}
 
 
 def model_weights(model: OpenVocabularyModel) -> dict[str, Tensor]:
-    """All that the scores depend on: the CLIP's weights under its own names, then the head's and the prompt's."""
+    """All weights that the scores depend on: the CLIP's under its own names, then the head's and the prompt's."""
     encoders = (model.image_encoder, model.prompt.text_encoder)
     states = {name: plain_state(module) for encoder in encoders for name, module in encoder.named_children()}
-    states |= {part: getattr(model, part).state_dict() for part in PARTS}
-    return {
-        f"{name}.{key}": value.detach()
-        for name, state in states.items()
-        for key, value in state.items()
-        if not (name == "prompt" and key.startswith("text_encoder."))
-    }
+    clip = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+    return {**clip, **part_weights(model)}
 
 
 def write_model(
     model: OpenVocabularyModel, config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
 ) -> None:
-    """Write all but the model card into an empty folder.
+    """Write all files but the model card into an empty folder.
 
     Args:
         model: The model.
-        config: What `saved_config` gave.
+        config: Output of `saved_config`.
         weights: Weights of the training's own parts.
-        folder: Where to write.
+        folder: The folder.
     """
     from safetensors.torch import save_file
     from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
@@ -108,12 +85,8 @@ def write_model(
     tokenizer: Any = model.prompt.text_encoder.tokenizer
     tokenizer.save_pretrained(folder)
     own = model.image_processor
+    settings: dict[str, Any] = {"image_mean": own.mean, "image_std": own.std, "resample": own.resample}
     square = {"height": own.size, "width": own.size}
-    settings: dict[str, Any] = {
-        "image_mean": list(own.mean),
-        "image_std": list(own.std),
-        "resample": own.resample,
-    }
     if model.image_encoder.model_type == "siglip":
         processor = SiglipImageProcessorPil(size=square, **settings)
     else:
@@ -129,56 +102,43 @@ def write_model(
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
 
 
-def put_in_place(aside: Path, target: Path, keep_card: bool) -> None:
-    """Rename a complete folder into its place; only an older save may stand there."""
-    if not target.exists():
-        aside.rename(target)
-        return
-    if not target.is_dir():
+def check_replaceable(target: Path, written: Path) -> None:
+    """Check that a folder holds nothing, or nothing but a saved model.
+
+    Args:
+        target: The folder, which may be missing.
+        written: The saved model that will replace it.
+
+    Raises:
+        UserError: It holds other files, or is a file.
+    """
+    if target.is_file():
         raise UserError(f"{target}: is a file; give a folder")
-    present = {path.name for path in target.iterdir()}
-    others = sorted(present - {path.name for path in aside.iterdir()} - {LABELS, CALIBRATION})
-    if present and "ovml" not in read_json(target / CONFIG, missing={}):
-        others = sorted(present)
+    others = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if "ovml" in read_json(target / CONFIG, missing={}):
+        others -= {LABELS, CALIBRATION, CARD, *(path.name for path in written.iterdir())}
     if others:
-        raise UserError(f"{target}: holds other files ({others[0]}); give a new or empty folder")
-    if keep_card and CARD in present:
-        shutil.copy2(target / CARD, aside / CARD)
-    old = target.with_name(f"{aside.name}-old")
-    target.rename(old)
-    try:
-        aside.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
+        raise UserError(f"{target}: holds other files ({min(others)}); give a new or empty folder")
 
 
-def base_model(model: OpenVocabularyModel) -> str | None:
-    """The Hub name of the CLIP that the model began as, where it is known."""
-    name = model.base_model or model.clip_name
-    known = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if known else None
-
-
-def read_model(folder: Path, saved: Any, given: Mapping[str, Any]) -> SavedModel:
-    """Make the model that a folder holds.
+def read_model(folder: Path, recipe: Any, given: Mapping[str, Any]) -> tuple[OpenVocabularyModel, dict[str, Tensor]]:
+    """Make the model of a folder.
 
     Args:
         folder: A folder that `write_model` filled.
-        saved: What its `config.json` has under the key `ovml`.
-        given: Constructor arguments of the model in the place of the saved ones.
+        recipe: The value of `ovml` in its `config.json`.
+        given: Constructor arguments of the model that replace the saved ones.
+
+    Returns:
+        The model, in evaluation mode, and weights of the training's own parts, such as `loss.margin`.
 
     Raises:
-        UserError: A file is missing or broken, weights are missing or too many, or a part cannot be made.
+        UserError: A file is missing or broken, a weight is missing or unexpected, or a part cannot be made.
     """
     from safetensors import SafetensorError, safe_open
 
-    file, config = folder / WEIGHTS, folder / CONFIG
-    if not isinstance(saved, dict) or saved.get("format", FORMAT) > FORMAT or not {*PARTS, "training"} <= set(saved):
-        version = saved.get("version") if isinstance(saved, dict) else None
-        raise UserError(f"{config}: not a model that this ovml can read (written by ovml {version}); upgrade ovml")
-    arguments = {**build_parts(saved, given, str(config)), **given}
+    file = folder / WEIGHTS
+    arguments = {**build_parts(checked_recipe(recipe, folder / CONFIG), given, folder / CONFIG), **given}
     if "labels" not in given and (folder / LABELS).is_file():
         arguments["labels"] = LabelVocabulary.from_any(read_json(folder / LABELS))
     replaced = tuple(f"{part}." for part in PARTS if part in given)
@@ -187,39 +147,27 @@ def read_model(folder: Path, saved: Any, given: Mapping[str, Any]) -> SavedModel
             names = {name for name in opened.keys() if not name.startswith(replaced)}  # noqa: SIM118
             with _quiet_transformers():
                 model = OpenVocabularyModel(str(folder), **arguments)
-            wanted = {name for name in model_weights(model) if not name.startswith(replaced)}
-            training = {name for name in names - wanted if name.partition(".")[0] in TRAINING_PARTS}
-            if names - training != wanted:
-                lacks = sorted(wanted - names)
-                extra = sorted(names - training - wanted)
-                what = f"lacks {lacks[0]!r}" if lacks else f"has {extra[0]!r}, which no part takes"
-                raise UserError(
-                    f"{file}: {what}; the folder is not as save_pretrained wrote it, save or download it again"
-                )
-            added = {kind for adapter in model.adapters for kind in adapter.added}
-            _load(model.image_encoder, opened, {name: name for name in names if added & set(name.split("."))})
-            for part in PARTS:
-                own = {n: n.partition(".")[2] for n in names if n.partition(".")[0] == part}
-                _load(getattr(model, part), opened, own)
+            training = {name for name in names if name.partition(".")[0] in TRAINING_PARTS}
+            expected = {name for name in model_weights(model) if not name.startswith(replaced)}
+            check_names(names - training, expected, file, SAVE_AGAIN)
+            # transformers has loaded the CLIP's own weights.
+            added = {name for adapter in model.adapters for name in adapter.added}
+            own = {name: name for name in names & part_weights(model).keys()}
+            own |= {f"image_encoder.{name}": name for name in names if added & set(name.split("."))}
+            state = {name: opened.get_tensor(saved).clone() for name, saved in own.items()}
+            model.load_state_dict(state, strict=False, assign=True)  # in the file's precision
             weights = {name: opened.get_tensor(name).clone() for name in training}
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); save or download the model again") from error
     if (folder / CALIBRATION).is_file() and not set(PARTS) & set(given):
         model.calibration = Calibration.from_dict(read_json(folder / CALIBRATION), str(folder / CALIBRATION))
     model.image_encoder.requires_grad_(False)
-    model.base_model = saved.get("base_model")
-    return SavedModel(model.eval(), saved["training"], weights)
-
-
-def _load(module: torch.nn.Module, opened: Any, names: Mapping[str, str]) -> None:
-    """Load weights, in the file's precision, under names of the module's own."""
-    if names:
-        state = {own: opened.get_tensor(name).clone() for name, own in names.items()}
-        module.load_state_dict(state, strict=False, assign=True)
+    model.base_model = recipe.get("base_model")
+    return model.eval(), weights
 
 
 def read_json(file: Path, missing: Any = None) -> Any:
-    """Read a JSON object; `missing` is what a file that is not there holds."""
+    """Read a JSON object; `missing` replaces a file that does not exist."""
     if missing is not None and not file.is_file():
         return missing
     try:
@@ -231,14 +179,9 @@ def read_json(file: Path, missing: Any = None) -> Any:
     return content
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, to be part of another one."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-
-
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Hide that transformers finds the parts' weights unexpected."""
+    """Silence the warning of transformers about the parts' weights, which it does not know."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

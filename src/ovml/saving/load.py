@@ -1,4 +1,4 @@
-"""Loading a model by whatever name it has."""
+"""Loading a model by its name: a run, a checkpoint, a folder, or a name on the Hub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from ovml.encoders.checkpoints import checkpoint_path
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
-from ovml.saving.folder import CARD, CONFIG, WEIGHTS, first_line, read_json, read_model
-from ovml.utils.errors import UserError
+from ovml.saving.folder import CARD, CONFIG, WEIGHTS, read_json, read_model
+from ovml.utils.errors import UserError, first_line
 
 HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError, EntryNotFoundError))
-"""What a call of the Hub may raise; first the HTTP library's own error."""
+"""Errors that a call of the Hub may raise; the first is the HTTP library's own."""
 DOWNLOADED = ["*.json", "merges.txt", "spiece.model", WEIGHTS, CARD]
 
 
@@ -28,7 +28,8 @@ def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
     Args:
         name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
             the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
-        given: Constructor arguments of `OpenVocabularyModel` in the place of the saved ones.
+        given: Constructor arguments of `OpenVocabularyModel` that replace the saved ones. The head and the prompt of a
+            checkpoint cannot be replaced.
 
     Raises:
         UserError: There is no such model, or it cannot be read.
@@ -40,26 +41,26 @@ def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
     place = find_model(str(name))
     if place.is_file():
         return load_checkpoint(place, **given)
-    saved = saved_part(place)
-    if saved is None:
+    recipe = saved_recipe(place)
+    if recipe is None:
         return OpenVocabularyModel(str(place) if place.is_dir() else str(name), **given).eval()
-    return read_model(place, saved, given).model
+    return read_model(place, recipe, given)[0]
 
 
-def saved_part(place: Path) -> Any:
-    """What ovml saved in the configuration of a folder; `None` where it is a plain CLIP, or not a folder."""
+def saved_recipe(place: Path) -> Any:
+    """The recipe in the configuration of a folder; `None` for a plain CLIP, or if there is no such folder."""
     return read_json(place / CONFIG, missing={}).get("ovml")
 
 
 def find_model(name: str, hub: Mapping[str, Any] | None = None) -> Path:
-    """The place of a model: a checkpoint file, or a folder; for a plain CLIP on the Hub its name as a path.
+    """Find the checkpoint file or the folder of a model; for a plain CLIP on the Hub, return its name as a path.
 
     Args:
         name: See `load_model`.
         hub: Options of the download, such as `revision` and `token`.
 
     Raises:
-        UserError: There is no such checkpoint, or the Hub does not give all files.
+        UserError: There is no such checkpoint, or the download fails.
     """
     path = Path(checkpoint_path(name))
     if path.is_dir() and (path / "config.yaml").is_file():
@@ -72,10 +73,10 @@ def find_model(name: str, hub: Mapping[str, Any] | None = None) -> Path:
 
 
 def download(name: str, options: Mapping[str, Any]) -> Path | None:
-    """Fetch a saved model from the Hub; `None` where the name is of something else, or cannot be had.
+    """Download a saved model from the Hub; return `None` for a name without one, or of a plain CLIP without options.
 
     Raises:
-        UserError: Some of its files cannot be had.
+        UserError: A file of the model cannot be downloaded.
     """
     try:
         config = hf_hub_download(name, CONFIG, **options)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ovml.model import OpenVocabularyModel
-from ovml.saving.checkpoint import checkpoint_recipe, model_arguments, read_checkpoint
-from ovml.saving.folder import CONFIG, WEIGHTS, read_model
-from ovml.saving.load import find_model, saved_part
+from ovml.saving.checkpoint import check_names, model_arguments, read_checkpoint
+from ovml.saving.folder import CONFIG, SAVE_AGAIN, WEIGHTS, read_model
+from ovml.saving.load import find_model, saved_recipe
 from ovml.training.fit import StagedModule
 from ovml.training.objective import Objective
 from ovml.training.recipe import training_arguments
-from ovml.utils.errors import UserError
 
 HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
 """Options of a download, as `huggingface_hub` names them."""
@@ -37,12 +36,12 @@ def load_classifier(make: Callable[..., Classifier], name: str, options: dict[st
     place = find_model(name, hub)
     if place.is_file():
         return restore_checkpoint(make, place, options)
-    if (saved := saved_part(place)) is None:
+    if (recipe := saved_recipe(place)) is None:
         return make(str(place) if place.is_dir() else name, **{"stages": [], **options})
     own, rest = split_arguments(options)
-    found = read_model(place, saved, own)
-    classifier = make(found.model, **training_arguments(found.training, rest, str(place / CONFIG)))
-    _load_objective(classifier.objective, found.weights, rest, place / WEIGHTS)
+    model, weights = read_model(place, recipe, own)
+    classifier = make(model, **training_arguments(recipe.get("training", {}), rest, str(place / CONFIG)))
+    _load_objective(classifier.objective, weights, rest, place / WEIGHTS)
     return classifier
 
 
@@ -57,11 +56,14 @@ def restore_checkpoint(make: Callable[..., Classifier], path: str | Path, argume
     Raises:
         UserError: The file is missing or unreadable, or was made by a model of other parts.
     """
-    recipe = checkpoint_recipe(read_checkpoint(path), path)
+    recipe = read_checkpoint(path)["ovml"]
     own, rest = split_arguments(arguments)
     model = OpenVocabularyModel(**model_arguments(recipe, own, path))
+    processor = model.image_processor
     classifier = make(model, **training_arguments(recipe.get("training", {}), rest, str(path)))
     classifier.load_learned(path)
+    if "preprocessing" in own:  # replaces the checkpoint's
+        model.image_processor = processor
     return classifier
 
 
@@ -76,8 +78,5 @@ def _load_objective(objective: Objective, weights: Mapping[str, Any], given: Map
     """Load the weights of the loss and the distillation, but for those that were given."""
     own = {name for name in objective.state_dict() if name.partition(".")[0] not in given}
     saved = {name: value for name, value in weights.items() if name.partition(".")[0] not in given}
-    if own != set(saved):
-        lacks, extra = sorted(own - set(saved)), sorted(set(saved) - own)
-        what = f"lacks {lacks[0]!r}" if lacks else f"has {extra[0]!r}, which no part takes"
-        raise UserError(f"{file}: {what}; the folder is not as save_pretrained wrote it, save or download it again")
+    check_names(saved, own, file, SAVE_AGAIN)
     objective.load_state_dict(saved, strict=False, assign=True)

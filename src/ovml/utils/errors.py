@@ -47,3 +47,12 @@ def check_share(owner: object, **arguments: float) -> None:
 
 def _name(owner: object) -> str:
     return owner if isinstance(owner, str) else type(owner).__name__
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message, to be part of another one.
+
+    >>> first_line(ValueError("too long.\nsee below")), first_line(KeyboardInterrupt())
+    ('too long', 'KeyboardInterrupt')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -17,13 +17,14 @@ MOST_BYTES = 2**26
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write a file or a folder to, and rename it to `path` when the block ends.
 
     An error in the block removes what was written and leaves `path` as it was. Missing parent folders are made.
 
     Args:
         path: Where the file or folder appears. A file that is there is replaced; a folder that is there must be empty.
+        replace_folder: Replace a folder that is there with all that it holds.
 
     Example:
         >>> target = getfixture("tmp_path") / "names.txt"
@@ -34,15 +35,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part-{os.getpid()}")
+    beside, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
     try:
         yield beside
+        if replace_folder and path.is_dir():
+            path.rename(old)  # a folder can be renamed over an empty one only
         os.replace(beside, path)
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (beside, old):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def read_text(path: str | Path, kind: str, form: str) -> str:

@@ -172,6 +172,8 @@ def build(description: Any, base: Any, where: str) -> Any:
     Raises:
         UserError: It is no description, there is no such class, or its arguments do not fit.
     """
+    if isinstance(description, Mapping) and "error" in description:
+        raise UserError(f"{where}: {description['error']}; or pass the same one again")
     path = description.get("class_path") if isinstance(description, Mapping) else None
     init_args = description.get("init_args", {}) if isinstance(description, Mapping) else None
     if not isinstance(path, str) or not isinstance(init_args, Mapping) or not is_plain(init_args):

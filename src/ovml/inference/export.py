@@ -25,6 +25,7 @@ from ovml.inference.tagger import Tagger
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import PromptLearner
 from ovml.utils.errors import UserError
+from ovml.utils.files import check_output, write_errors
 from ovml.utils.version import __version__
 from ovml.vocabulary import LabelVocabulary
 
@@ -116,7 +117,7 @@ def export_model(
     embeds = None if vocabulary is None else Tagger(model, vocabulary, prompt=prompt).label_embeds()
 
     metadata = _metadata(model)
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{path.name}.part-", dir=path.parent) as folder:
             written = Path(folder, path.name)  # ONNX files hold the name of their data file
@@ -128,8 +129,6 @@ def export_model(
             if vocabulary is not None and embeds is not None:
                 write_label_embeddings(labels_path(written), vocabulary.names, embeds, metadata)
             labels_file, data_file = _put_in_place(written, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
     return Exported(path, labels_file, data_file, difference)
 
 
@@ -141,16 +140,11 @@ def check_target(path: Path, format: str | None, overwrite: bool) -> str:
     """
     if format is not None and format not in FORMATS:
         raise UserError(f"format {format!r}: unknown; it is one of {', '.join(FORMATS)}")
-    suffixes = [suffix for name, suffix in FORMATS.items() if format in (None, name)]
-    if path.suffix not in suffixes:
-        what = "cannot tell what to write" if format is None else f"a file of the format {format} is named otherwise"
-        raise UserError(f"{path}: {what}; let the name end in {' or '.join(suffixes)}")
-    for file in (path, labels_path(path), data_path(path)):
-        if file.is_dir():
-            raise UserError(f"{file}: is a folder; give another name")
-        if file.exists() and not overwrite:
-            raise UserError(f"{file}: exists already; give another name, or use overwrite=True to replace it")
-    return next(name for name, suffix in FORMATS.items() if suffix == path.suffix)
+    suffixes = {suffix: name for name, suffix in FORMATS.items() if format in (None, name)}
+    check_output(path, list(suffixes), overwrite)
+    for file in (labels_path(path), data_path(path)):
+        check_output(file, [file.suffix], overwrite)
+    return suffixes[path.suffix.lower()]
 
 
 def labels_path(path: Path) -> Path:
@@ -217,15 +211,14 @@ def _difference(scorer: Scorer, run: Run, model: OpenVocabularyModel, name: str)
     return maximum
 
 
-def _put_in_place(written: Path, path: Path) -> tuple[Path | None, Path | None]:
-    """Rename the files, the model last; returns the paths of labels and data."""
+def _put_in_place(written: Path, path: Path) -> list[Path | None]:
+    """Rename the files, the model last; return the paths of labels and data."""
     beside: list[Path | None] = []
     for place in (labels_path, data_path):
-        source, target = place(written), place(path)
-        if source.exists():
-            source.replace(target)
+        if place(written).exists():
+            beside.append(place(written).replace(place(path)))
         else:
-            target.unlink(missing_ok=True)  # of the model that is replaced
-        beside.append(target if target.exists() else None)
+            place(path).unlink(missing_ok=True)  # of the model that is replaced
+            beside.append(None)
     written.replace(path)
-    return beside[0], beside[1]
+    return beside

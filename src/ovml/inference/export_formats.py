@@ -53,7 +53,7 @@ def write_traced(
     program = torch.export.export(scorer, inputs, dynamic_shapes=sizes, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains file paths of this machine
-    if path.suffix == FORMATS["torch.export"]:
+    if path.suffix.lower() == FORMATS["torch.export"]:
         torch.export.save(program, path, extra_files={"ovml.json": json.dumps(metadata)})
         return
     names: dict[str, Any] = {
@@ -72,7 +72,7 @@ def write_traced(
 
 def load_traced(path: Path) -> Run | None:
     """Load a file that `write_traced` wrote; `None` if onnxruntime is needed and not installed."""
-    if path.suffix == FORMATS["torch.export"]:
+    if path.suffix.lower() == FORMATS["torch.export"]:
         module: Run = torch.export.load(path).module()
         return module
     if find_spec("onnxruntime") is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write
+from ovml.utils.files import atomic_write, write_errors
 from ovml.vocabulary import check_names
 
 FORMAT = "ovml-label-embeddings"
@@ -53,11 +53,8 @@ def write_label_embeddings(
     names = json.dumps(list(labels), ensure_ascii=False)
     tensors = {TENSOR: embeds.detach().float().cpu().contiguous()}
     content = save(tensors, {**(metadata or {}), "format": FORMAT, "labels": names})
-    try:
-        with atomic_write(path) as beside:
-            beside.write_bytes(content)  # safetensors' save_file would make it unreadable for others
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); give another path") from error
+    with write_errors(path), atomic_write(path) as beside:
+        beside.write_bytes(content)  # safetensors' save_file would make it unreadable for others
 
 
 def read_label_embeddings(path: str | Path) -> LabelEmbeddings:

@@ -17,7 +17,7 @@ from ovml.heads import Head, TwoStreamHead
 from ovml.heads.base import normalize_over_labels
 from ovml.heads.global_ import global_scores
 from ovml.heads.local import local_scores
-from ovml.inference.tagger import Tagger
+from ovml.inference.tagger import Tagger, inference
 from ovml.utils.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -131,14 +131,12 @@ def find_labels(tagger: Tagger, image: Image.Image, top_k: int | None = None) ->
     Returns:
         The grid of the patches, and the labels, best first.
     """
-    model, training = tagger.model, tagger.model.training
-    model.eval()
-    with torch.inference_mode():
-        features = model.encode_images(model.image_processor(image)[None].to(model.device))
-    model.train(training)
+    model = tagger.model
     patch_size = int(model.image_encoder.vision_model.config.patch_size)
     grid = PatchGrid.of(image.size, model.image_processor, patch_size)
-    return grid, find_evidence(features, tagger.label_embeds(), tagger.labels, model.head, top_k)
+    with inference(model):
+        features = model.encode_images(model.image_processor(image)[None].to(model.device))
+        return grid, find_evidence(features, tagger.label_embeds(), tagger.labels, model.head, top_k)
 
 
 @torch.inference_mode()
@@ -177,8 +175,6 @@ def find_evidence(
     for column in scores.argsort(descending=True, stable=True)[:top_k].tolist():
         similarity = features.patch_embeds[0] @ label_embeds[column]
         best = similarity.argsort(descending=True, stable=True)[:num_best].tolist()
-        found = similarity.float().cpu().numpy()
-        evidence.append(
-            LabelEvidence(labels[column], float(scores[column]), whole[column], local[column], found, tuple(best))
-        )
+        found = (labels[column], float(scores[column]), whole[column], local[column])
+        evidence.append(LabelEvidence(*found, similarity.float().cpu().numpy(), tuple(best)))
     return evidence

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -207,23 +206,16 @@ def _paths(images: Path) -> Any:
     """Arrow table of names and paths of the images in a folder or a file of paths."""
     import pyarrow as pa
 
-    def listed() -> Iterator[str]:
-        with images.open("rb") as file:
-            for line in file:
-                if path := line.rstrip(b"\r\n"):
-                    yield os.fsdecode(path)
-
-    paths = map(str, find_images([images])) if images.is_dir() else listed()
-    columns = pa.schema([("image_id", pa.string()), ("image", pa.struct([("path", pa.binary())]))])
-    tables = [columns.empty_table()]
-    while some := list(islice(paths, 2**14)):
-        # File names may hold any bytes; Arrow strings are UTF-8.
-        places = [{"path": os.fsencode(path)} for path in some]
-        tables.append(pa.table({"image_id": list(map(utf8, some)), "image": places}, schema=columns))
-    table = pa.concat_tables(tables).combine_chunks()
-    if len(table) == 0:
+    # File names may hold any bytes; Arrow strings are UTF-8.
+    if images.is_dir():
+        paths = [os.fsencode(path) for path in find_images([images])]
+    else:
+        paths = [path for line in images.read_bytes().split(b"\n") if (path := line.rstrip(b"\r"))]
+    names = pa.array([utf8(os.fsdecode(path)) for path in paths], pa.string())
+    places = pa.StructArray.from_arrays([pa.array(paths, pa.binary())], ["path"])
+    if not paths:
         raise UserError(f"{images}: lists no image; give paths, one a line")
-    return table
+    return pa.table({"image_id": names, "image": places})
 
 
 def _images(table: Any, root: Path) -> Iterator[tuple[str, ImageLike]]:

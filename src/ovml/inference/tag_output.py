@@ -10,17 +10,18 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from ovml.inference.tag_files import Row, image_name, tag_row, write_csv, write_parquet
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write, write_text
+from ovml.utils.files import atomic_write, check_output, write_errors, write_text
 from ovml.utils.images import ImageLike
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+_errors_of = partial(write_errors, advice="choose another place, or make room and run the same command again to resume")
 
 
 class Written(NamedTuple):
@@ -49,10 +50,10 @@ def write_tags(
 ) -> Written:
     """Tag images into a file; see `Tagger.write`."""
     out = Path(out)
-    check_out(out, overwrite)
+    check_output(out, SUFFIXES, overwrite)
     part, settings_file = (out.with_name(out.name + suffix) for suffix in (".part", ".part.json"))
     on_rows = on_rows or (lambda _: None)
-    with _file_errors(out):
+    with _errors_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if overwrite:
             out.unlink(missing_ok=True)
@@ -68,16 +69,16 @@ def write_tags(
         tagged = enumerate(tagger.tag(rest, on_error="row"), start=resumed)
         while batch := list(islice(tagged, tagger.batch_size)):
             rows = [tag_row(image_name(image, position), result) for position, (image, result) in batch]
-            with _file_errors(out):
+            with _errors_of(out):
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
                 file.flush()
             errors = sum(row["error"] is not None for row in rows)
             written = Written(written.rows + len(rows), resumed, written.errors + errors)
             on_rows(written)
     finally:
-        with _file_errors(out), file:
+        with _errors_of(out), file:
             os.fsync(file.fileno())
-    with _file_errors(out):
+    with _errors_of(out):
         _finish(part, out, tagger.top_k)
         settings_file.unlink()
     return written
@@ -143,16 +144,6 @@ def _finish(part: Path, out: Path, top_k: int) -> None:
     part.unlink()
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raise a `UserError` if an output has an unknown suffix, is a folder, or exists and is not to be overwritten."""
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{out}: cannot tell what to write; let the name end in {', '.join(SUFFIXES)}")
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; give a file")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; give another name, or use overwrite=True to start over")
-
-
 def check_settings(part: Path, file: Path, settings: dict[str, Any], begun: bool) -> None:
     """Compare the settings with those that `file` has of an interrupted run, or save them if `part` was not begun.
 
@@ -175,14 +166,3 @@ def check_settings(part: Path, file: Path, settings: dict[str, Any], begun: bool
             f"{part}: begun with another {', '.join(differing)}; give the same, or delete it, or use overwrite=True "
             "to start over"
         )
-
-
-@contextmanager
-def _file_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror or error}); choose another place, or make room and run the "
-            "same command again to resume"
-        ) from error

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovml.inference.tag_output import Written, write_tags
 from ovml.model import OpenVocabularyModel
@@ -263,12 +264,10 @@ class Tagger:
             return wrapped
 
     def _score(self, pixels: Tensor, label_embeds: Tensor) -> Tensor:
-        model, training = self.model, self.model.training
-        model.eval()
-        with torch.inference_mode():
+        model = self.model
+        with inference(model):
             features = model.encode_images(pixels.to(model.device))
             scores = model.score(features, label_embeds)[:, : len(self.labels)]
-        model.train(training)
         return scores if self.calibration is None else self.calibration.probabilities(scores)
 
     def _rank(self, scores: Tensor) -> list[list[LabelScore]]:
@@ -284,6 +283,18 @@ class Tagger:
         if self.threshold == "calibrated" and self.calibration is not None:
             return self.calibration.thresholds(self.vocabulary).tolist()
         return [-float("inf") if self.threshold is None else float(self.threshold)] * len(self.labels)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation mode and without gradients, and restore its mode."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
 
 
 def _describe(part: Part) -> str:

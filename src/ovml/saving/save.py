@@ -16,7 +16,7 @@ from ovml.saving.card import Rows, model_card
 from ovml.saving.folder import CARD, check_replaceable, saved_config, write_model
 from ovml.saving.load import HUB_ERRORS
 from ovml.utils.errors import UserError, first_line
-from ovml.utils.files import atomic_write
+from ovml.utils.files import atomic_write, write_errors
 
 
 def save_model(
@@ -46,18 +46,14 @@ def save_model(
     training = training or {}
     config = saved_config(model, training)
     card = model_card(model, training, repo_id or target.name, metrics)
-    try:
-        with atomic_write(target, replace_folder=True) as beside:
-            beside.mkdir()
-            write_model(model, config, weights or {}, beside)
-            check_replaceable(target, beside)
-            if metrics is None and (target / CARD).is_file():
-                shutil.copy2(target / CARD, beside / CARD)
-            else:
-                (beside / CARD).write_text(card, encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{target}: cannot be written ({reason}); give another folder") from error
+    with write_errors(target, "give another folder"), atomic_write(target, replace_folder=True) as beside:
+        beside.mkdir()
+        write_model(model, config, weights or {}, beside)
+        check_replaceable(target, beside)
+        if metrics is None and (target / CARD).is_file():
+            shutil.copy2(target / CARD, beside / CARD)
+        else:
+            (beside / CARD).write_text(card, encoding="utf-8")
 
 
 def card_options(options: Mapping[str, Any]) -> dict[str, Any]:

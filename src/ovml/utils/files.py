@@ -6,7 +6,7 @@ import codecs
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +81,34 @@ def read_text(path: str | Path, kind: str, form: str) -> str:
     if "\0" in text:
         raise UserError(f"{path}: has a NUL character, so it is not text; save the {kind} file as UTF-8, {form}")
     return text
+
+
+def check_output(path: Path, suffixes: Sequence[str], overwrite: bool = False) -> None:
+    """Check that a file can be written.
+
+    Args:
+        path: The file.
+        suffixes: Suffixes that its name may have.
+        overwrite: Whether the file may exist.
+
+    Raises:
+        UserError: It has another suffix, is a folder, or exists.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: cannot tell what to write; let the name end in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; give another name, or use overwrite=True to start over")
+
+
+@contextmanager
+def write_errors(path: str | Path, advice: str = "choose another place") -> Iterator[None]:
+    """Turn errors of writing a file into a `UserError` that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

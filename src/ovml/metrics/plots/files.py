@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write
+from ovml.utils.files import atomic_write, check_output, write_errors
 
 Figure: TypeAlias = Any
 """A `matplotlib.figure.Figure`; matplotlib is optional, and is imported when something is drawn."""
@@ -25,18 +25,12 @@ def save_png(image: Image.Image | Figure, path: str | Path) -> Path:
         UserError: The name has another ending, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path}: cannot tell what to write; let the name end in .png")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give a file")
-    try:
-        with atomic_write(path) as beside:
-            if isinstance(image, Image.Image):
-                image.save(beside, "PNG", optimize=True)
-            else:
-                image.savefig(beside, format="png")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    check_output(path, [".png"], overwrite=True)
+    with write_errors(path), atomic_write(path) as beside:
+        if isinstance(image, Image.Image):
+            image.save(beside, "PNG", optimize=True)
+        else:
+            image.savefig(beside, format="png")
     return path
 
 

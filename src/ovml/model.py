@@ -39,10 +39,10 @@ class OpenVocabularyModel(nn.Module):
             patches (16 of 196).
         prompt: Turns label names into label embeddings. Default: `ContextPrompt`, MKT's.
         adapters: Learned modules beside the blocks of the image tower.
-        preprocessing: Settings that take the place of those of the checkpoint's image processor.
+        preprocessing: Settings that replace those of the checkpoint's image processor.
         tokenizer: Needed only where `clip` is a model.
         compile: Run the blocks of both towers through `torch.compile`.
-        gradient_checkpointing: Recompute the activations of learning blocks in the backward pass instead of keeping
+        gradient_checkpointing: Recompute the activations of trained blocks in the backward pass instead of keeping
             them.
         attn_implementation: How the blocks compute attention, as in transformers: `sdpa` (its default), `eager`,
             `flash_attention_2`.
@@ -50,9 +50,9 @@ class OpenVocabularyModel(nn.Module):
     Attributes:
         image_encoder: The image tower.
         image_processor: How images become pixel values.
-        calibration: Turns logits into probabilities; `None` until a validation has fitted one.
-        clip_name: Where the frozen weights are from; `None` for a model that was made in Python.
-        base_model: Hub name of the CLIP that a saved model began as, where it is known.
+        calibration: Turns logits into probabilities; `None` until a validation fits one.
+        clip_name: Name of the checkpoint with the frozen weights; `None` if `clip` was a model.
+        base_model: Hub name of the CLIP that a saved model was trained from, if it is known.
 
     Raises:
         UserError: The checkpoint cannot be loaded, the labels are not a proper list, or the attention is not available.
@@ -104,7 +104,7 @@ class OpenVocabularyModel(nn.Module):
         return next(self.parameters()).device
 
     def add_adapter(self, adapter: TowerAdapter) -> None:
-        """Attach an adapter to the image tower; one that is attached already stays as it is.
+        """Attach an adapter to the image tower, unless an equal one is attached already.
 
         Raises:
             UserError: The tower is too short, or of a kind that cannot be adapted.
@@ -119,25 +119,25 @@ class OpenVocabularyModel(nn.Module):
         return features
 
     def embed_labels(self, labels: Labels = None) -> Tensor:
-        """Label embeddings `[L, D]`, without a graph; they are kept until the prompt changes."""
+        """Label embeddings `[L, D]`, without gradients; cached until the prompt changes."""
         vocabulary = self.vocabulary_of(labels)
         # The version of a parameter grows with every change in place (an optimizer step, a loaded state).
         weight = next(self.prompt.text_encoder.parameters())
         versions = tuple(p._version for p in self.prompt.parameters())
         key = (vocabulary, weight.device, weight.dtype, versions)
         if key not in self._label_embeds:
-            # In full precision: it is done once, and what is kept serves with and without mixed precision.
+            # In full precision, so that the cached embeddings serve with and without mixed precision.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
                 embeds = self.prompt(vocabulary)
             self._label_embeds = {**dict(list(self._label_embeds.items())[-7:]), key: embeds}
         return self._label_embeds[key]
 
     def forget_labels(self) -> None:
-        """Drop kept label embeddings: of a sharded prompt no version tells that it changed."""
+        """Drop cached label embeddings; the cache does not notice changes of a sharded prompt."""
         self._label_embeds.clear()
 
     def score(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
-        """The head's logits `[B, L]`, in full precision also where the towers run in half."""
+        """The head's logits `[B, L]`, in float32 also where the towers run in half precision."""
         features, label_embeds = widened(features), widen(label_embeds)
         with torch.autocast(label_embeds.device.type, enabled=False):
             logits: Tensor = self.head(features, label_embeds)

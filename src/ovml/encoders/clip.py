@@ -8,15 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders.execution import (
-    Execution,
-    is_whole,
-    run_bidirectional_blocks,
-    run_text_blocks,
-    run_text_blocks_with_prefix,
-    widen,
-)
-from ovml.encoders.prefix import shared_length
+from ovml.encoders.execution import Execution, bidirectional_block, causal_block, is_whole, widen
+from ovml.encoders.prefix import pack, packed_block, shared_length, unpack
 from ovml.utils.errors import UserError
 
 
@@ -75,7 +68,7 @@ class ImageTail(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> ImageFeatures:
         """Run hidden states `[B, 1+P, W]` through the blocks and project them to embeddings."""
-        hidden_states = run_bidirectional_blocks(self.layers, hidden_states, self.execution)
+        hidden_states = self.execution.run(bidirectional_block, self.layers, hidden_states)
         return self.pool(self.post_layernorm(hidden_states))
 
     def pool(self, tokens: Tensor) -> ImageFeatures:
@@ -109,10 +102,10 @@ class ImageEncoder(nn.Module):
         self.vision_model = clip.vision_model
         self.image_size: int = clip.config.vision_config.image_size
         self.num_patches: int = clip.vision_model.embeddings.num_patches
-        self._take_projection(clip)
+        self._set_projection(getattr(clip, "visual_projection", None))
 
-    def _take_projection(self, clip: Any) -> None:
-        self.visual_projection = clip.visual_projection
+    def _set_projection(self, projection: Any) -> None:
+        self.visual_projection = projection
 
     @property
     def num_layers(self) -> int:
@@ -136,7 +129,7 @@ class ImageEncoder(nn.Module):
         for position, layer in enumerate(tail.layers, start=self.num_layers - len(tail.layers)):
             layers[position] = layer
         self.vision_model.post_layernorm = tail.post_layernorm
-        self.visual_projection = tail.visual_projection
+        self._set_projection(tail.visual_projection)
 
     def trunk(self, pixel_values: Tensor, num_tail_layers: int) -> Tensor:
         """Run all but the last `num_tail_layers` blocks; returns hidden states `[B, 1+P, W]`.
@@ -146,7 +139,7 @@ class ImageEncoder(nn.Module):
             num_tail_layers: Number of blocks left for `tail(num_tail_layers)`.
         """
         layers = self.vision_model.encoder.layers[: self.num_layers - num_tail_layers]
-        return run_bidirectional_blocks(layers, self.embed_patches(pixel_values), self.execution)
+        return self.execution.run(bidirectional_block, layers, self.embed_patches(pixel_values))
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
         """Return the hidden states `[B, 1+P, W]` that enter the first block."""
@@ -254,14 +247,15 @@ class TextEncoder(nn.Module):
         text = self.text_model
         hidden_states = text.embeddings(inputs_embeds=token_embeds)
         if num_shared and len(hidden_states) > 1 and not is_whole(text.encoder.layers[0]):
-            hidden_states = run_text_blocks_with_prefix(text.encoder.layers, hidden_states, num_shared, self.execution)
-            lengths = lengths - num_shared
+            packed, num_texts = pack(hidden_states, num_shared), len(hidden_states)
+            packed = self.execution.run(packed_block, text.encoder.layers, packed, num_shared, num_texts)
+            hidden_states, lengths = unpack(packed, num_shared, num_texts), lengths - num_shared
         else:
             # None for SDPA, which masks by itself. Made outside the compiled blocks, where it would never be None.
             mask = create_causal_mask(
                 config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
             )
-            hidden_states = run_text_blocks(text.encoder.layers, hidden_states, mask, self.execution)
+            hidden_states = self.execution.run(causal_block, text.encoder.layers, hidden_states, mask)
         end_token = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
         embeds: Tensor = self.text_projection(text.final_layer_norm(end_token))
         return embeds

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ovml.encoders.prefix import pack, packed_block, unpack
 from ovml.utils.errors import UserError
 
 
@@ -27,35 +26,42 @@ class Execution:
     compile: bool = False
     gradient_checkpointing: bool = False
 
+    def run(
+        self, block: Callable[..., Tensor], layers: Iterable[nn.Module], hidden_states: Tensor, *args: Any
+    ) -> Tensor:
+        """Run hidden states through blocks.
 
-def run_bidirectional_blocks(layers: Iterable[nn.Module], hidden_states: Tensor, execution: Execution) -> Tensor:
-    """Run hidden states `[B, T, W]` through blocks with bidirectional attention.
+        Args:
+            block: Calls one block: `(layer, hidden_states, *args) -> hidden_states`, a function of a module, because
+                compiled code is kept per function.
+            layers: The blocks.
+            hidden_states: Input of the first block.
+            args: Other arguments of `block`.
+        """
+        # torch.compile specialises on size 1 and would compile again; a batch of one is cheap without it.
+        if self.compile and len(hidden_states) > 1:
+            block = _compiled(block)
+        for layer in layers:
+            trained = hidden_states.requires_grad or any(p.requires_grad for p in layer.parameters())
+            # Frozen blocks run without gradients in training too, so they are compiled for one mode only.
+            with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+                if self.gradient_checkpointing and torch.is_grad_enabled():
+                    hidden_states = checkpoint(block, layer, hidden_states, *args, use_reentrant=False)
+                else:
+                    hidden_states = block(layer, hidden_states, *args)
+        return hidden_states
 
-    Vision towers and SigLIP's text tower consist of such blocks.
-    """
-    return _run(_bidirectional_block, layers, hidden_states, execution)
+
+def bidirectional_block(layer: nn.Module, hidden_states: Tensor) -> Tensor:
+    """Run a block with bidirectional attention, of a vision tower or SigLIP's text tower, on `[B, T, W]`."""
+    out: Tensor = layer(hidden_states, None)
+    return out
 
 
-def run_text_blocks(
-    layers: Iterable[nn.Module], hidden_states: Tensor, mask: Tensor | None, execution: Execution
-) -> Tensor:
-    """Run hidden states `[N, T, W]` through the causal blocks of CLIP's text tower. `mask` is `None` with SDPA."""
-    return _run(_text_block, layers, hidden_states, execution, mask)
-
-
-def run_text_blocks_with_prefix(
-    layers: Iterable[nn.Module], hidden_states: Tensor, num_shared: int, execution: Execution
-) -> Tensor:
-    """Run hidden states `[N, T, W]` whose first `num_shared` tokens are the same in all rows.
-
-    The modules inside a block are called one by one; see `is_whole`.
-
-    Returns:
-        Hidden states of the other tokens, `[N, T - num_shared, W]`.
-    """
-    packed = pack(hidden_states, num_shared)
-    packed = _run(packed_block, layers, packed, execution, num_shared, len(hidden_states))
-    return unpack(packed, num_shared, len(hidden_states))
+def causal_block(layer: nn.Module, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """Run a block of CLIP's text tower on `[N, T, W]`; `mask` is `None` with SDPA."""
+    out: Tensor = layer(hidden_states, mask, is_causal=True)
+    return out
 
 
 def is_whole(layer: nn.Module) -> bool:
@@ -69,33 +75,6 @@ def widen(tensor: Tensor) -> Tensor:
     In half precision different scores would round to the same number, and their order would be lost.
     """
     return tensor.float() if torch.is_autocast_enabled(tensor.device.type) else tensor
-
-
-def _bidirectional_block(layer: nn.Module, hidden_states: Tensor) -> Tensor:
-    out: Tensor = layer(hidden_states, None)
-    return out
-
-
-def _text_block(layer: nn.Module, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    out: Tensor = layer(hidden_states, mask, is_causal=True)
-    return out
-
-
-def _run(
-    block: Callable[..., Tensor], layers: Iterable[nn.Module], hidden_states: Tensor, execution: Execution, *args: Any
-) -> Tensor:
-    # torch.compile specialises on size 1 and would compile again; a batch of one is cheap without it.
-    if execution.compile and len(hidden_states) > 1:
-        block = _compiled(block)
-    for layer in layers:
-        trained = hidden_states.requires_grad or any(p.requires_grad for p in layer.parameters())
-        # Frozen blocks run without gradients in training too, so they are compiled for one mode only.
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            if execution.gradient_checkpointing and torch.is_grad_enabled():
-                hidden_states = checkpoint(block, layer, hidden_states, *args, use_reentrant=False)
-            else:
-                hidden_states = block(layer, hidden_states, *args)
-    return hidden_states
 
 
 @cache

@@ -50,7 +50,7 @@ class ImageProcessor:
 
     @classmethod
     def of_config(cls, config: Any) -> ImageProcessor:
-        """The usual image processor of a model of which only the configuration is known."""
+        """The default image processor for a model's configuration."""
         size = config.vision_config.image_size
         if config.model_type == "siglip":
             return cls(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), squash=True)
@@ -141,7 +141,7 @@ class ImageProcessor:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Settings that take the place of a checkpoint's own; `None` keeps the checkpoint's.
+    """Settings that replace those of a checkpoint's image processor; `None` keeps the checkpoint's.
 
     Args:
         resize: Short side after resizing and before the center crop, in pixels; at least the crop's size.
@@ -160,10 +160,10 @@ class Preprocessing:
     std: tuple[float, float, float] | None = None
 
     def of(self, processor: ImageProcessor) -> ImageProcessor:
-        """The image processor with these settings.
+        """Return an image processor with these settings.
 
         Raises:
-            UserError: `resize` does not go with the processor, or a deviation is not above 0.
+            UserError: `resize` does not fit the processor, or a standard deviation is not above 0.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
         processor = replace(processor, **given)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders.clip import ImageEncoder, ImageFeatures, ImageTail, TextEncoder
-from ovml.encoders.execution import run_bidirectional_blocks
+from ovml.encoders.execution import bidirectional_block
 from ovml.utils.errors import UserError
 
 SPACE = "▁"
@@ -80,17 +80,11 @@ class SiglipImageEncoder(ImageEncoder):
         head: nn.Module = self.vision_model.head
         return head
 
-    def _take_projection(self, clip: Any) -> None:
-        if not getattr(self.vision_model, "use_head", False):
+    def _set_projection(self, projection: Any) -> None:
+        if projection is not None:
+            self.vision_model.head = projection
+        elif not getattr(self.vision_model, "use_head", False):
             raise UserError("clip: this SiglipModel pools no image embedding; give one with vision_use_head")
-
-    def replace_tail(self, tail: ImageTail) -> None:
-        """Replace the last blocks, the layer norm and the head by those of `tail`."""
-        layers = self.vision_model.encoder.layers
-        for position, layer in enumerate(tail.layers, start=self.num_layers - len(tail.layers)):
-            layers[position] = layer
-        self.vision_model.post_layernorm = tail.post_layernorm
-        self.vision_model.head = tail.visual_projection
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
         """Return the hidden states `[B, P, W]` that enter the first block."""
@@ -185,7 +179,7 @@ class SiglipTextEncoder(TextEncoder):
         """
         text = self.text_model
         hidden_states = text.embeddings(inputs_embeds=self.pad(token_embeds, lengths))
-        hidden_states = run_bidirectional_blocks(text.encoder.layers, hidden_states, self.execution)
+        hidden_states = self.execution.run(bidirectional_block, text.encoder.layers, hidden_states)
         embeds: Tensor = text.head(text.final_layer_norm(hidden_states[:, -1]))
         return embeds
 

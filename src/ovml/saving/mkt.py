@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ovml.encoders.checkpoints import DEFAULT, load_clip, load_tokenizer
 from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ovml.heads import TwoStreamHead
 from ovml.model import OpenVocabularyModel
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 from ovml.vocabulary import LabelVocabulary
 
 BLOCK = {
@@ -233,21 +233,18 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
     except Exception as error:  # a file that is no checkpoint may raise anything
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{path}: not a file of tensors that can be read without running code in it ({reason}); give the .pth file "
-            "as the published code wrote it"
+            f"{path}: not a file of tensors that can be read without running code in it ({first_line(error)}); give "
+            "the .pth file as the published code wrote it"
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    tensors = dict(_tensors(content.items())) if isinstance(content, Mapping) else {}
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in (content.items() if isinstance(content, Mapping) else ())
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise UserError(f"{path}: holds no tensors by name; give the .pth file as the published code wrote it")
     return tensors
-
-
-def _tensors(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Tensor]]:
-    for name, value in items:
-        if isinstance(name, str) and isinstance(value, Tensor):
-            yield name.removeprefix("module."), value

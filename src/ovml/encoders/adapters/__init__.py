@@ -1,4 +1,4 @@
-"""What is learned beside the blocks of a frozen vision tower."""
+"""Adapters of a frozen vision tower: LoRA, visual prompts and RAM's ladder."""
 
 from ovml.encoders.adapters.base import TowerAdapter, plain_state, without_adapters
 from ovml.encoders.adapters.ladder import Ladder

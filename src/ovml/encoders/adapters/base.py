@@ -1,4 +1,4 @@
-"""The base class of what is added to a vision tower without changing its weights."""
+"""The base class of adapters of a vision tower, which leave its weights unchanged."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Module = TypeVar("Module", bound=nn.Module)
 class TowerAdapter(Part, ABC):
     """Learned modules beside the frozen blocks at the end of a vision tower.
 
-    A block or linear map that gets something beside it is wrapped: the wrapper keeps it as `base_layer`.
+    An adapter wraps a block or a linear map; the wrapper keeps the original as `base_layer`.
 
     Attributes:
         num_layers: Number of last blocks that are adapted.
-        added: Names of the weights that a saved model keeps beside the tower's own.
+        added: Names of the modules and parameters that a saved model keeps beside the tower's own weights.
     """
 
     added: ClassVar[frozenset[str]] = frozenset()
@@ -38,12 +38,13 @@ class TowerAdapter(Part, ABC):
             UserError: The tower is too short, or of a kind that cannot be adapted.
         """
 
-    @abstractmethod
     def parameters(self, encoder: ImageEncoder) -> list[nn.Parameter]:
-        """The parameters that the adapter added to the tower."""
+        """The parameters that the adapter added to the tower. Default: those of the names in `added`."""
+        layers = encoder.tail(self.num_layers).layers
+        return [parameter for name, parameter in layers.named_parameters() if self.added & set(name.split("."))]
 
     def attach_to_teacher(self, teacher: ImageTail) -> None:
-        """Change the end of the original tower so that its features compare with the adapted tower's."""
+        """Change the end of the original tower where its features would not compare with the adapted tower's."""
 
 
 def without_adapters(module: Module) -> Module:

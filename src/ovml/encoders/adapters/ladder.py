@@ -1,4 +1,4 @@
-"""RAM's ladder: patch embeddings that are learned on a path beside the vision tower."""
+"""RAM's ladder adapter: patch embeddings from a learned path beside the vision tower."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from ovml.utils.errors import UserError
 
 
 class Ladder(TowerAdapter):
-    r"""A path of the patches' own beside the last blocks (RAM; Tan et al., CVPR 2025, arXiv 2503.15337).
+    r"""Ladder local adapter: a local path for the patches beside the last blocks (RAM; Tan et al., CVPR 2025).
 
-    It is the paper's ladder local adapter. Let `x_i [1+P, W]` be the output of block `i` of `N`. The local path
-    `z [P, W]` begins as the patches of `x_{N-num_layers}`; in each of the last `num_layers` blocks
+    The paper is arXiv 2503.15337. Let `x_i [1+P, W]` be the output of block `i` of `N`. The local path `z [P, W]`
+    starts as the patches of `x_{N-num_layers}`; in each of the last `num_layers` blocks
 
         z = z + VV_i(x_{i-1}) + A_i(x_i)        A_i: `LocalAdapter`, in the last `num_adapters` blocks
         VV_i(x) = W_o softmax(v v^T / sqrt(d)) v + b,     v = W_v LayerNorm(x) + b_v of the block, in each head
 
-    Patches attend by values instead of queries and keys, to the class token too, and no feed-forward layer follows.
-    The patch embeddings are `z` after post-layernorm and projection; the global embedding stays the original's, to the
-    last bit. No gradient passes through a block. An untrained adapter gives zero.
+    Attention uses the values in place of queries and keys, the patches also attend to the class token, and no
+    feed-forward layer follows. The patch embeddings are `z` after post-layernorm and projection; the global embedding
+    equals the original's bit for bit. No gradient passes through a block. The output of an untrained adapter is zero.
 
-    The equations were read off the published code, not the paper, whose text was not at hand; the adapter's off a
-    public file whose class and arguments are the code's, found without its repository. As published: the path over all
-    12 blocks, adapters in three, and a teacher whose patch embeddings come from the untrained path. Different from it:
+    The equations follow the published code, and for the adapter a public file with the same class and arguments; they
+    were not checked against the paper's text. As published: the path over all 12 blocks, adapters in three, and a
+    teacher whose patch embeddings come from the untrained path. Differences:
 
     - The published adapters also attend, without weights, to the label embeddings. Here the features of an image do not
-      depend on labels, so that they can be kept, exported, and scored against others.
-    - `num_tokens` is 8 there: tokens in the adapted blocks, as `VisualPrompts` has, which `VV_i` does not see. They
-      change the global embedding, and a gradient then passes through these blocks. Default: none.
+      depend on labels, so that they can be cached, exported, and scored against other labels.
+    - The published `num_tokens` is 8: tokens in the adapted blocks, as in `VisualPrompts`, which `VV_i` does not see.
+      They change the global embedding, and a gradient then passes through these blocks. Default here: none.
 
     Args:
         num_layers: Number of last blocks that the local path runs over; RAM uses the tower's depth.
         num_adapters: Number of last blocks that have an adapter.
-        num_tokens: Tokens that each of these blocks reads.
+        num_tokens: Number of learned tokens in each of these blocks.
         hidden_dim: Channels of an adapter. Default: the width of the label embeddings, as published.
-        kernel_size: Kernel size of its convolutions; odd.
+        kernel_size: Kernel size of an adapter's convolutions; odd.
 
     Raises:
         UserError: An argument is out of its range; or, in `attach`, the tower is too short or not a CLIP's.
@@ -73,14 +73,14 @@ class Ladder(TowerAdapter):
         self.kernel_size = kernel_size
 
     def attach(self, encoder: ImageEncoder, embed_dim: int) -> None:
-        """Lay the path beside the last blocks, with adapters."""
+        """Add the local path and the adapters to the last blocks."""
         if encoder.model_type != "clip":
             raise UserError(
                 f"Ladder: needs a CLIP, whose class token has a path of its own; this tower is {encoder.model_type}; "
                 "use LoRAStage or VisualPromptStage"
             )
         layers, config = encoder.vision_model.encoder.layers, encoder.vision_model.config
-        encoder.tail(self.num_layers)  # says where the tower is too short
+        encoder.tail(self.num_layers)  # raises if the tower is too short
         lay_ladder(layers, self.num_layers)
         like = next(layers.parameters())
         for block in layers[len(layers) - self.num_adapters :]:
@@ -90,34 +90,29 @@ class Ladder(TowerAdapter):
                 block.adapt_tokens = nn.Parameter(0.02 * torch.randn(self.num_tokens, width).to(like))
 
     def attach_to_teacher(self, teacher: ImageTail) -> None:
-        """Lay the path, without adapters, beside the teacher's blocks."""
-        if len(teacher.layers) >= self.num_layers:  # else no stage trains the ladder, and nothing is taught
+        """Add the local path, without adapters, to the teacher's blocks."""
+        if len(teacher.layers) >= self.num_layers:  # else no stage trains the ladder
             lay_ladder(teacher.layers, self.num_layers)
-
-    def parameters(self, encoder: ImageEncoder) -> list[nn.Parameter]:
-        """The adapters and their tokens."""
-        blocks = encoder.tail(self.num_adapters).layers
-        return [parameter for name, parameter in blocks.named_parameters() if ".base_layer." not in name]
 
 
 class LocalAdapter(nn.Module):
-    r"""What RAM's ladder adds to the patches of a block: a close and a wider look, weighed place by place.
+    r"""Adapter of RAM's ladder: a linear and a convolutional branch, mixed by spatial attention maps.
 
-    On the grid of the patches `x`, with `[c; d]` for channels put together and `*` for a product with a map:
+    On the grid of the patches `x`, with `[c; d]` for concatenated channels and `*` for the product with a map:
 
         c = gelu(LayerNorm(W_c x))                       each patch by itself
         d = gelu(LayerNorm(conv_d x))                    with its neighbours
         [m_c; m_d] = sigmoid(conv [mean_h [c; d]; max_h [c; d]])     two maps
         A(x) = W_o (m_c * c + m_d * d)
 
-    The normalisation is over the channels of each patch, in the place of the code's batch norm: what a picture gives
-    does not depend on its batch. `W_o` begins as zero.
+    The published code uses batch norm. Here `LayerNorm` normalises the channels of each patch, so the result for an
+    image does not depend on its batch. `W_o` is initialised to zero.
 
     Args:
         width: Channels `W` of the block.
-        hidden_dim: Channels `h` within.
-        grid: Patches along a side.
-        kernel_size: Of both convolutions.
+        hidden_dim: Channels `h` of the branches.
+        grid: Number of patches per row, and of rows.
+        kernel_size: Kernel size of both convolutions.
 
     Example:
         >>> adapter = LocalAdapter(width=8, hidden_dim=4, grid=3)
@@ -137,7 +132,7 @@ class LocalAdapter(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """What is added to the local path of patches `[B, P, W]`; of the same shape."""
+        """Return the update `[B, P, W]` of the local path for patches `[B, P, W]`."""
         close = F.gelu(self.close_norm(self.close(patches)))
         wide = F.gelu(self.wide_norm(self._over_grid(self.wide, patches)))
         both = torch.cat([close, wide], dim=-1)
@@ -146,21 +141,21 @@ class LocalAdapter(nn.Module):
         return added
 
     def _over_grid(self, convolution: nn.Module, patches: Tensor) -> Tensor:
-        """Convolve `[B, P, C]` as pictures of `grid * grid`."""
-        picture = patches.transpose(1, 2).reshape(patches.shape[0], -1, self.grid, self.grid)
-        out: Tensor = convolution(picture).flatten(2).transpose(1, 2)
+        """Convolve `[B, P, C]` as maps of `grid * grid`."""
+        maps = patches.transpose(1, 2).reshape(patches.shape[0], -1, self.grid, self.grid)
+        out: Tensor = convolution(maps).flatten(2).transpose(1, 2)
         return out
 
 
 class LadderBlock(nn.Module):
-    """A block with the patches' own path beside it: see `LadderStage`.
+    """A block with the local path beside it; see `Ladder`.
 
-    From the first to the last block of the path the hidden states are the tower's and, behind them, the path's.
+    Between the first and the last block of the path, the path's hidden states are appended to the tower's.
 
     Args:
         base_layer: The block.
-        first: Whether the path begins here.
-        last: Whether it ends here, with the tower's class token and the path's patches.
+        first: Whether the path starts here.
+        last: Whether it ends here; the output is then the tower's class token and the path's patches.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip
@@ -182,11 +177,11 @@ class LadderBlock(nn.Module):
         self.adapt_tokens = None
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Run hidden states `[B, 1+P, W]`, behind them `[P, W]` of the path, through the block and along the path."""
+        """Run the tower's hidden states `[B, 1+P, W]`, and the path's `[B, P, W]` appended to them."""
         num_patches = hidden_states.shape[1] - 1 if self.first else hidden_states.shape[1] // 2
         whole = hidden_states[:, : 1 + num_patches]
         local = hidden_states[:, -num_patches:]
-        # Without tokens nothing on the tower's own path learns, here or in a block before.
+        # Without tokens, nothing is trained on the tower's own path up to here.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.adapt_tokens is not None):
             attended = self._attend_by_values(whole)
             whole = self._run_block(whole, attention_mask)
@@ -196,7 +191,7 @@ class LadderBlock(nn.Module):
         return torch.cat([whole[:, :1] if self.last else whole, local], dim=1)
 
     def _attend_by_values(self, hidden_states: Tensor) -> Tensor:
-        """What the patches of `[B, 1+P, W]` get from all tokens: `[B, P, W]`."""
+        """Value-value attention of the patches of `[B, 1+P, W]` to all tokens; returns `[B, P, W]`."""
         block: Any = self.base_layer
         attention = block.self_attn
         values = attention.v_proj(block.layer_norm1(hidden_states))
@@ -215,7 +210,7 @@ class LadderBlock(nn.Module):
 
 
 def lay_ladder(layers: nn.ModuleList, num_layers: int) -> None:
-    """Lay the patches' own path beside the last `num_layers` blocks, without adapters, in place.
+    """Wrap the last `num_layers` blocks in place to add the local path, without adapters.
 
     >>> layers = nn.ModuleList([nn.Identity(), nn.Identity()])
     >>> lay_ladder(layers, 1)

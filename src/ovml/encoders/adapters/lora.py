@@ -14,8 +14,8 @@ from ovml.utils.errors import UserError
 class LoRA(TowerAdapter):
     """Low-rank adapters beside linear maps of the last blocks (Hu et al., ICLR 2022, arXiv 2106.09685); `peft`'s.
 
-    A linear map `W x + b` becomes `W x + b + alpha / rank * B A x`, with `A [rank, in]` and `B [out, rank]`. `B` begins
-    as zero, so that the untrained model gives what the original gives, bit for bit. A saved model has
+    A linear map `W x + b` becomes `W x + b + alpha / rank * B A x`, with `A [rank, in]` and `B [out, rank]`. `B` is
+    initialised to zero, so the untrained model equals the original bit for bit. A saved model has
     `W + alpha / rank * B A` as plain weights.
 
     Args:
@@ -52,7 +52,7 @@ class LoRA(TowerAdapter):
         self.targets = targets
 
     def attach(self, encoder: ImageEncoder, embed_dim: int) -> None:
-        """Put adapters into the last blocks."""
+        """Add low-rank maps to the last blocks."""
         try:
             import peft
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""Learned tokens that the blocks of a vision tower read beside an image's own."""
+"""Learned tokens in the blocks of a vision tower."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from ovml.encoders.adapters.base import TowerAdapter
 from ovml.encoders.clip import ImageEncoder
 from ovml.utils.errors import UserError
 
-PROMPTS = "visual_prompts"
-"""A prompted block's parameter."""
-
 
 class VisualPrompts(TowerAdapter):
     r"""Visual prompt tuning in the last blocks (VPT; Jia et al., ECCV 2022, arXiv 2203.12119).
@@ -24,20 +21,20 @@ class VisualPrompts(TowerAdapter):
       dropped;
     - shallow: the first adapted block reads prompts; the blocks after it read their outputs.
 
-    The paper adapts all blocks. Prompts have no position, so their place in the sequence does not matter; here they
-    stand at its end, and SigLIP, which has no class token, is prompted in the same way. They begin uniform in
+    The paper adapts all blocks. Prompts have no position embedding, so their place in the sequence does not matter.
+    Here they are appended, which also works for SigLIP, which has no class token. They are initialised uniformly in
     `±sqrt(6 / (3 patch_size^2 + width))`.
 
     Args:
         num_layers: Number of last blocks that are prompted.
-        num_prompts: Prompts that a block reads.
-        deep: Whether each block has its own.
+        num_prompts: Number of prompts per block.
+        deep: Whether each block has its own prompts.
 
     Raises:
         UserError: An argument is out of its range; or, in `attach`, the tower is too short.
     """
 
-    added = frozenset({PROMPTS})
+    added = frozenset({"visual_prompts"})
 
     def __init__(self, num_layers: int = 2, num_prompts: int = 10, deep: bool = True) -> None:
         if num_layers < 1 or num_prompts < 1:
@@ -50,7 +47,7 @@ class VisualPrompts(TowerAdapter):
         self.deep = deep
 
     def attach(self, encoder: ImageEncoder, embed_dim: int) -> None:
-        """Put prompts into the last blocks."""
+        """Add prompts to the last blocks."""
         config, layers = encoder.vision_model.config, encoder.vision_model.encoder.layers
         bound = math.sqrt(6 / (3 * config.patch_size**2 + config.hidden_size))
         first, last = len(layers) - len(encoder.tail(self.num_layers).layers), len(layers) - 1
@@ -64,19 +61,14 @@ class VisualPrompts(TowerAdapter):
             if prompts is not None or dropped:
                 layers[i] = PromptedBlock(layers[i], prompts, dropped)
 
-    def parameters(self, encoder: ImageEncoder) -> list[nn.Parameter]:
-        """The prompts."""
-        layers = encoder.tail(self.num_layers).layers
-        return [parameter for name, parameter in layers.named_parameters() if name.endswith(f".{PROMPTS}")]
-
 
 class PromptedBlock(nn.Module):
     """A block that reads prompts beside its tokens.
 
     Args:
         base_layer: The block.
-        visual_prompts: `[K, W]`, put after the tokens; `None` where the block before left its own there.
-        num_dropped: Tokens to take off the end of what the block gives.
+        visual_prompts: `[K, W]`, appended to the tokens; `None` if the outputs of earlier prompts are there already.
+        num_dropped: Number of tokens to remove from the end of the block's output.
 
     Example:
         >>> block = PromptedBlock(nn.TransformerEncoderLayer(8, 2), nn.Parameter(torch.zeros(4, 8)), num_dropped=4)

@@ -118,17 +118,22 @@ class OpenVocabularyModel(nn.Module):
         features: ImageFeatures = self.image_encoder(pixel_values)
         return features
 
-    def embed_labels(self, labels: Labels = None) -> Tensor:
-        """Label embeddings `[L, D]`, without gradients; cached until the prompt changes."""
-        vocabulary = self.vocabulary_of(labels)
+    def embed_labels(self, labels: Labels = None, prompt: PromptLearner | None = None) -> Tensor:
+        """Label embeddings `[L, D]`, without gradients; cached until the prompt changes.
+
+        Args:
+            labels: Default: the vocabulary.
+            prompt: Replaces the model's own; it is bound to the text tower.
+        """
+        vocabulary, prompt = self.vocabulary_of(labels), self.prompt if prompt is None else prompt
         # The version of a parameter grows with every change in place (an optimizer step, a loaded state).
-        weight = next(self.prompt.text_encoder.parameters())
-        versions = tuple(p._version for p in self.prompt.parameters())
-        key = (vocabulary, weight.device, weight.dtype, versions)
+        weight = next(prompt.text_encoder.parameters())
+        versions = tuple(p._version for p in prompt.parameters())
+        key = (prompt, vocabulary, weight.device, weight.dtype, versions)
         if key not in self._label_embeds:
             # In full precision, so that the cached embeddings serve with and without mixed precision.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-                embeds = self.prompt(vocabulary)
+                embeds = prompt(vocabulary)
             self._label_embeds = {**dict(list(self._label_embeds.items())[-7:]), key: embeds}
         return self._label_embeds[key]
 

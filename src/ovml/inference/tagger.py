@@ -101,7 +101,6 @@ class Tagger:
             )
         self._scored = self.vocabulary if self.calibration is None else self.calibration.together(self.vocabulary)
         self.transform = model.image_processor
-        self._label_embeds: Tensor | None = None
 
     def _bound(self, prompt: PromptLearner | str | Sequence[str]) -> PromptLearner:
         prompt = prompt if isinstance(prompt, PromptLearner) else TemplatePrompt(prompt)
@@ -109,15 +108,8 @@ class Tagger:
 
     def label_embeds(self) -> Tensor:
         """Embeddings `[L, D]` of the labels, followed by those of the calibration's other labels."""
-        # The model caches the embeddings of its own prompt, the tagger those of another one.
-        device = self.model.device
-        if self.prompt is None:
-            return self.model.embed_labels(self._scored)
-        if self._label_embeds is None:
-            # In full precision, like the embeddings of the model's own prompt.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                self._label_embeds = self.prompt.to(device)(self._scored)
-        return self._label_embeds.to(device)
+        prompt = None if self.prompt is None else self.prompt.to(self.model.device)
+        return self.model.embed_labels(self._scored, prompt)
 
     @overload
     def tag(

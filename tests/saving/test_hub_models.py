@@ -488,6 +488,12 @@ def test_a_saved_model_is_replaced_and_its_card_kept(model, saved, tmp_path):
     assert (saved / "README.md").read_text() == "my own words"
     model.save_pretrained(saved, metrics={"zsl/mAP": 0.5})
     assert "| ZSL | this model | 50.0 |" in (saved / "README.md").read_text()
+    (tmp_path / "link").symlink_to(saved, target_is_directory=True)
+    model.model.vocabulary = LabelVocabulary.from_any(["cat"])
+    model.save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (saved / "labels.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "saved"]
     model.save_pretrained(tmp_path / "deep" / "below")
     (tmp_path / "empty").mkdir()
     model.save_pretrained(tmp_path / "empty")

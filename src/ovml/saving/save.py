@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ def save_model(
     Raises:
         UserError: A part cannot be described, the folder holds other files, or cannot be written.
     """
-    target = Path(os.path.abspath(folder))
+    target = Path(folder).resolve()  # a link to a folder stays a link
     training = training or {}
     config = saved_config(model, training)
     card = model_card(model, training, repo_id or target.name, metrics)

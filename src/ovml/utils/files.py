@@ -45,7 +45,7 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
         if old.exists() and not path.exists():
             old.rename(path)
         for left in (beside, old):
-            if left.is_dir():
+            if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)

@@ -283,7 +283,7 @@ def test_overwriting_takes_the_old_labels_away(tiny, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--format", "tflite"], "'tflite': unknown; it is one of onnx, torch.export"),
-        (["--out", "{folder}/model.bin"], "end in .onnx or .pt2"),
+        (["--out", "{folder}/model.bin"], "end in .onnx, .pt2"),
         (["--format", "onnx", "--out", "{folder}/model.pt2"], "end in .onnx"),
         (["--format", "torch.export", "--out", "{folder}/model.onnx"], "end in .pt2"),
         (["--out", "{folder}/there.onnx"], "exists already; give another name, or use --overwrite"),

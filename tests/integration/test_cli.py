@@ -198,6 +198,16 @@ def test_tag_reads_paths_from_a_file_or_from_standard_input(album, tiny, tmp_pat
     assert capsys.readouterr().out == table
 
 
+def test_tag_says_what_it_understood_and_what_it_passed_over(album, tiny, tmp_path, capsys):
+    (tmp_path / "names.csv").write_text("id;name\n1;fish\n2;moon\n")
+    (album / "notes.txt").write_text("")
+    (album / ".hidden.png").write_text("")
+    assert main(["tag", str(album), "--model", tiny, "--labels-file", str(tmp_path / "names.csv")]) == 0
+    said = capsys.readouterr().err
+    assert "ovml: 2 labels from names.csv, column 'name': fish, moon\n" in said
+    assert re.search("passed over in folders: 1 (hidden|.txt), 1 (hidden|.txt)\n", said)
+
+
 def test_an_interrupted_tag_goes_on_by_the_same_command(album, tiny, tmp_path, capsys, monkeypatch):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "tags.jsonl"
     command = ["tag", str(album), "--model", tiny, "--labels", "cat,dog", "--batch-size", "2", "--prompt", "a {}"]
@@ -261,7 +271,7 @@ BAD = {
     "missing image": (["tag", "{picture}", "none.png", "--labels", "a"], "none.png: no such file or folder"),
     "missing file of images": (
         ["tag", "--images-file", "none.txt", "--labels", "a"],
-        "--images-file none.txt: cannot be",
+        "none.txt: cannot be",
     ),
     "no match": (["tag", "{picture}", "none*.png", "--labels", "a"], "no file fits this pattern"),
     "output": (["tag", "{picture}", "--labels", "a", "--out", "tags.xls"], r"tags\.xls: cannot tell what to write"),

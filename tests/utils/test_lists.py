@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovml import LabelVocabulary, UserError
-from ovml.utils.lists import read_list
+from ovml.utils.lists import read_list, read_paths
 from ovml.vocabulary import read_names, read_vocabulary
 
 NAMES = ["fish", "moon, full", 'a "red" star', "Roß", "[red]", "id:7"]
@@ -122,6 +122,48 @@ def test_what_is_no_file_is_one_line(tmp_path, kind):
         path.mkdir()
     with pytest.raises(UserError, match="not a file|cannot read the label file"):
         read_vocabulary(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"a b.png\n\nc,d.png\r\ne\xff.png"),
+        ("a", b"\xef\xbb\xbfa b.png\r\nc,d.png\r\ne\xff.png\r\n"),
+        ("a.lst", "a b.png\nc,d.png\n".encode("utf-16")),
+        ("a.csv", b"name;id\na b.png;3\nc,d.png;4\n"),
+        ("a.json", b'["a b.png", "c,d.png"]'),
+        ("a.yaml", b"- a b.png\n- c,d.png\n"),
+    ],
+)
+def test_paths_in_a_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    expected = ["a b.png", "c,d.png", os.fsdecode(b"e\xff.png")][: 2 + (b"\xff.png" in content)]
+    assert list(read_paths(str(tmp_path / name))) == expected
+
+
+def test_a_list_of_paths_may_be_a_pipe_and_is_read_as_needed(tmp_path):
+    reader, writer = os.pipe()
+    os.write(writer, b"a.png\nb.png\n")
+    paths = read_paths(f"/dev/fd/{reader}")
+    assert next(paths) == "a.png"
+    os.close(writer)
+    assert list(paths) == ["b.png"]
+    os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "a.txt: cannot be read"),
+        (b"a.png\0b.png\0", "a.txt: has a NUL character"),
+        (b"\xff\xfea", "damaged UTF-16"),
+    ],
+)
+def test_what_is_no_list_of_paths_is_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(read_paths(str(tmp_path / "a.txt")))
 
 
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20), max_size=8)

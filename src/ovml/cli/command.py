@@ -10,9 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from ovml.utils.console import notice
 from ovml.utils.errors import UserError, one_line
+from ovml.utils.lists import read_list
 from ovml.utils.resources import DEMO
-from ovml.vocabulary import LabelVocabulary, check_names, check_template, read_vocabulary
+from ovml.vocabulary import LabelVocabulary, check_names, check_template, vocabulary_of
 
 
 class UserErrors:
@@ -142,7 +144,10 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", metavar="A,B,...", help="label names, separated by commas")
     labels.add_argument(
-        "--labels-file", type=Path, metavar="FILE", help="label names, one per line; or a CSV file with columns id,name"
+        "--labels-file",
+        type=Path,
+        metavar="FILE",
+        help="label names: text with one per line, CSV or TSV with columns id,name, JSON or YAML",
     )
 
 
@@ -153,10 +158,22 @@ def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
         UserError: They cannot be read, or are not a proper list.
     """
     if args.labels_file is not None:
-        return read_vocabulary(args.labels_file)
+        return labels_in(args.labels_file)
     if args.labels is not None:
         return LabelVocabulary(check_names([n for n in args.labels.split(",") if n.strip()], where="--labels"))
     return None
+
+
+def labels_in(file: Path) -> LabelVocabulary:
+    """The labels in a file; a notice says what was understood.
+
+    Raises:
+        UserError: They cannot be read, or are not a proper list.
+    """
+    found = read_list(file)
+    labels = vocabulary_of(found, str(file))
+    notice(found.summary())
+    return labels
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> None:
@@ -215,25 +232,6 @@ def check_file(option: str, path: Path | None) -> None:
     """
     if path is not None and not path.is_file():
         raise UserError(f"{option} {path}: no such file; check the path")
-
-
-def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
-    """Check that `--out` can be written.
-
-    Args:
-        path: The file.
-        suffixes: Endings that its name may have.
-        overwrite: Whether the file may exist.
-
-    Raises:
-        UserError: Its name ends in something else, it is a folder, or it exists.
-    """
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"--out {path}: cannot tell what to write; let the name end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; give a file")
-    if path.exists() and not overwrite:
-        raise UserError(f"--out {path}: exists already; give another name, or use --overwrite")
 
 
 def check_extra(extra: str, *packages: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.command import Command, add_model_options, check_output
+from ovml.cli.command import Command, add_model_options, labels_in
 from ovml.utils.console import show
-from ovml.vocabulary import read_vocabulary
+from ovml.utils.files import check_output
 
 
 class EmbedLabels(Command):
@@ -20,7 +20,7 @@ class EmbedLabels(Command):
             type=Path,
             nargs="?",
             metavar="NAMES",
-            help="label names, one per line; or a CSV file with columns id,name (default: the model's own)",
+            help="label names: text with one per line, CSV or TSV, JSON or YAML (default: the model's own)",
         )
         add_model_options(parser, device=True)
         parser.add_argument(
@@ -35,7 +35,7 @@ class EmbedLabels(Command):
     def run(self, args: argparse.Namespace) -> None:
         """Read the names, load the model, embed, write."""
         check_output(args.out, [".safetensors"], args.overwrite)
-        labels = None if args.names is None else read_vocabulary(args.names)
+        labels = None if args.names is None else labels_in(args.names)
 
         from ovml.cli.models import model_for
         from ovml.inference.label_embeddings import write_label_embeddings

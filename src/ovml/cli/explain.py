@@ -11,11 +11,11 @@ from ovml.cli.command import (
     add_model_options,
     at_least,
     check_file,
-    check_output,
     chosen_labels,
 )
 from ovml.utils.console import show
 from ovml.utils.errors import UserError
+from ovml.utils.files import check_output
 from ovml.utils.images import load_image
 
 

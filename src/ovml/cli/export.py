@@ -11,11 +11,11 @@ from ovml.cli.command import (
     add_model_options,
     at_least,
     check_extra,
-    check_output,
     chosen_labels,
 )
 from ovml.utils.console import show
 from ovml.utils.errors import UserError
+from ovml.utils.files import check_output
 
 SUFFIXES = {"onnx": ".onnx", "torch.export": ".pt2"}
 """Endings of the formats' files, as in `ovml.inference.export`, which imports torch."""

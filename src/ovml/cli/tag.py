@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_output, chosen_labels
+from ovml.cli.command import Command, add_label_options, add_model_options, at_least, chosen_labels
+from ovml.utils.console import notice
 from ovml.utils.errors import UserError
+from ovml.utils.files import check_output
 from ovml.utils.images import find_images
+from ovml.utils.lists import read_paths
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """Endings of the files of tags, as in `ovml.inference.tag_files`, which imports torch."""
@@ -29,7 +31,11 @@ class Tag(Command):
             metavar="IMAGE",
             help="images, folders of images, or quoted patterns such as 'a/**/*.jpg'",
         )
-        parser.add_argument("--images-file", metavar="FILE", help="paths of images, one per line; - for standard input")
+        parser.add_argument(
+            "--images-file",
+            metavar="FILE",
+            help="paths of images, one per line, or a list as for --labels-file; - for standard input",
+        )
         add_label_options(parser)
         add_model_options(parser, device=True)
         parser.add_argument("--top-k", type=at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
@@ -66,9 +72,10 @@ class Tag(Command):
         if not args.images and args.images_file is None:
             raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
         labels = chosen_labels(args)
-        images: Iterator[Path | str] = find_images(args.images)
+        skipped: Counter[str] = Counter()
+        images: Iterator[Path | str] = find_images(args.images, skipped)
         if args.images_file is not None:
-            images = chain(images, _listed(args.images_file))
+            images = chain(images, read_paths(args.images_file))
         if args.out is not None:
             check_output(args.out, SUFFIXES, args.overwrite)
 
@@ -82,6 +89,8 @@ class Tag(Command):
             print_tags(tagger, images)
         else:
             write_tags(tagger, images, args.out, args.overwrite, _total(args))
+        if skipped:
+            notice(f"passed over in folders: {', '.join(f'{n:,} {kind}' for kind, n in skipped.most_common())}")
 
 
 def _threshold(text: str) -> float | Literal["calibrated"]:
@@ -93,17 +102,7 @@ def _threshold(text: str) -> float | Literal["calibrated"]:
         raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text!r}") from error
 
 
-def _listed(file: str) -> Iterator[str]:
-    """Paths in a file, one per line, read when they are needed."""
-    try:
-        lines = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - read as needed
-    except OSError as error:
-        raise UserError(f"--images-file {file}: cannot be read ({error.strerror}); check the path") from error
-    return filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in lines))
-
-
 def _total(args: argparse.Namespace) -> int | None:
-    """Number of images, if it is known without searching folders."""
-    if args.images_file == "-" or not all(Path(image).is_file() for image in args.images):
-        return None
-    return len(args.images) + (sum(1 for _ in _listed(args.images_file)) if args.images_file else 0)
+    """Number of images, if it is known without searching folders or reading a list, which may be a pipe."""
+    known = args.images_file is None and all(Path(image).is_file() for image in args.images)
+    return len(args.images) if known else None

@@ -1,13 +1,17 @@
-"""Lists in files: label names, as text, CSV, TSV, JSON or YAML."""
+"""Lists in files: label names and paths, as text, CSV, TSV, JSON or YAML."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import os
 import re
+import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +69,41 @@ def read_list(path: str | Path) -> NameList:
         return _document(text, suffix, path)
     lines = [unicodedata.normalize("NFC", line.strip()) for line in re.split(r"\r\n|\n|\r", text)]
     return NameList([line for line in lines if line], None, path.name)
+
+
+def read_paths(file: str) -> Iterator[str]:
+    """Read paths of images from a file, once, so that it may be a pipe.
+
+    Text is read line by line as it is needed, whatever its length; bytes that are not UTF-8 stay as they are, since
+    names of files may have them. The other forms are read as by `read_list`.
+
+    Args:
+        file: A path, or `-` for standard input.
+
+    Raises:
+        UserError: On the call: the file cannot be read. Later: it is not text.
+    """
+    path = Path(file)
+    if file != "-" and path.suffix.lower() in SUFFIXES[2:]:
+        return iter(read_list(path).names)
+    try:
+        lines = sys.stdin.buffer if file == "-" else open(path, "rb")  # noqa: SIM115 - read as needed
+        first = lines.readline()
+        if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            first, lines = (first + lines.read()).decode("utf-16").encode(), io.BytesIO()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: damaged UTF-16 text; save it as UTF-8, one path per line") from error
+    return _paths(chain(first.removeprefix(codecs.BOM_UTF8).splitlines(), lines), file)
+
+
+def _paths(lines: Iterable[bytes], file: str) -> Iterator[str]:
+    for line in lines:
+        if b"\0" in line:
+            raise UserError(f"{file}: has a NUL character, so it is not text; save it as UTF-8, one path per line")
+        if path := os.fsdecode(line.rstrip(b"\r\n")):
+            yield path
 
 
 def _table(text: str, delimiter: str | None, path: Path) -> NameList:

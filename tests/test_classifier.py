@@ -1,15 +1,18 @@
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.heads import GlobalHead, LocalHead
-from ovml.losses import ranking_loss
+from ovml.losses import RankingLoss, ranking_loss
+from ovml.saving.checkpoint import newest_checkpoint
 from ovml.training.objective import scored_labels
 
 VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "sea", "sun", "tree", "house"))
@@ -125,6 +128,81 @@ def test_a_batch_without_any_label_is_skipped(model, monkeypatch):
     loss.backward()
     assert loss == 0
     assert not any(p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+class Infinite(RankingLoss):
+    """A loss that diverges at once."""
+
+    def forward(self, logits, targets):
+        return super().forward(logits, targets) * torch.inf
+
+
+def rows(present, size=8):
+    labels = torch.zeros(size, len(VOCABULARY), dtype=torch.int8)
+    labels[:present, 0] = 1
+    pixels = torch.randn(size, 3, 48, 48)
+    return [{"pixel_values": x, "labels": y, "image_id": "x"} for x, y in zip(pixels, labels, strict=True)]
+
+
+def fit(model, data, batch_size=2, **options):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(**quiet, enable_model_summary=False, **options)
+    trainer.fit(model.train(), DataLoader(data, batch_size))
+    return trainer
+
+
+@pytest.mark.parametrize("diverges", ["loss", "weights"])
+def test_a_training_that_diverges_stops_with_its_step(tiny, diverges):
+    loss = Infinite() if diverges == "loss" else None
+    stages = [VisionStage(epochs=1, warmup_epochs=0, lr=1e-3 if diverges == "loss" else 1e30)]
+    model = OVMultiLabelClassifier(tiny, VOCABULARY, loss=loss, stages=stages)
+    step = {"loss": 0, "weights": 1}[diverges]
+    with pytest.raises(UserError, match=rf"stage 'vision', step {step}: the loss is (inf|nan).* lower lr"):
+        fit(model, rows(8), max_epochs=1)
+
+
+def test_training_images_without_labels_are_counted(model):
+    with pytest.raises(UserError, match="stage 'vision': none of 8 training images has a present seen label"):
+        fit(model, rows(0), max_epochs=1)
+    with pytest.warns(UserWarning, match="stage 'vision': 5 of 8 training images have no present seen label"):
+        fit(model, rows(3), max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*present seen label")
+        fit(model, rows(4), max_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "peak"),
+    [({"max_epochs": 2}, 4), ({"max_epochs": -1, "max_steps": 8}, 4), ({"max_epochs": None, "max_steps": 16}, 4)],
+)
+def test_the_warm_up_has_its_epochs_however_the_length_is_given(tiny, options, peak):
+    stages = [VisionStage(epochs=8, warmup_epochs=1)]
+    model, rates = OVMultiLabelClassifier(tiny, VOCABULARY, stages=stages), []
+    model.on_train_batch_start = lambda *_: rates.append(model.trainer.optimizers[0].param_groups[-1]["lr"])
+    fit(model, rows(8), **options)
+    assert rates.index(max(rates)) == peak
+    assert max(rates) == pytest.approx(stages[0].lr)
+
+
+def test_a_training_without_an_end_is_refused(model):
+    with pytest.raises(UserError, match="give max_epochs or max_steps"):
+        fit(model, rows(8), max_epochs=-1, max_time="00:00:01:00")
+
+
+def test_two_stages_of_one_name_are_refused(tiny):
+    with pytest.raises(UserError, match="stages: two are named 'prompt'"):
+        OVMultiLabelClassifier(tiny, VOCABULARY, stages=[PromptStage(), VisionStage(), PromptStage(epochs=1)])
+
+
+@pytest.mark.parametrize("order", [("vision", "prompt"), ("prompt", "vision")])
+def test_the_stages_order_decides_which_checkpoint_is_newest(tiny, tmp_path, order):
+    made = {"vision": VisionStage(epochs=1, warmup_epochs=0), "prompt": PromptStage(epochs=1)}
+    model = OVMultiLabelClassifier(tiny, VOCABULARY, stages=[made[name] for name in order])
+    for name in ("prompt", "vision"):  # as a copied folder has them
+        save(model, tmp_path / name / "last.ckpt")
+    assert newest_checkpoint(tmp_path) == tmp_path / order[-1] / "last.ckpt"
+    (tmp_path / order[-1] / "last.ckpt").unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / order[0] / "last.ckpt"
 
 
 def test_unseen_labels_do_not_reach_the_loss(model):

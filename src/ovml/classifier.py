@@ -142,17 +142,21 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and half-cosine, stepped per batch."""
-        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or self.stage.epochs
-        return make_optimizer(self, self.stage, self._groups, steps, epochs)
+        return make_optimizer(self, self.stage, self._groups, self.trainer)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         """The loss of a batch; `None`, which skips the step, if no image has a present seen label."""
         found: StepLoss | None = self.objective(self.model, self.teacher, batch, self.stage)
         if found is None:
             return None
+        found.check_finite(self.stage.name, self.global_step)
         for name, value in found.terms.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=found.images)
         return found.total
+
+    def on_train_epoch_end(self) -> None:
+        """Check that images had labels to learn from."""
+        self.objective.check_taught(self.stage.name, self.trainer.strategy, self.device)
 
     def on_validation_start(self) -> None:
         """Drop kept label embeddings if the prompt learns; versions of sharded parameters do not show a change."""
@@ -223,6 +227,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: value for name, value in state if name in self._learned_names}
         checkpoint["ovml"] = {**model_recipe(self.model), "training": self.recipe}
+        checkpoint["ovml"]["stage_names"] = [stage.name for stage in self.stages]
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any], where: str = "checkpoint") -> None:
         """Check that the checkpoint is of a model of the same parts; take over its calibration."""

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from ovml.encoders import ImageFeatures, make_encoders, widened
 from ovml.encoders.adapters import TowerAdapter
 from ovml.encoders.checkpoints import DEFAULT, load_clip, load_image_processor, load_tokenizer
-from ovml.encoders.execution import Execution, widen
+from ovml.encoders.execution import Execution
 from ovml.encoders.image_processor import ImageProcessor, Preprocessing
 from ovml.heads import Head, TwoStreamHead
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import ContextPrompt, PromptLearner
 from ovml.utils.errors import UserError
 from ovml.utils.parts import describe
+from ovml.utils.tensors import full_precision
 from ovml.vocabulary import LabelVocabulary
 
 Labels = Sequence[str] | LabelVocabulary | None
@@ -143,10 +144,9 @@ class OpenVocabularyModel(nn.Module):
 
     def score(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """The head's logits `[B, L]`, in float32 also where the towers run in half precision."""
-        features, label_embeds = widened(features), widen(label_embeds)
+        features, label_embeds = widened(features, self.head.dtype), full_precision(label_embeds, self.head.dtype)
         with torch.autocast(label_embeds.device.type, enabled=False):
-            logits: Tensor = self.head(features, label_embeds)
-        return logits
+            return full_precision(self.head(features, label_embeds))
 
     def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
         """Score normalized images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""
@@ -172,6 +172,8 @@ def _load_checkpoint(clip: Any, tokenizer: Any) -> tuple[Any, Any, ImageProcesso
     if tokenizer is None:
         raise UserError("tokenizer: needed where clip is a CLIPModel; pass the tokenizer that belongs to it")
     model = copy.deepcopy(clip)
+    if model.dtype.itemsize < 4:  # weights that learn need full precision; Lightning's and torch's choices come later
+        model.float()
     return model, tokenizer, ImageProcessor.of_config(model.config)
 
 

@@ -1,5 +1,7 @@
 """Cheaper ways to the same numbers: attention kernels, precision, accumulation, checkpointing, compilation."""
 
+import json
+import shutil
 from functools import partial
 
 import pytest
@@ -9,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
+from ovml import LabelVocabulary, OpenVocabularyModel, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.encoders import ImageEncoder, TextEncoder
 from ovml.encoders import execution as blocks
 from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -309,3 +311,22 @@ def test_a_missing_compiler_is_one_clear_error(tiny):
         fit(classifier(tiny, compile=True))
     blocks.check_compiler.cache_clear()
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", ["name", "model"])
+def test_the_type_of_a_checkpoint_does_not_decide(tiny, tmp_path, dtype, given):
+    clip = load_clip(tiny).to(dtype)
+    shutil.copytree(tiny, tmp_path / "half")
+    clip.save_pretrained(tmp_path / "half")
+    assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    name = str(tmp_path / "half")
+    made = {"name": (name,), "model": (clip,)}[given]
+    model = OpenVocabularyModel(*made, labels=["cat", "dog"], tokenizer=load_tokenizer(tiny)).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    weights = dict(model.image_encoder.vision_model.state_dict())
+    assert all(torch.equal(weights[key], value.float()) for key, value in clip.vision_model.state_dict().items())
+    pixels = torch.randn(64, 3, model.image_processor.size, model.image_processor.size)
+    with torch.no_grad():
+        assert model(pixels).dtype == torch.float32
+        assert model.to(torch.bfloat16)(pixels.bfloat16()).dtype == torch.float32

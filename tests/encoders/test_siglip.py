@@ -242,7 +242,7 @@ STAGES = (VisionStage(epochs=1, warmup_epochs=0, num_layers=1), PromptStage(epoc
 @pytest.mark.parametrize("execution", [{}, {"gradient_checkpointing": True}])
 def test_what_learns_in_both_stages(siglip, pixels, execution):
     model = OVMultiLabelClassifier(siglip, VOCABULARY, head=LocalHead(2), stages=list(STAGES), **execution).train()
-    model._trainer = type("One", (), {"world_size": 1})()
+    model._trainer = type("One", (), {"world_size": 1, "global_step": 0})()
     model.log = lambda *_, **__: None
     assert model.model.image_encoder.execution == Execution(**execution)
     data = {"pixel_values": pixels, "labels": torch.tensor([[1, 0, 0], [0, 1, 1]], dtype=torch.int8)}
@@ -269,7 +269,8 @@ def test_the_teacher_is_the_original_head(siglip, pixels):
 def test_half_precision(siglip, pixels):
     model = OVMultiLabelClassifier(siglip, VOCABULARY).to(torch.bfloat16).eval()
     with torch.no_grad():
-        assert model(pixels.bfloat16()).dtype == torch.bfloat16
+        assert model.model.encode_images(pixels.bfloat16()).global_embeds.dtype == torch.bfloat16
+        assert model(pixels.bfloat16()).dtype == torch.float32
 
 
 def test_a_saved_model_scores_the_same_to_the_last_bit_and_is_a_siglip(siglip, pixels, tmp_path):

@@ -182,6 +182,8 @@ def test_the_model_stays_in_its_mode(model, pictures):
         ({"top_k": 0}, "top_k must be at least 1; got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"num_workers": -1}, "num_workers must be at least 0; got -1"),
+        ({"threshold": float("nan")}, "threshold must be a finite number; got nan"),
+        ({"threshold": float("inf")}, "threshold must be a finite number; got inf"),
         ({"labels": ["cat", "Cat"]}, "differ only in case"),
         ({"prompt": []}, "templates: the list is empty"),
     ],
@@ -189,6 +191,14 @@ def test_the_model_stays_in_its_mode(model, pictures):
 def test_bad_arguments_are_refused(model, arguments, message):
     with pytest.raises(UserError, match=message):
         Tagger(model, **arguments)
+
+
+def test_scores_that_cannot_be_ranked_are_no_tags(tiny, pictures):
+    model = OpenVocabularyModel(tiny, LABELS).eval()
+    next(model.image_encoder.parameters()).data.fill_(torch.nan)
+    for call in (lambda: list(Tagger(model).tag(pictures, on_error="row")), lambda: Tagger(model).score(pictures)):
+        with pytest.raises(UserError, match="NaN for image 0 of the batch and label 0 .35 in all.; the weights are"):
+            call()
 
 
 @pytest.mark.parametrize("image", ["x.png", Path("x.png"), b"x", Image.new("RGB", (4, 4))])

@@ -91,6 +91,14 @@ def test_a_fast_dev_run_leaves_nothing_behind(config, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("nothing", ["max_epochs", "max_steps", "limit_train_batches"])
+def test_a_stage_that_takes_no_step_is_an_error(config, tmp_path, capsys, nothing):
+    arguments = [f"--trainer.{nothing}", "0", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", config, *SMALL, *arguments]) == 2
+    assert "stage 'vision': no step was taken; max_epochs, max_steps" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "version_0/results.json").read_text())) == ["zero-shot"]
+
+
 def test_a_head_of_ones_own_is_named_on_the_command_line(config, tmp_path):
     arguments = ["--model.head", "my_parts.MaxPatchHead", "--model.head.factor", "2"]
     arguments += ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]

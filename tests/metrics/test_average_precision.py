@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from ovml.metrics import MultilabelMeanAveragePrecision
+from ovml import UserError
+from ovml.metrics import MultilabelMeanAveragePrecision, PrecisionRecallF1AtK
 from ovml.metrics.functional import average_precision
 
 module = sys.modules["ovml.metrics.functional.average_precision"]
@@ -119,6 +120,29 @@ def test_empty_labels():
     torch.testing.assert_close(metric_of(preds, targets, empty_labels="zero"), (ap[0] + ap[2]) / 4)
     assert metric_of(preds, targets, average="none").isnan().tolist() == [False, True, False, True]
     assert metric_of(preds, targets, average="none", empty_labels="zero")[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nan_is_no_score(dtype):
+    preds, targets = example()
+    preds = preds.to(dtype)
+    preds[3, 2], targets[3, 2] = torch.nan, -1  # unknown entries count too: the model is at fault
+    calls = [
+        lambda: average_precision(preds, targets),
+        lambda: metric_of(preds, targets),
+        lambda: PrecisionRecallF1AtK(1).update(preds, targets),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="NaN for image 3 of the batch and label 2"):
+            call()
+    preds[3, 2] = torch.inf
+    assert average_precision(preds, targets).isfinite().any()
+
+
+def test_nothing_to_compute():
+    metric = MultilabelMeanAveragePrecision()
+    with pytest.warns(UserWarning, match="before"), pytest.raises(ValueError, match="call update first"):
+        metric.compute()
 
 
 def test_no_label_with_a_positive():

@@ -167,7 +167,7 @@ def test_the_teacher_is_the_untrained_path(tiny, stage):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_the_ladder_and_the_head_learn(tiny, stage, checkpointing):
     model = make(tiny, stage, gradient_checkpointing=checkpointing).train()
-    model._trainer = type("One", (), {"world_size": 1})()
+    model._trainer = type("One", (), {"world_size": 1, "global_step": 0})()
     model.log = lambda *_, **__: None
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     added = {name for name in learning if ".local_adapter." in name or name.endswith(".adapt_tokens")}
@@ -239,8 +239,8 @@ def test_half_precision(tiny, stage, tmp_path):
     assert model.model.encode_images(PIXELS.bfloat16()).patch_embeds.dtype == torch.bfloat16
     model.save_pretrained(tmp_path / "saved")
     again = OVMultiLabelClassifier.from_pretrained(tmp_path / "saved")
-    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
-    assert torch.equal(scores(again), scores(model))
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert torch.equal(scores(again.to(torch.bfloat16)), scores(model))
 
 
 def test_mixed_precision(tiny):

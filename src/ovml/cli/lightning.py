@@ -150,6 +150,7 @@ class OVMLCLI(LightningCLI):
         if stage is None or run is None:
             return self.trainer
         config = self._trainer_config
+        epochs = config.get("max_epochs")
         callbacks: list[Callback] = [*self._plots(run.path / stage.name)]
         logger = copy.deepcopy(config.get("logger"))
         if logger is None or logger is True:
@@ -165,7 +166,7 @@ class OVMLCLI(LightningCLI):
         return self.instantiate_trainer(
             callbacks,
             logger=logger,
-            max_epochs=min(stage.epochs, config.get("max_epochs") or stage.epochs),
+            max_epochs=stage.epochs if epochs in (None, -1) else min(stage.epochs, epochs),
             default_root_dir=str(run.path),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -97,9 +98,12 @@ def _threshold(text: str) -> float | Literal["calibrated"]:
     if text == "calibrated":
         return "calibrated"
     try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text!r}") from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text!r}")
+    return value
 
 
 def _total(args: argparse.Namespace) -> int | None:

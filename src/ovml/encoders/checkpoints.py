@@ -19,7 +19,7 @@ def checkpoint_path(name: str) -> str:
 
 
 def load_clip(name: str) -> Any:
-    """Load a `CLIPModel` or `SiglipModel` (safetensors only) in evaluation mode.
+    """Load a `CLIPModel` or `SiglipModel` (safetensors only) in evaluation mode, in float32 whatever the file has.
 
     SigLIP 2's checkpoints of one resolution are `SiglipModel`s too.
 
@@ -29,12 +29,13 @@ def load_clip(name: str) -> Any:
     Raises:
         UserError: Nothing of that name can be loaded, or it is a checkpoint of another type.
     """
+    import torch
     import transformers
 
     config = _load_config(name)
     # transformers imports a class when it is asked for.
     model_class = transformers.SiglipModel if config.model_type == "siglip" else transformers.CLIPModel
-    return _load(model_class.from_pretrained, name, config=config, use_safetensors=True).eval()
+    return _load(model_class.from_pretrained, name, config=config, use_safetensors=True, dtype=torch.float32).eval()
 
 
 def _load_config(name: str) -> Any:
@@ -95,7 +96,7 @@ def _load(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     """Call a `from_pretrained` of transformers, and turn its errors into a `UserError`."""
     path = checkpoint_path(name)
     try:
-        return load(path, **kwargs)
+        return load(path, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         if Path(path).is_dir():

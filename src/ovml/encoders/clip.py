@@ -8,9 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders.execution import Execution, bidirectional_block, causal_block, is_whole, widen
+from ovml.encoders.execution import Execution, bidirectional_block, causal_block, is_whole
 from ovml.encoders.prefix import pack, packed_block, shared_length, unpack
 from ovml.utils.errors import UserError
+from ovml.utils.tensors import full_precision
 
 
 class ImageFeatures(NamedTuple):
@@ -30,9 +31,9 @@ class ImageFeatures(NamedTuple):
     patch_embeds: Tensor
 
 
-def widened(features: ImageFeatures) -> ImageFeatures:
-    """The features in float32 where autocast is on."""
-    return ImageFeatures(*map(widen, features))
+def widened(features: ImageFeatures, dtype: torch.dtype = torch.float32) -> ImageFeatures:
+    """The features in float32 or wider; see `full_precision`."""
+    return ImageFeatures(*(full_precision(tensor, dtype) for tensor in features))
 
 
 class ImageTail(nn.Module):

@@ -69,14 +69,6 @@ def is_whole(layer: nn.Module) -> bool:
     return type(layer).__module__.startswith("torch.")
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where autocast is on.
-
-    In half precision different scores would round to the same number, and their order would be lost.
-    """
-    return tensor.float() if torch.is_autocast_enabled(tensor.device.type) else tensor
-
-
 @cache
 def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compile a block once for all layers of all models; equal layers share the compiled code.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from ovml.encoders import ImageFeatures
@@ -33,6 +34,11 @@ class Head(Part, nn.Module, ABC):
             embed_dim: Width D of global, patch and label embeddings.
         """
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the head scores: its parameters', or float32 without any."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     uses_teacher: bool = False
     """Whether `training_logits` uses the features of the original CLIP."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from ovml.prompts import PromptLearner, TemplatePrompt
 from ovml.utils.errors import UserError
 from ovml.utils.images import ImageLike, load_image
 from ovml.utils.parts import Part, class_path
+from ovml.utils.tensors import check_scores
 from ovml.vocabulary import LabelVocabulary
 
 
@@ -59,8 +61,8 @@ class Tagger:
             the calibration; see `ovml.metrics.Calibration`.
 
     Raises:
-        UserError: `top_k` or `batch_size` is below 1, `num_workers` is below 0, a template has no `{}`, the labels are
-            invalid, or the model is not calibrated and probabilities are needed.
+        UserError: `top_k` or `batch_size` is below 1, `num_workers` is below 0, `threshold` is not finite, a template
+            has no `{}`, the labels are invalid, or the model is not calibrated and probabilities are needed.
 
     Example:
         >>> from PIL import Image
@@ -84,6 +86,8 @@ class Tagger:
         for name, value, least in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}; got {value}")
+        if isinstance(threshold, (int, float)) and not math.isfinite(threshold):
+            raise UserError(f"threshold must be a finite number; got {threshold}")
         self.model = model
         self.vocabulary = model.vocabulary_of(labels)
         self.labels = self.vocabulary.names
@@ -260,6 +264,7 @@ class Tagger:
         with inference(model):
             features = model.encode_images(pixels.to(model.device))
             scores = model.score(features, label_embeds)[:, : len(self.labels)]
+        check_scores(scores)
         return scores if self.calibration is None else self.calibration.probabilities(scores)
 
     def _rank(self, scores: Tensor) -> list[list[LabelScore]]:

@@ -19,6 +19,7 @@ from ovml.metrics.functional.average_precision import (
     each_label_of_pieces,
     label_average_precision,
 )
+from ovml.metrics.functional.inputs import check_inputs
 
 CHUNK = 1 << 25
 """Bytes allocated at once, at most."""
@@ -89,11 +90,8 @@ class MultilabelMeanAveragePrecision(Metric):
         self.add_state("num_labels", default=torch.tensor(0), dist_reduce_fx="max")
 
     def update(self, preds: Tensor, targets: Tensor) -> None:
-        """Add scores `[B, L]` and targets `[B, L]`."""
-        if preds.ndim != 2 or preds.shape != targets.shape:
-            raise ValueError(
-                f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}"
-            )
+        """Add scores `[B, L]` and targets `[B, L]`; raises a `ValueError` for other shapes, and for NaN."""
+        check_inputs(preds, targets)
         # One type on every process, because scores are gathered.
         preds = preds.detach().to(self.score_dtype or torch.promote_types(preds.dtype, torch.float32))
         # One byte each, whatever `ignore_index` is: 1 present, 0 absent, -1 unknown.
@@ -139,7 +137,13 @@ class MultilabelMeanAveragePrecision(Metric):
         return like.new_empty(shape)
 
     def compute(self) -> Tensor:
-        """Return the mean, or `[L]` with `average="none"` (NaN for skipped labels)."""
+        """Return the mean, or `[L]` with `average="none"` (NaN for skipped labels).
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if not any(self._pieces_of_states()):
+            raise ValueError("compute: no scores were added; call update first")
         per_label = self.per_label()
         if self.empty_labels == "zero":
             per_label = per_label.nan_to_num(0)

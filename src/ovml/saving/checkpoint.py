@@ -38,15 +38,18 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run folder that was written last.
+    """The checkpoint of the last stage that a run has come to, whatever the files' times, which copying changes.
 
     Raises:
-        UserError: The run has none yet.
+        UserError: The run has none yet, or one cannot be read.
     """
-    found = sorted(run.glob("*/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    found = {path.parent.name: path for path in sorted(run.glob("*/last.ckpt"))}
     if not found:
         raise UserError(f"{run}: this run has no checkpoint yet; let ovml fit finish an epoch first")
-    return found[-1]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    stages = read_checkpoint(next(iter(found.values())))["ovml"].get("stage_names") or []
+    return found[max(found, key=lambda name: stages.index(name) if name in stages else -1)]
 
 
 def model_arguments(recipe: Mapping[str, Any], given: Mapping[str, Any], where: str | Path) -> dict[str, Any]:

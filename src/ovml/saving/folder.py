@@ -155,7 +155,7 @@ def read_model(folder: Path, recipe: Any, given: Mapping[str, Any]) -> tuple[Ope
             own = {name: name for name in names & part_weights(model).keys()}
             own |= {f"image_encoder.{name}": name for name in names if added & set(name.split("."))}
             state = {name: opened.get_tensor(saved).clone() for name, saved in own.items()}
-            model.load_state_dict(state, strict=False, assign=True)  # in the file's precision
+            model.load_state_dict(state, strict=False)
             weights = {name: opened.get_tensor(name).clone() for name in training}
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); save or download the model again") from error

@@ -83,6 +83,10 @@ def fit_stages(
             ckpt_path=checkpoint if checkpoint.is_file() else None,
             weights_only=True,
         )
+        if not trainer.global_step:
+            raise UserError(
+                f"stage {stage.name!r}: no step was taken; max_epochs, max_steps and limit_train_batches must allow one"
+            )
         if not split_metrics(trainer, "val"):  # the last epoch may be one without validation
             trainer.validate(learner, datamodule=datamodule, verbose=False)
         _record(folder, trainer, stage.name)

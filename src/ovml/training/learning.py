@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ovml.prompts import TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
 from ovml.training.optim import warmup_cosine_schedule
 from ovml.training.stages import LearningParts, Stage, check_stages
+from ovml.utils.errors import UserError
 
 Groups = list[dict[str, Any]]
 """Optimizer groups whose `params` are names: a strategy may replace the parameters by shards of one dimension."""
@@ -64,22 +66,37 @@ def start_learning(module: nn.Module, stage: Stage, parts: LearningParts) -> Gro
     return groups
 
 
-def make_optimizer(module: nn.Module, stage: Stage, groups: Groups, steps: int, epochs: int) -> dict[str, Any]:
+def make_optimizer(module: nn.Module, stage: Stage, groups: Groups, trainer: Any) -> dict[str, Any]:
     """AdamW with warm-up and half-cosine, stepped per batch.
 
     Args:
         module: Has the parameters that the groups name.
         stage: Rates and warm-up.
         groups: What `start_learning` gave.
-        steps: Optimizer steps of the whole stage.
-        epochs: Epochs that these steps are.
+        trainer: A Lightning `Trainer` that is about to fit.
+
+    Raises:
+        UserError: The training has no end that is known beforehand.
     """
+    steps, epochs = _training_length(trainer)
     parameters = {name.replace("_fsdp_wrapped_module.", ""): p for name, p in module.named_parameters()}
     own = [{**group, "params": [parameters[name] for name in group["params"]]} for group in groups]
     optimizer = torch.optim.AdamW(own, lr=stage.lr)
-    warmup = min(stage.warmup_epochs / epochs, 1) * steps
+    warmup = min(stage.warmup_epochs / max(epochs, 1e-9), 1) * steps
     schedule = warmup_cosine_schedule(optimizer, steps, warmup, stage.min_lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _training_length(trainer: Any) -> tuple[int, float]:
+    """Optimizer steps and epochs of a training."""
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise UserError("trainer: the learning rate follows the training's length; give max_epochs or max_steps too")
+    if trainer.max_epochs is not None and trainer.max_epochs >= 1:
+        return int(steps), trainer.max_epochs
+    trainer.fit_loop.setup_data()  # which the estimate does only where it counts epochs
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return int(steps), steps / max(per_epoch, 1)
 
 
 def learned_names(

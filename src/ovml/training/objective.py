@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ovml.distillation import Distillation
 from ovml.encoders import ImageFeatures, ImageTail, widened
-from ovml.encoders.execution import widen
 from ovml.losses import Loss
 from ovml.model import OpenVocabularyModel
 from ovml.training.distributed import image_share, world_size
 from ovml.training.stages import Stage
+from ovml.utils.errors import UserError
+from ovml.utils.tensors import full_precision
 
 
 class StepLoss(NamedTuple):
@@ -29,6 +31,14 @@ class StepLoss(NamedTuple):
     total: Tensor
     terms: dict[str, Tensor]
     images: int
+
+    def check_finite(self, stage: str, step: int) -> None:
+        """Raise a `UserError` that names the stage and the step, if the loss is NaN or infinite."""
+        if not self.total.isfinite():
+            raise UserError(
+                f"stage {stage!r}, step {step}: the loss is {float(self.total)}, the training has diverged; lower lr, "
+                "lengthen the warm-up, or add --trainer.gradient_clip_val 1"
+            )
 
 
 class Objective(nn.Module):
@@ -45,6 +55,7 @@ class Objective(nn.Module):
         self.loss = loss
         self.distillation = distillation
         self.distillation_weight = distillation_weight
+        self._seen = self._taught = 0
 
     def forward(
         self, model: OpenVocabularyModel, teacher: ImageTail, batch: Mapping[str, Any], stage: Stage
@@ -67,6 +78,7 @@ class Objective(nn.Module):
         targets = batch["labels"][:, model.vocabulary_of(None).seen_slice]
         kept = (targets == 1).any(dim=1)
         images = int(kept.sum())
+        self._seen, self._taught = self._seen + len(kept), self._taught + images
         share = image_share(images, targets.device)
         if not images:
             if world_size() == 1:
@@ -83,6 +95,31 @@ class Objective(nn.Module):
             terms["distillation"] = self.distillation(student, original)
             total = total + self.distillation_weight * terms["distillation"]
         return StepLoss(total * share, {**terms, "loss": total}, images)
+
+    def check_taught(self, stage: str, strategy: Any, device: torch.device) -> None:
+        """Check that images taught something since the last call; warn if most did not.
+
+        Args:
+            stage: Name of the stage.
+            strategy: Lightning's, which adds up over all processes.
+            device: Device on which the processes exchange numbers.
+
+        Raises:
+            UserError: No image had a present seen label.
+        """
+        counts = torch.tensor([self._seen, self._taught], device=device)
+        seen, taught = strategy.reduce(counts, reduce_op="sum").tolist()
+        self._seen = self._taught = 0
+        if seen and not taught:
+            raise UserError(
+                f"stage {stage!r}: none of {seen:,} training images has a present seen label, so nothing was learned; "
+                "check the labels of the data"
+            )
+        if taught < seen / 2:
+            rank_zero_warn(
+                f"stage {stage!r}: {seen - taught:,} of {seen:,} training images have no present seen label and taught "
+                "nothing"
+            )
 
     def _features(
         self, model: OpenVocabularyModel, teacher: ImageTail, batch: Mapping[str, Any], kept: Tensor, stage: Stage
@@ -107,8 +144,9 @@ class Objective(nn.Module):
         targets: Tensor,
         original: ImageFeatures | None,
     ) -> tuple[Tensor, ...]:
-        student, label_embeds = widened(student), widen(label_embeds)
-        original = None if original is None else widened(original)
+        dtype = model.head.dtype
+        student, label_embeds = widened(student, dtype), full_precision(label_embeds, dtype)
+        original = None if original is None else widened(original, dtype)
         with torch.autocast(label_embeds.device.type, enabled=False):
             return model.head.training_logits(student, label_embeds, targets, original)
 

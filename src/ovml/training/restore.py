@@ -79,4 +79,4 @@ def _load_objective(objective: Objective, weights: Mapping[str, Any], given: Map
     own = {name for name in objective.state_dict() if name.partition(".")[0] not in given}
     saved = {name: value for name, value in weights.items() if name.partition(".")[0] not in given}
     check_names(saved, own, file, SAVE_AGAIN)
-    objective.load_state_dict(saved, strict=False, assign=True)
+    objective.load_state_dict(saved, strict=False)

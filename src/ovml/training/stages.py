@@ -201,11 +201,17 @@ class PromptStage(Stage):
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Check that at most one stage changes the image tower, if one adds an adapter to it.
+    """Check that stages have names of their own, and that one that adds an adapter alone changes the image tower.
 
     Raises:
-        UserError: Two do, one of them with an adapter.
+        UserError: Two have the same name, or two change the image tower, one of them with an adapter.
     """
+    names = [stage.name for stage in stages]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"stages: two are named {repeated[0]!r}, so the second would be taken for finished; "
+            "subclass one and give it a name of its own"
+        )
     adapted = next((stage for stage in stages if stage.adapter is not None), None)
     others = [stage.name for stage in stages if stage.num_layers and stage is not adapted]
     if adapted is not None and others:

@@ -5,11 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ovml.utils.errors import UserError
 
-def full_precision(tensor: Tensor) -> Tensor:
-    """The tensor in float32, if it is in half precision; other tensors are returned as they are.
+
+def full_precision(tensor: Tensor, least: torch.dtype = torch.float32) -> Tensor:
+    """The tensor in a type that holds both its own values and those of `least`; one of integers as it is.
+
+    In half precision different scores would round to the same number, and their order would be lost.
 
     >>> full_precision(torch.ones(1, dtype=torch.bfloat16)).dtype, full_precision(torch.ones(1).double()).dtype
     (torch.float32, torch.float64)
     """
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.to(torch.promote_types(tensor.dtype, least)) if tensor.is_floating_point() else tensor
+
+
+def check_scores(scores: Tensor) -> None:
+    """Check that scores `[N, L]` can be ranked.
+
+    Raises:
+        UserError: One is NaN.
+    """
+    if (unranked := scores.isnan()).any():
+        row, column = unranked.nonzero()[0].tolist()
+        raise UserError(
+            f"scores: NaN for image {row} of the batch and label {column} ({int(unranked.sum()):,} in all); the "
+            "weights are damaged or the training diverged: take an earlier checkpoint, or train with a lower lr"
+        )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovml.metrics.functional.inputs import check_inputs
 from ovml.utils.tensors import full_precision
 
 BLOCK = 1 << 20
@@ -32,14 +33,13 @@ def average_precision(preds: Tensor, targets: Tensor, ignore_index: int = -1) ->
         `[L]` in 0..1; NaN for a label without positives.
 
     Raises:
-        ValueError: Shapes do not fit.
+        ValueError: Shapes do not fit, or a score is NaN.
 
     Example:
         >>> average_precision(torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[1], [0], [1]]))
         tensor([0.8333])
     """
-    if preds.ndim != 2 or preds.shape != targets.shape:
-        raise ValueError(f"preds and targets must both be [N, L]; got {list(preds.shape)} and {list(targets.shape)}")
+    check_inputs(preds, targets)
     return each_label_of_pieces(label_average_precision, [preds], [targets], ignore_index)
 
 

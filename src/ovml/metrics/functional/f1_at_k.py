@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ovml.metrics.functional.inputs import check_inputs
+
 
 class CountsAtK(NamedTuple):
     """Counts over images: true positives among the k best (one count for every k), all positives, images."""
@@ -26,10 +28,9 @@ def count_at_k(preds: Tensor, targets: Tensor, k: int | Sequence[int]) -> Counts
         k: Labels taken per image; several share one top-k.
 
     Raises:
-        ValueError: Shapes do not fit, or there are fewer than `k` labels.
+        ValueError: Shapes do not fit, a score is NaN, or there are fewer than `k` labels.
     """
-    if preds.ndim != 2 or preds.shape != targets.shape:
-        raise ValueError(f"preds and targets must both be [B, L]; got {list(preds.shape)} and {list(targets.shape)}")
+    check_inputs(preds, targets)
     ks = [k] if isinstance(k, int) else list(k)
     if preds.shape[1] < max(ks):
         raise ValueError(f"k must not exceed the number of labels; got k={max(ks)} and {preds.shape[1]} labels")

@@ -1,6 +1,8 @@
 """Callbacks that end a run."""
 
+import errno
 import os
+import signal
 
 from lightning.pytorch.callbacks import Callback
 
@@ -24,6 +26,20 @@ class ControlC(PowerCut):
 
     def end(self) -> None:
         raise KeyboardInterrupt
+
+
+class Terminate(PowerCut):
+    """Asks the run to end, as a cluster or `kill` does."""
+
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class FullDisk(PowerCut):
+    """Finds no room."""
+
+    def end(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere/last.ckpt")
 
 
 def ended_by(callback: type[PowerCut], stage: str, epoch: int) -> list[str]:

@@ -169,3 +169,39 @@ def test_a_command_is_a_class_and_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "ovml: error: --top-k must be at least 1; got 0\n"
     assert main(["--help"]) == 0
     assert "echo         print what follows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "a.csv"), "a.csv: No space left on device; make room"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+        (MemoryError(), "out of memory (MemoryError); take a smaller batch size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory (CUDA out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "DataLoader worker (pid 7) is killed"),
+    ],
+    ids=repr,
+)
+def test_what_is_the_machines_fault_is_one_line(capsys, monkeypatch, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("ovml.cli.doctor.Doctor.run", fail)
+    assert main(["doctor"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ovml: error: {message}")
+    monkeypatch.setenv("OVML_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["doctor"])
+
+
+def test_a_fault_of_ovml_is_not_hidden(monkeypatch):
+    monkeypatch.setattr("ovml.cli.doctor.Doctor.run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+def test_a_debugged_error_of_the_user_is_raised(monkeypatch):
+    monkeypatch.setenv("OVML_DEBUG", "1")
+    with pytest.raises(UserError, match="no command"):
+        main(["train"])

@@ -12,7 +12,7 @@ import torch
 import yaml
 from commands import SMALL, ovml, ovml_here
 from PIL import Image
-from stopper import ControlC, PowerCut, ended_by
+from stopper import ControlC, FullDisk, PowerCut, Terminate, ended_by
 
 from ovml.cli.main import main
 from ovml.inference import tag_output
@@ -65,14 +65,20 @@ def test_a_killed_run_resumes_to_the_same_weights(run, config, tmp_path, stage, 
     )
 
 
-def test_an_interrupted_run_says_how_to_go_on(config, tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        (ControlC, 130, "ovml: interrupted; 'ovml fit ... --ckpt_path last' resumes"),
+        (Terminate, 143, "ovml: terminated; 'ovml fit ... --ckpt_path last' resumes"),
+        (FullDisk, 1, "ovml: error: somewhere/last.ckpt: No space left on device; make room"),
+    ],
+)
+def test_an_ended_run_says_how_to_go_on(config, tmp_path, ending, code, said):
     command = ["fit", "--config", config, *SMALL, "--trainer.default_root_dir", str(tmp_path)]
-    command += ended_by(ControlC, "vision", 1)
-    interrupted = ovml(*command)
-    assert interrupted.returncode == 130
-    assert "ovml: interrupted" in interrupted.stderr
-    assert "--ckpt_path last" in interrupted.stderr
-    assert "Traceback" not in interrupted.stderr
+    ended = ovml(*command, *ended_by(ending, "vision", 1))
+    assert ended.returncode == code
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert (tmp_path / "version_0" / "vision" / "last.ckpt").is_file()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from pkgutil import resolve_name
 
 from ovml.cli.command import Command
 from ovml.utils.console import QUIET, printable
-from ovml.utils.errors import UserError, one_line
+from ovml.utils.errors import UserError, first_line, one_line
 
 COMMANDS = {
     "prepare": ("ovml.cli.prepare:Prepare", "check a data set on disk, count its images, read its annotations once"),
@@ -29,6 +30,9 @@ COMMANDS = {
 }
 """Class and help line of each command; its module is imported when it runs."""
 
+DEBUG = "OVML_DEBUG"
+"""Environment variable; 1 shows the traceback of every error."""
+
 HELP = """usage: ovml [-h] [--version] [--quiet] COMMAND ...
 
 Open-vocabulary multi-label image classification.
@@ -41,7 +45,11 @@ commands:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 if interrupted."""
+    """Run the command line; returns the exit code.
+
+    It is 0, 2 for bad input, 1 if the machine fails (a full disk, too little memory), 130 or 143 for a signal. These
+    end in one line; with `OVML_DEBUG=1` in the environment errors are raised.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if "--quiet" in args:
         args.remove("--quiet")
@@ -55,17 +63,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with suppress(BrokenPipeError):
             command(args[0])(args[1:])
-    except UserError as error:
-        print(f"ovml: error: {printable(one_line(error))}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        message = one_line(error) if isinstance(error, UserError) else machine_fault(error)
+        if message is None or os.environ.get(DEBUG, "0") not in ("", "0"):
+            raise
+        print(f"ovml: error: {printable(message)}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns an interrupt into an exit.
-        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+        # Lightning turns both signals into an exit.
+        if type(stop).__name__ == "SIGTERMException":
+            ended, code = "terminated", 128 + signal.SIGTERM
+        elif isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            ended, code = "interrupted", 128 + signal.SIGINT
+        else:
             raise
         resume = "; 'ovml fit ... --ckpt_path last' resumes from the last finished epoch" if args[0] == "fit" else ""
-        print(f"ovml: interrupted{resume}", file=sys.stderr)
-        return 130
+        print(f"ovml: {ended}{resume}", file=sys.stderr)
+        return code
     return 0
+
+
+def machine_fault(error: Exception) -> str | None:
+    """One line on an error that is the machine's fault; `None` for any other error.
+
+    >>> machine_fault(OSError(28, "No space left on device", "runs/a.ckpt"))
+    'runs/a.ckpt: No space left on device; make room, or choose another place'
+    >>> machine_fault(ZeroDivisionError())
+    """
+    reason = first_line(error)
+    if isinstance(error, MemoryError) or "out of memory" in reason or "not enough memory" in reason:
+        return f"out of memory ({reason}); take a smaller batch size, or fewer workers"
+    if isinstance(error, RuntimeError) and reason.startswith("DataLoader worker"):
+        return f"{reason}: the system ended a process that reads images, often for lack of memory; take fewer workers"
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror or reason}; make room, or choose another place"
+    return None
 
 
 def command(name: str) -> Command:

@@ -138,9 +138,10 @@ class OVMLCLI(LightningCLI):
         return RunFolder.find(ckpt_path, self._root) if ckpt_path else None
 
     def _new_run(self) -> RunFolder:
+        if self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
+            return RunFolder(self._root / "fast_dev_run")
         run = RunFolder.new(self._root)
-        if not self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
-            write_text(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
+        write_text(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
         return run
 
     def _plots(self, folder: Path) -> list[EvaluationPlots]:

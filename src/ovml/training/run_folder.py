@@ -28,8 +28,14 @@ class RunFolder:
 
     @classmethod
     def new(cls, root: str | Path) -> RunFolder:
-        """The next free `version_N` below a root folder."""
-        return cls(Path(root) / f"version_{max(cls._versions(root), default=-1) + 1}")
+        """Make the next free `version_N` below a root folder; runs that start together get one each."""
+        number = max(cls._versions(root), default=-1) + 1
+        while True:
+            try:
+                (path := Path(root) / f"version_{number}").mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                number += 1
 
     @classmethod
     def find(cls, path: str | Path, root: str | Path) -> RunFolder:

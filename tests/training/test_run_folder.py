@@ -1,0 +1,38 @@
+"""The folder of a run."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ovml import UserError
+from ovml.training.run_folder import RunFolder
+
+
+def test_runs_that_start_together_have_a_folder_each(tmp_path):
+    (tmp_path / "version_2").mkdir()
+    (tmp_path / "version_x").mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: RunFolder.new(tmp_path).path.name, range(24)))
+    assert sorted(made) == sorted(f"version_{number}" for number in range(3, 27))
+
+
+def test_the_last_run_is_that_of_the_highest_number(tmp_path):
+    for number in (1, 10, 9):
+        (tmp_path / f"version_{number}").mkdir()
+    assert RunFolder.find("last", tmp_path).path == tmp_path / "version_10"
+
+
+def test_a_run_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no run to resume in"):
+        RunFolder.find("last", tmp_path)
+    with pytest.raises(UserError, match="not a run; give 'last', a run's folder"):
+        RunFolder.find(tmp_path / "version_0", tmp_path)
+
+
+def test_results_are_kept_by_row(tmp_path):
+    run = RunFolder.new(tmp_path / "runs")
+    assert run.results == {}
+    run.add_result("zero-shot", {"zsl/mAP": 0.5})
+    run.add_result("vision", {"zsl/mAP": 0.75})
+    assert RunFolder(run.path).results == {"zero-shot": {"zsl/mAP": 0.5}, "vision": {"zsl/mAP": 0.75}}
+    assert [path.name for path in run.path.iterdir()] == ["results.json"]

@@ -185,6 +185,42 @@ def test_half_precision_is_computed_in_full(loss):
     torch.testing.assert_close(found, loss(logits.float(), targets), rtol=1e-5, atol=1e-6)
 
 
+EXTREME = [*LOSSES, AsymmetricLoss(clip=0), AsymmetricLoss(0.5, 0.5, 0.0), AsymmetricLoss(0.0, 2.0, 0.3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("loss", EXTREME, ids=repr)
+def test_large_logits_have_a_finite_loss_and_gradient(loss, dtype):
+    sizes = torch.tensor([0, 1e-4, 1, 16, 17, 18, 40, 89, 104, 1e3, 1e4])
+    sizes = torch.cat([sizes, -sizes])
+    logits = torch.stack([sizes, sizes.flip(0), sizes]).to(dtype).requires_grad_()
+    targets = torch.tensor([[0], [1], [0]]).repeat(1, len(sizes))
+    targets[2, ::2], targets[0, 3] = 1, -1
+    value = loss(logits, targets)
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
+    for column in range(len(sizes)):  # each by itself, where nothing larger hides it
+        alone = logits.detach()[:, column : column + 1].requires_grad_()
+        loss(alone, targets[:, column : column + 1]).backward()
+        assert alone.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("logit", [-30.0, -1.0, 0.0, 5.0, 16.0, 30.0])
+@pytest.mark.parametrize("arguments", [(4.0, 0.0, 0.0), (2.0, 1.0, 0.05), (1.0, 3.0, 0.5)])
+def test_the_asymmetric_loss_is_its_formula_far_out(logit, arguments):
+    gamma_absent, gamma_present, clip = arguments
+    z = torch.tensor([[logit]], dtype=torch.float64)
+    p, not_p = float(z.sigmoid()), float((-z).sigmoid())
+    expected = {
+        0: -(max(p - clip, 0) ** gamma_absent) * math.log(min(not_p + clip, 1)),
+        1: -(not_p**gamma_present) * math.log(p),
+    }
+    for target, value in expected.items():
+        found = AsymmetricLoss(*arguments)(z.float(), torch.tensor([[target]]))
+        assert float(found) == pytest.approx(value, rel=1e-5, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -93,7 +93,9 @@ class AsymmetricLoss(PerLabelLoss):
 
     def per_label(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the asymmetric loss `[B, L]`."""
-        present, absent = logits.sigmoid(), (logits.sigmoid() - self.clip).clamp(min=0)
-        of_present = -((1 - present) ** self.gamma_present) * F.logsigmoid(logits)
-        of_absent = -(absent**self.gamma_absent) * torch.log1p(-absent.clamp(max=1 - 1e-8))
+        # In logarithms, because the probabilities of large logits round to 0 and 1, which have no finite logarithm.
+        log_p, log_not_p, log_clip = F.logsigmoid(logits), F.logsigmoid(-logits), logits.new_tensor(self.clip).log()
+        of_present = -(self.gamma_present * log_not_p).exp() * log_p
+        shifted = (log_p.exp() - self.clip).clamp(min=torch.finfo(logits.dtype).tiny)
+        of_absent = -(shifted**self.gamma_absent) * torch.logaddexp(log_not_p, log_clip).clamp(max=0)
         return torch.where(targets == 1, of_present, of_absent)

@@ -189,6 +189,15 @@ def test_a_training_without_an_end_is_refused(model):
         fit(model, rows(8), max_epochs=-1, max_time="00:00:01:00")
 
 
+def test_a_stage_is_started_by_its_name_or_its_position(model):
+    for which, name in (("prompt", "prompt"), (0, "vision"), (1, "prompt"), (model.stages[0], "vision")):
+        model.start_stage(which)
+        assert model.stage.name == name
+    for which in ("text", 2, -1):
+        with pytest.raises(UserError, match=f"stage: there is no {which!r}; it is one of vision, prompt, or 0 to 1"):
+            model.start_stage(which)
+
+
 def test_two_stages_of_one_name_are_refused(tiny):
     with pytest.raises(UserError, match="stages: two are named 'prompt'"):
         OVMultiLabelClassifier(tiny, VOCABULARY, stages=[PromptStage(), VisionStage(), PromptStage(epochs=1)])

@@ -30,7 +30,7 @@ from ovml.training.objective import Objective, StepLoss, batch_features
 from ovml.training.precision import check_device
 from ovml.training.recipe import training_recipe
 from ovml.training.restore import load_classifier, restore_checkpoint
-from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage
+from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage, find_stage
 from ovml.utils.images import ImageLike
 from ovml.vocabulary import LabelVocabulary
 
@@ -122,10 +122,10 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         """How the model is trained and evaluated, as plain data."""
         return training_recipe(self.objective, self.stages, self.evaluation)
 
-    def start_stage(self, stage: Stage) -> None:
-        """Make this stage's parameters, and no others, learn."""
-        self.stage = stage
-        self._groups = start_learning(self, stage, self.learning_parts)
+    def start_stage(self, stage: Stage | str | int) -> None:
+        """Make the parameters of a stage, and no others, learn; it may be given by its name or its position."""
+        self.stage = stage if isinstance(stage, Stage) else find_stage(self.stages, stage)
+        self._groups = start_learning(self, self.stage, self.learning_parts)
 
     def setup(self, stage: str) -> None:
         """Check that `compile` works; warn if the precision is slow here."""

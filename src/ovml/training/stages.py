@@ -216,3 +216,19 @@ def check_stages(stages: Sequence[Stage]) -> None:
     others = [stage.name for stage in stages if stage.num_layers and stage is not adapted]
     if adapted is not None and others:
         raise UserError(f"stages: {adapted.name!r} and {others[0]!r} change the same tower; list one of them")
+
+
+def find_stage(stages: Sequence[Stage], which: str | int) -> Stage:
+    """The stage of a name or at a position.
+
+    Raises:
+        UserError: There is none.
+
+    >>> find_stage([VisionStage(), PromptStage()], "prompt").name, find_stage([VisionStage(), PromptStage()], 0).name
+    ('prompt', 'vision')
+    """
+    names = [stage.name for stage in stages]
+    position = names.index(which) if which in names else which
+    if isinstance(position, str) or not 0 <= position < len(stages):
+        raise UserError(f"stage: there is no {which!r}; it is one of {', '.join(names)}, or 0 to {len(stages) - 1}")
+    return stages[position]

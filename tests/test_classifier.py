@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.encoders.checkpoints import load_clip, load_tokenizer
@@ -173,7 +173,12 @@ def test_training_images_without_labels_are_counted(model):
 
 @pytest.mark.parametrize(
     ("options", "peak"),
-    [({"max_epochs": 2}, 4), ({"max_epochs": -1, "max_steps": 8}, 4), ({"max_epochs": None, "max_steps": 16}, 4)],
+    [
+        ({"max_epochs": 2}, 4),
+        ({"max_epochs": 9, "max_steps": 8}, 4),
+        ({"max_epochs": -1, "max_steps": 8}, 4),
+        ({"max_epochs": None, "max_steps": 16}, 4),
+    ],
 )
 def test_the_warm_up_has_its_epochs_however_the_length_is_given(tiny, options, peak):
     stages = [VisionStage(epochs=8, warmup_epochs=1)]
@@ -185,8 +190,24 @@ def test_the_warm_up_has_its_epochs_however_the_length_is_given(tiny, options, p
 
 
 def test_a_training_without_an_end_is_refused(model):
-    with pytest.raises(UserError, match="give max_epochs or max_steps"):
+    with pytest.raises(UserError, match="give max_steps"):
         fit(model, rows(8), max_epochs=-1, max_time="00:00:01:00")
+
+
+def test_a_training_on_data_without_a_length_has_steps(model):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(rows(8))
+
+    with pytest.raises(UserError, match="give max_steps, or max_epochs and training data of known length"):
+        fit(model, Stream(), max_epochs=2)
+    assert fit(model, Stream(), max_epochs=2, max_steps=5).global_step == 5
+
+
+def test_a_prediction_of_nan_is_an_error(model):
+    next(model.model.image_encoder.parameters()).data.fill_(torch.nan)
+    with pytest.raises(UserError, match="scores: NaN"):
+        model.predict_step(batch(), 0)
 
 
 def test_a_stage_is_started_by_its_name_or_its_position(model):

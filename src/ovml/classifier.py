@@ -32,6 +32,7 @@ from ovml.training.recipe import training_recipe
 from ovml.training.restore import load_classifier, restore_checkpoint
 from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage, find_stage
 from ovml.utils.images import ImageLike
+from ovml.utils.tensors import check_scores
 from ovml.vocabulary import LabelVocabulary
 
 
@@ -154,6 +155,10 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=found.images)
         return found.total
 
+    def on_train_epoch_start(self) -> None:
+        """Count images anew."""
+        self.objective.forget_counts()
+
     def on_train_epoch_end(self) -> None:
         """Check that images had labels to learn from."""
         self.objective.check_taught(self.stage.name, self.trainer.strategy, self.device)
@@ -184,6 +189,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         calibrate = split == "val" and not self.trainer.sanity_checking
         metrics, self.model.calibration = self.evaluation.finish(self.device, self.model.calibration, calibrate)
         # The metrics have been summed over processes: they are the same on all of them.
+        metrics = {name: value.to(self.device) for name, value in metrics.items()}
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=True)
         headline = "zsl/mAP" if "zsl/mAP" in metrics else "seen/mAP"
         self.log(headline, metrics[headline], prog_bar=True, logger=False, sync_dist=True)
@@ -192,7 +198,9 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         """Scores `[B, L]` of the vocabulary with the images' ids."""
         if len(batch["image_id"]) == 0:
             return {"image_id": [], "scores": batch["pixel_values"]}
-        return {"image_id": batch["image_id"], "scores": self.model(batch["pixel_values"])}
+        scores = self.model(batch["pixel_values"])
+        check_scores(scores)
+        return {"image_id": batch["image_id"], "scores": scores}
 
     def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
         """Score normalized images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""

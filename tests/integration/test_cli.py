@@ -101,8 +101,20 @@ def test_a_fast_dev_run_leaves_nothing_behind(config, tmp_path, capsys):
 def test_a_stage_that_takes_no_step_is_an_error(config, tmp_path, capsys, nothing):
     arguments = [f"--trainer.{nothing}", "0", "--trainer.default_root_dir", str(tmp_path)]
     assert main(["fit", "--config", config, *SMALL, *arguments]) == 2
-    assert "stage 'vision': no step was taken; max_epochs, max_steps" in capsys.readouterr().err
-    assert list(json.loads((tmp_path / "version_0/results.json").read_text())) == ["zero-shot"]
+    assert f"trainer.{nothing}: 0 trains nothing; leave it out, or allow a step" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_result_of_a_stage_is_that_of_its_last_weights(config, tmp_path):
+    stages = "[{class_path: ovml.training.VisionStage, init_args: {epochs: 3, warmup_epochs: 0, lr: 0.01}}]"
+    arguments = ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "3", "--model.stages", stages]
+    assert main(["fit", "--config", config, *SMALL, *arguments, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    run = tmp_path / "version_0"
+    assert main(["validate", "--ckpt_path", str(run)]) == 0
+    files = [run / "results.json", run / "validate_results.json"]
+    found, expected = (json.loads(file.read_text())["vision"] for file in files)
+    ranked = {name for name in expected if not name.startswith("calibration")}
+    assert {name: found[name] for name in ranked} == pytest.approx({name: expected[name] for name in ranked})
 
 
 def test_a_head_of_ones_own_is_named_on_the_command_line(config, tmp_path):

@@ -98,8 +98,7 @@ class OVMLCLI(LightningCLI):
         """Write the best labels of every test image to `predictions.jsonl` in the run folder."""
         run = self._run_of(ckpt_path)
         if run is not None:
-            own = Path(str(ckpt_path))
-            self.model.load_learned(own if own.is_file() else run.newest_checkpoint())
+            self.model.load_learned(_one_checkpoint(ckpt_path) or run.newest_checkpoint())
         folder = run.path if run else self._root
         writer = PredictionWriter(folder / "predictions.jsonl", self.datamodule.vocabulary.names)
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
@@ -191,9 +190,8 @@ class OVMLCLI(LightningCLI):
         if run is None:
             evaluate("untrained", model)
         else:
-            own = Path(str(ckpt_path))
-            one = own.is_file() and own.suffix == ".ckpt"
-            for file in [own] if one else [run.checkpoint(stage.name) for stage in model.stages]:
+            one = _one_checkpoint(ckpt_path)
+            for file in [one] if one else [run.checkpoint(stage.name) for stage in model.stages]:
                 if file.is_file():
                     model.load_learned(file)
                     evaluate(file.parent.name, model)
@@ -206,6 +204,12 @@ class OVMLCLI(LightningCLI):
             show(probabilities)
         if plots:
             show(f"figures: {folder}")
+
+
+def _one_checkpoint(ckpt_path: str | None) -> Path | None:
+    """The path, if it is that of a checkpoint rather than of a run."""
+    path = Path(str(ckpt_path))
+    return path if path.is_file() and path.suffix == ".ckpt" else None
 
 
 def run_lightning(argv: list[str]) -> None:

@@ -32,7 +32,7 @@ class ImageFeatures(NamedTuple):
 
 
 def widened(features: ImageFeatures, dtype: torch.dtype = torch.float32) -> ImageFeatures:
-    """The features in float32 or wider; see `full_precision`."""
+    """The features in a type that holds both their own values and those of `dtype`."""
     return ImageFeatures(*(full_precision(tensor, dtype) for tensor in features))
 
 

@@ -37,7 +37,7 @@ class Head(Part, nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which the head scores: its parameters', or float32 without any."""
+        """Type in which the head scores: its parameters', which are float32 unless it is converted; or float32."""
         return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     uses_teacher: bool = False

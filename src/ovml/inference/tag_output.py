@@ -160,7 +160,7 @@ def check_settings(part: Path, file: Path, settings: dict[str, Any], begun: bool
             f"{file}: the settings of the interrupted run {part} cannot be read; delete {part}, or use overwrite=True "
             "to start over"
         ) from error
-    differing = [name for name in settings if before.get(name) != settings[name]]
+    differing = sorted(name for name in settings.keys() | before.keys() if before.get(name) != settings.get(name))
     if differing:
         raise UserError(
             f"{part}: begun with another {', '.join(differing)}; give the same, or delete it, or use overwrite=True "

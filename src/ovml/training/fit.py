@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from ovml.training.distributed import cuts_models
 from ovml.training.objective import Objective
@@ -62,6 +62,7 @@ def fit_stages(
     folder = run if isinstance(run, RunFolder) else None
     if folder is None or "zero-shot" not in folder.results:
         trainer = make_trainer(None, None)
+        _check_length(trainer)
         cuts_models(trainer.strategy)  # raises before the first evaluation rather than after it
         trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
         if folder is None:
@@ -76,6 +77,8 @@ def fit_stages(
             continue
         model.start_stage(stage)
         trainer = make_trainer(stage, folder)
+        _check_length(trainer)
+        trainer.callbacks.append(validated := _LastValidation())  # type: ignore[attr-defined]
         learner: Any = copy.deepcopy(model) if cuts_models(trainer.strategy) else model
         trainer.fit(
             learner,
@@ -85,14 +88,29 @@ def fit_stages(
         )
         if not trainer.global_step:
             raise UserError(
-                f"stage {stage.name!r}: no step was taken; max_epochs, max_steps and limit_train_batches must allow one"
+                f"stage {stage.name!r}: no step was taken; give more training images, or a smaller batch size"
             )
-        if not split_metrics(trainer, "val"):  # the last epoch may be one without validation
+        if validated.step != trainer.global_step:  # the last epoch may be one without validation
             trainer.validate(learner, datamodule=datamodule, verbose=False)
         _record(folder, trainer, stage.name)
         if learner is not model and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             model.load_learned(checkpoint)
     return folder
+
+
+def _check_length(trainer: Trainer) -> None:
+    for option in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(trainer, option) == 0:
+            raise UserError(f"trainer.{option}: 0 trains nothing; leave it out, or allow a step")
+
+
+class _LastValidation(Callback):
+    """Remembers the step of the last validation."""
+
+    step: int | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step = None if trainer.sanity_checking else trainer.global_step
 
 
 def _record(run: RunFolder, trainer: Trainer, row: str) -> None:

@@ -88,15 +88,18 @@ def make_optimizer(module: nn.Module, stage: Stage, groups: Groups, trainer: Any
 
 
 def _training_length(trainer: Any) -> tuple[int, float]:
-    """Optimizer steps and epochs of a training."""
+    """Optimizer steps of a training, and epochs, of which the last may be cut."""
     steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
-        raise UserError("trainer: the learning rate follows the training's length; give max_epochs or max_steps too")
-    if trainer.max_epochs is not None and trainer.max_epochs >= 1:
-        return int(steps), trainer.max_epochs
+    if steps == float("inf") or steps < 0:
+        raise UserError(
+            "trainer: the learning rate follows the training's length; give max_steps, or max_epochs and training data "
+            "of known length"
+        )
     trainer.fit_loop.setup_data()  # which the estimate does only where it counts epochs
-    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return int(steps), steps / max(per_epoch, 1)
+    batches = trainer.num_training_batches
+    if batches == float("inf"):
+        return int(steps), max(trainer.max_epochs or 1, 1)
+    return int(steps), steps / max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
 
 
 def learned_names(

@@ -55,6 +55,10 @@ class Objective(nn.Module):
         self.loss = loss
         self.distillation = distillation
         self.distillation_weight = distillation_weight
+        self.forget_counts()
+
+    def forget_counts(self) -> None:
+        """Start counting the images that taught something."""
         self._seen = self._taught = 0
 
     def forward(
@@ -109,7 +113,7 @@ class Objective(nn.Module):
         """
         counts = torch.tensor([self._seen, self._taught], device=device)
         seen, taught = strategy.reduce(counts, reduce_op="sum").tolist()
-        self._seen = self._taught = 0
+        self.forget_counts()
         if seen and not taught:
             raise UserError(
                 f"stage {stage!r}: none of {seen:,} training images has a present seen label, so nothing was learned; "
@@ -148,7 +152,8 @@ class Objective(nn.Module):
         student, label_embeds = widened(student, dtype), full_precision(label_embeds, dtype)
         original = None if original is None else widened(original, dtype)
         with torch.autocast(label_embeds.device.type, enabled=False):
-            return model.head.training_logits(student, label_embeds, targets, original)
+            logits = model.head.training_logits(student, label_embeds, targets, original)
+        return tuple(map(full_precision, logits))
 
     def _zero(self, *outputs: Tensor) -> Tensor:
         """A loss of 0 in which all learning parameters take part: those behind the outputs, and the objective's own."""

@@ -61,7 +61,7 @@ class RunFolder:
         return self.path / stage / "last.ckpt"
 
     def newest_checkpoint(self) -> Path:
-        """The checkpoint that was written last.
+        """The checkpoint of the last stage that the run has come to.
 
         Raises:
             UserError: The run has none yet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,8 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("part", "old"))
+    own = secrets.token_hex(4)  # processes on other machines, and threads, may write the same file
+    beside, old = (path.with_name(f".{path.name}.{kind}-{own}") for kind in ("part", "old"))
     try:
         yield beside
         if replace_folder and path.is_dir():

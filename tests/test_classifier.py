@@ -210,6 +210,11 @@ def test_a_prediction_of_nan_is_an_error(model):
         model.predict_step(batch(), 0)
 
 
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="is a folder; give a checkpoint in it, or use from_pretrained"):
+        OVMultiLabelClassifier.from_checkpoint(tmp_path)
+
+
 def test_a_stage_is_started_by_its_name_or_its_position(model):
     for which, name in (("prompt", "prompt"), (0, "vision"), (1, "prompt"), (model.stages[0], "vision")):
         model.start_stage(which)
@@ -382,9 +387,17 @@ def test_bad_checkpoints_are_named(model, tmp_path):
             model.load_learned(tmp_path / f"{name}.ckpt")
 
 
-@pytest.mark.parametrize("name", ["no/such-clip", "/no/such/folder"])
-def test_a_checkpoint_name_that_leads_nowhere(name):
-    with pytest.raises(UserError, match=rf"{name}: no such checkpoint here, .*'ovml-demo'"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/such-clip", "no such checkpoint here, .*'ovml-demo'"),
+        ("/no/such/folder", "no such folder; check the path"),
+        ("./no/clip", "no such folder; check the path"),
+        ("runs/demo/version_9", "no such folder; check the path"),
+    ],
+)
+def test_a_checkpoint_name_that_leads_nowhere(name, message):
+    with pytest.raises(UserError, match=f"{name}: {message}"):
         OVMultiLabelClassifier(name)
 
 

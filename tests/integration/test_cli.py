@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas
 import pytest
@@ -222,6 +223,15 @@ def test_tag_reads_paths_from_a_file_or_from_standard_input(album, tiny, tmp_pat
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths.encode())))
     assert main([*command, "-"]) == 0
     assert capsys.readouterr().out == table
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "tags.csv"]])
+def test_tag_of_nothing_but_broken_images_fails(tiny, tmp_path, capsys, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.jpg"):
+        Path(name).write_text("no image")
+    assert main(["tag", "a.png", "b.jpg", "--model", tiny, "--labels", "cat", *out]) == 2
+    assert "ovml: error: no image could be read, of 2; each has its reason beside it" in capsys.readouterr().err
 
 
 def test_tag_says_what_it_understood_and_what_it_passed_over(album, tiny, tmp_path, capsys):

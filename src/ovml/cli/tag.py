@@ -44,7 +44,8 @@ class Tag(Command):
             "--threshold",
             type=_threshold,
             metavar="S",
-            help="minimum score of returned labels; 'calibrated': the model's own thresholds of probabilities",
+            help="minimum score of returned labels, for these labels only, since scores compare them; "
+            "'calibrated': the model's own thresholds of probabilities",
         )
         parser.add_argument(
             "--probabilities",

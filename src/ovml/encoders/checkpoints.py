@@ -104,6 +104,8 @@ def _load(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
                 f"{name}: not a complete CLIP checkpoint ({reason}); write the folder with the model's, tokenizer's "
                 "and image processor's save_pretrained"
             ) from error
+        if name.count("/") > 1 or "\\" in name or name.startswith("."):  # which no name on the Hub has
+            raise UserError(f"{name}: no such folder; check the path") from error
         raise UserError(
             f"{name}: no such checkpoint here, and the Hugging Face Hub did not give it ({reason}); "
             f"check the name and the network, give a local folder, or use {DEMO!r}, which is part of ovml"

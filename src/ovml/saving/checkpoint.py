@@ -25,6 +25,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; give a checkpoint in it, or use from_pretrained") from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint; check the path") from error
     except Exception as error:  # a file that is no checkpoint may raise anything
@@ -88,7 +90,10 @@ def check_learned(
     for part in PARTS:
         saved, own = _signature(recipe[part]), _signature(described_or_named(getattr(model, part)))
         if saved != own:
-            raise UserError(f"{where}: made with {part} {saved}, this model has {own}; build it with the same part")
+            raise UserError(
+                f"{where}: made with {part} {saved}, this model has {own}; build it with the same part, "
+                "or load the run's folder, which has its own configuration"
+            )
     if "state_dict" in checkpoint:  # a strategy that cuts the model into shards loads the weights itself
         check_names(checkpoint["state_dict"], names, where, "it was made by a model of other parts or another CLIP")
 

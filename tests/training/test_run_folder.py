@@ -36,3 +36,10 @@ def test_results_are_kept_by_row(tmp_path):
     run.add_result("vision", {"zsl/mAP": 0.75})
     assert RunFolder(run.path).results == {"zero-shot": {"zsl/mAP": 0.5}, "vision": {"zsl/mAP": 0.75}}
     assert [path.name for path in run.path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"vision": 1}', "\0", '{"vision": {"zsl/mAP": 0.'])
+def test_damaged_results_are_one_line(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"results\.json: damaged .*; delete it"):
+        RunFolder(tmp_path).results  # noqa: B018 - reading it is the test

@@ -15,7 +15,7 @@ from ovml.losses import Loss
 from ovml.model import OpenVocabularyModel
 from ovml.training.distributed import image_share, world_size
 from ovml.training.stages import Stage
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_not_negative
 from ovml.utils.tensors import full_precision
 
 
@@ -52,6 +52,7 @@ class Objective(nn.Module):
 
     def __init__(self, loss: Loss, distillation: Distillation, distillation_weight: float = 1.0) -> None:
         super().__init__()
+        check_not_negative("model", distillation_weight=distillation_weight)
         self.loss = loss
         self.distillation = distillation
         self.distillation_weight = distillation_weight

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovml.saving.checkpoint import newest_checkpoint
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 from ovml.utils.files import run_folder, write_text
 
 
@@ -70,9 +70,19 @@ class RunFolder:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """Validation metrics of each finished row: `zero-shot`, then the stages by name."""
+        """Validation metrics of each finished row: `zero-shot`, then the stages by name.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         file = self.path / "results.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        try:
+            return {row: dict(metrics) for row, metrics in json.loads(file.read_text()).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            reason = first_line(error)
+            raise UserError(f"{file}: damaged ({reason}); delete it, and ovml fit evaluates again") from error
 
     def add_result(self, row: str, metrics: dict[str, float]) -> None:
         """Record a row's metrics; its presence marks a stage as finished."""

@@ -16,7 +16,7 @@ from ovml.heads import Head
 from ovml.losses import Loss
 from ovml.prompts import PromptLearner
 from ovml.training.optim import decay_groups, layer_decay_groups
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_not_negative, check_positive
 from ovml.utils.parts import Part
 
 
@@ -93,6 +93,8 @@ class Stage(Part, ABC):
                 f"stage {self.name!r}: epochs must be at least 1 and warmup_epochs from 0 to epochs; "
                 f"got epochs={self.epochs}, warmup_epochs={self.warmup_epochs}"
             )
+        check_positive(f"stage {self.name!r}", lr=self.lr)
+        check_not_negative(f"stage {self.name!r}", min_lr=self.min_lr, weight_decay=self.weight_decay)
 
     @property
     def adapter(self) -> TowerAdapter | None:
@@ -129,6 +131,10 @@ class VisionStage(Stage):
 
     num_layers: int = 2
     layer_decay: float = 0.65
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(f"stage {self.name!r}", layer_decay=self.layer_decay)
 
     def parameter_groups(self, parts: LearningParts) -> list[dict[str, Any]]:
         """Layer-wise decayed groups of the tower, then the other parts' own parameters."""

@@ -1,5 +1,7 @@
 """The one error that means: the input is at fault, and the message says what to do."""
 
+import math
+
 
 class UserError(ValueError):
     """Bad input from the person at the keyboard: a file, a label list, a configuration.
@@ -27,15 +29,22 @@ def one_line(error: UserError) -> str:
 
 
 def check_positive(owner: object, **arguments: float) -> None:
-    """Raise a `UserError` for arguments that are not greater than 0.
+    """Raise a `UserError` for arguments that are not greater than 0, or not finite.
 
     Args:
         owner: The part or the function's name that the error names.
         arguments: Values by name.
     """
     for name, value in arguments.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"{_name(owner)}: {name} must be greater than 0; got {value}")
+
+
+def check_not_negative(owner: object, **arguments: float) -> None:
+    """Raise a `UserError` for arguments that are negative, infinite or NaN; see `check_positive`."""
+    for name, value in arguments.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{_name(owner)}: {name} must be 0 or greater, and finite; got {value}")
 
 
 def check_share(owner: object, **arguments: float) -> None:

@@ -116,7 +116,7 @@ def test_bad_input_is_named_before_any_worker_starts(cluster, options, tmp_path)
             tag_with_ray(tmp_path / name, options, tmp_path / "out")
     with pytest.raises(UserError, match="template"):
         tag_with_ray(tmp_path, options._replace(prompt="a photo"), tmp_path / "out")
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="no such folder"):
         tag_with_ray(tmp_path, options._replace(model="/no/clip"), tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ import transformers
 from ovml.model import OpenVocabularyModel
 from ovml.saving import load_model
 from ovml.utils.console import notice
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 from ovml.utils.resources import DEMO
 from ovml.vocabulary import LabelVocabulary
 
@@ -26,7 +26,7 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not usable here ({str(error).splitlines()[0]}); try cpu") from error
+        raise UserError(f"--device {device}: not usable here ({first_line(error)}); try cpu") from error
 
 
 def model_for(args: argparse.Namespace, labels: LabelVocabulary | None) -> OpenVocabularyModel:

@@ -27,7 +27,9 @@ def print_tags(tagger: Tagger, images: Iterable[Path | str]) -> None:
         width = max(map(len, scores), default=0)
         for (label, _), score in zip(tags, scores, strict=True):
             show(f"{score:>{width}}  {label}")
-    _report_unreadable(errors, number)
+    _check_some_readable(errors, number)
+    if errors:
+        notice(f"{errors:,} of {number:,} images could not be read")
 
 
 def write_tags(tagger: Tagger, images: Iterable[Path | str], out: Path, overwrite: bool, total: int | None) -> None:
@@ -72,12 +74,9 @@ def write_tags(tagger: Tagger, images: Iterable[Path | str], out: Path, overwrit
     before = f" ({written.resumed:,} of them before)" if written.resumed else ""
     lost = f"; {written.errors:,} could not be read" if written.errors else ""
     notice(f"{out}: {written.rows:,} images{before}, {task.fields['rate']:.1f} images/s{lost}")
-    if written.errors == written.rows > 0:
-        _report_unreadable(written.errors, written.rows)
+    _check_some_readable(written.errors, written.rows)
 
 
-def _report_unreadable(errors: int, number: int) -> None:
+def _check_some_readable(errors: int, number: int) -> None:
     if errors == number > 0:
         raise UserError(f"no image could be read, of {number:,}; each has its reason beside it")
-    if errors:
-        notice(f"{errors:,} of {number:,} images could not be read")

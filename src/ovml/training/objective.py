@@ -102,7 +102,7 @@ class Objective(nn.Module):
         return StepLoss(total * share, {**terms, "loss": total}, images)
 
     def check_taught(self, stage: str, strategy: Any, device: torch.device) -> None:
-        """Check that images taught something since the last call; warn if most did not.
+        """Check that images taught something since `forget_counts`; warn if most did not.
 
         Args:
             stage: Name of the stage.
@@ -114,7 +114,6 @@ class Objective(nn.Module):
         """
         counts = torch.tensor([self._seen, self._taught], device=device)
         seen, taught = strategy.reduce(counts, reduce_op="sum").tolist()
-        self.forget_counts()
         if seen and not taught:
             raise UserError(
                 f"stage {stage!r}: none of {seen:,} training images has a present seen label, so nothing was learned; "

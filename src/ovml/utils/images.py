@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, Union
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray[Any, Any]"]
 
@@ -76,8 +76,7 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a malformed image may raise any
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path}: broken image ({reason}); replace the file or leave it out") from error
+        raise UserError(f"{path}: broken image ({first_line(error)}); replace the file or leave it out") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

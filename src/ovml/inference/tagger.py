@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,7 +24,7 @@ from ovml.prompts import PromptLearner, TemplatePrompt
 from ovml.utils.errors import UserError
 from ovml.utils.images import ImageLike, load_image
 from ovml.utils.parts import Part, class_path
-from ovml.utils.tensors import check_scores
+from ovml.utils.tensors import check_scores, digest
 from ovml.vocabulary import LabelVocabulary
 
 
@@ -210,12 +209,12 @@ class Tagger:
         text = self.model.prompt if self.prompt is None else self.prompt
         model = f"{self.model.image_processor} {_describe(self.model.head)}"
         return {
-            "model": _digest(model, self.model.image_encoder.state_dict(), self.model.head.state_dict()),
-            "prompt": _digest(_describe(text), text.state_dict()),
-            "labels": _digest("\n".join([*self.labels, *self.vocabulary.texts])),
+            "model": digest(model, self.model.image_encoder.state_dict(), self.model.head.state_dict()),
+            "prompt": digest(_describe(text), text.state_dict()),
+            "labels": digest("\n".join([*self.labels, *self.vocabulary.texts])),
             "top_k": self.top_k,
             "threshold": self.threshold,
-            **({} if self.calibration is None else {"calibration": _digest(json.dumps(self.calibration.to_dict()))}),
+            **({} if self.calibration is None else {"calibration": digest(json.dumps(self.calibration.to_dict()))}),
         }
 
     def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
@@ -296,12 +295,3 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 def _describe(part: Part) -> str:
     return f"{class_path(type(part))} {part!r}"
-
-
-def _digest(text: str, *states: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for state in states:
-        for name, value in sorted(state.items()):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,17 @@ def check_scores(scores: Tensor) -> None:
             f"scores: NaN for image {row} of the batch and label {column} ({int(unranked.sum()):,} in all); the "
             "weights are damaged or the training diverged: take an earlier checkpoint, or train with a lower lr"
         )
+
+
+def digest(text: str, *states: Mapping[str, Tensor]) -> str:
+    """A digest of a text and of state dicts: names, types, shapes and values.
+
+    >>> digest("a", {"w": torch.tensor(1.0)}) == digest("a", {"w": torch.tensor(1.5)})
+    False
+    """
+    found = hashlib.sha256(text.encode())
+    for state in states:
+        for name, value in sorted(state.items()):
+            found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]

@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 
 from ovml.data.cache import cached_table
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 from ovml.utils.progress import track
 from ovml.vocabulary import check_names, label_key
 
@@ -117,7 +117,7 @@ class _Parser:
         except UnicodeDecodeError as error:
             raise UserError(f"{self.file}: not UTF-8 text; save the annotations as UTF-8") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.file}: not JSON ({str(error).splitlines()[0]}); it must hold {FORM}") from error
+            raise UserError(f"{self.file}: not JSON ({first_line(error)}); it must hold {FORM}") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.file}: expected {FORM}, got {_short(content)}")
         for key in ("classes", "images"):

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as pacsv
 
 from ovml.data.openimages.annotations import AnnotationCollector, Annotations, Array
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 from ovml.utils.progress import track
 
 SOURCE = "https://storage.googleapis.com/openimages/web/download_v7.html"
@@ -102,7 +102,7 @@ def _blocks(
         reader = pacsv.open_csv(path, pacsv.ReadOptions(block_size=BLOCK_BYTES), parse, convert)
         yield from track(reader, f"reading {path.name}", total=total)
     except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if newlines_in_values:  # then a line is no row
             raise UserError(f"{path}: {reason}; {AGAIN}") from error
         _explain(path, reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,8 @@ from ovml.data.cache import cached_folder
 from ovml.data.features import FeatureStore
 from ovml.data.rows import RowReader, TensorRows, collate
 from ovml.data.samplers import EvalSampler
-from ovml.model import OpenVocabularyModel
 from ovml.utils.progress import track
+from ovml.utils.tensors import digest
 
 
 class FeatureCache(Callback):
@@ -55,7 +54,7 @@ class FeatureCache(Callback):
         if model.stage.distil and (model.model.head.uses_teacher or list(model.objective.distillation.parameters())):
             return  # features of the original tower are needed too, and are not kept
         splits: tuple[Split, ...] = ("validation",) if data.augment else ("train", "validation")
-        weights = _digest(model.model)
+        weights = digest("", model.model.image_encoder.state_dict())
         for split in splits:
             if hasattr(data.rows_of(split), "select"):  # a stream has no rows to number
                 data.feature_stores[split] = self._store(trainer, split, weights)
@@ -107,12 +106,3 @@ class FeatureCache(Callback):
                     store = FeatureStore.create(path, (len(source), *features.shape[1:]), self.dtype)
                 store.write(start, features)
                 start += len(features)
-
-
-def _digest(model: OpenVocabularyModel) -> str:
-    """A digest of the image tower's weights."""
-    digest = hashlib.sha256()
-    for name, value in model.image_encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

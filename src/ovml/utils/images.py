@@ -37,7 +37,7 @@ UPRIGHT = {
 """What makes an image upright, by its EXIF orientation."""
 
 
-def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
+def load_image(source: ImageLike, name: str | None = None, max_pixels: int | None = None) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     Greyscale, palette, CMYK and 16-bit images are converted, transparent areas become white, the EXIF rotation is
@@ -48,6 +48,7 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
             uint8, or of floats in 0..1. Integers of 16 bits and floats in 0..1 are scaled; 32-bit integers and other
             floats have no known scale.
         name: Name of the image in errors. Default: its path.
+        max_pixels: Maximum number of pixels of a file, checked before it is decoded. Default: Pillow's limit.
 
     Raises:
         UserError: The file is missing, broken or of another format than `FORMATS`, or the array or image has another
@@ -66,6 +67,8 @@ def load_image(source: ImageLike, name: str | None = None) -> Image.Image:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise UserError(f"{image.width:,} x {image.height:,} pixels are too many; at most {max_pixels:,}")
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import threading
 import webbrowser
 from contextlib import suppress
 
-from ovml.cli.app.server import address, listen, serve
+from ovml.cli.app.server import address, build_server, listen
+from ovml.cli.app.uploads import EXAMPLES, Uploads, upload_folder
 from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_extra, chosen_labels
 from ovml.utils.console import notice
 from ovml.utils.resources import DEMO
@@ -27,6 +29,14 @@ class App(Command):
         )
         parser.add_argument("--port", type=_port, default=7860, help="0 for any that is free (default: 7860)")
         parser.add_argument(
+            "--allowed-host",
+            type=_host_name,
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="another host name that the page may be opened at, such as a proxy's; repeatable",
+        )
+        parser.add_argument(
             "--max-labels", type=at_least(1), default=1000, metavar="N", help="labels that may be typed (default: 1000)"
         )
         parser.add_argument(
@@ -38,7 +48,7 @@ class App(Command):
         """Listen first, so that a taken port is reported before the model loads; then serve."""
         labels = chosen_labels(args)
         check_extra("app", "gradio")
-        with listen(args.host, args.port) as taken:
+        with listen(args.host, args.port) as taken, upload_folder() as folder:
             from ovml.cli.app.page import build_page
             from ovml.cli.app.ranking import Ranker, vocabularies
             from ovml.cli.models import chosen_model
@@ -47,15 +57,18 @@ class App(Command):
             model = chosen_model(args)
             lists = vocabularies(model, args.model, labels)
             own = model.vocabulary
-            examples = args.model == DEMO or (own is not None and set(own.names) <= set(LABELS))
+            drawn = args.model == DEMO or (own is not None and set(own.names) <= set(LABELS))
+            examples = folder / EXAMPLES if drawn else None
             page = build_page(Ranker(model, args.prompt), lists, args.max_labels, args.model, examples)
             if args.host not in ("127.0.0.1", "localhost", "::1"):
                 notice(f"everyone who reaches {args.host} can use the page; there is no password")
             print(f"ovml: {address(taken)} (Ctrl-C ends it)", flush=True)
             if not args.no_browser:
                 threading.Thread(target=webbrowser.open, args=[address(taken)], daemon=True).start()
+            uploads = Uploads(folder, args.max_upload_mb * 2**20)
+            server = build_server(page, taken, uploads, args.host, args.allowed_host, args.max_labels)
             with suppress(KeyboardInterrupt):  # the server may or may not pass it on
-                serve(page, taken, args.max_upload_mb)
+                server.run(sockets=[taken])
             notice("ended")
 
 
@@ -63,3 +76,9 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, got {text!r}")
     return int(text)
+
+
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:]+", text.lower()):
+        raise argparse.ArgumentTypeError(f"expected a host name without http:// and port, got {text!r}")
+    return text.lower()

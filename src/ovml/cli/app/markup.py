@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
+from pathlib import Path
 
 from PIL import Image
 
@@ -66,11 +67,15 @@ NOT_FOUND_YET = '<p class="ovml-empty">Click a label of the ranking:<br>where it
 
 
 def head(model_name: str) -> str:
-    """The page's title."""
+    """The page's title; of a model's path the last two parts are told.
+
+    >>> "Model: <b>demo/version_0</b>." in head("/home/ada/runs/demo/version_0")
+    True
+    """
     advice = "; it knows drawn shapes only: for photographs start the page with --model" if model_name == DEMO else ""
     return (
         '<h1 class="ovml-title">ovml</h1><p class="ovml-lead">Rank any labels for an image, and see where each was '
-        f"found.<br>Model: <b>{escape(model_name)}</b>{advice}.</p>"
+        f"found.<br>Model: <b>{escape('/'.join(Path(model_name).parts[-2:]))}</b>{advice}.</p>"
     )
 
 
@@ -112,7 +117,8 @@ def where(image: Image.Image, grid: PatchGrid, found: LabelEvidence) -> str:
     """A label's heat map with what it shows."""
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    shown = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    # Large images are reduced first: Pillow's filters take memory with the factor.
+    shown = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC, reducing_gap=3.0)
     file = io.BytesIO()
     heat_map(shown, grid, found).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()

@@ -2,9 +2,6 @@
 
 # Annotations are evaluated: Gradio reads them.
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from PIL import Image
 
 from ovml.cli.app.markup import NOT_FOUND_YET, NOT_RANKED_YET, ON_CLICK, SHOWN, bars, error, head, where
 from ovml.cli.app.ranking import Ranker, Ranking, typed_labels
+from ovml.cli.app.uploads import used
 from ovml.data.synthetic.scenes import draw_scene
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
@@ -26,6 +24,7 @@ EXAMPLES = (
 )
 """Scenes of the demo data set: split, index, and labels to rank for them."""
 HOUR = 60 * 60
+NOTHING = (None, NOT_RANKED_YET, NOT_FOUND_YET)
 
 
 def build_page(
@@ -33,7 +32,7 @@ def build_page(
     lists: Mapping[str, LabelVocabulary],
     max_labels: int = 1000,
     model_name: str = "",
-    examples: bool = False,
+    examples: Path | None = None,
 ) -> Any:
     """Lay out the page.
 
@@ -42,7 +41,7 @@ def build_page(
         lists: Label lists to choose from, by title; the first is the default.
         max_labels: Maximum number of typed labels.
         model_name: Shown in the page's head.
-        examples: Whether scenes of the demo data set are offered.
+        examples: A new folder for scenes of the demo data set, which are offered.
 
     Returns:
         A `gradio.Blocks`.
@@ -51,8 +50,9 @@ def build_page(
 
     def rank(image: str | None, source: str, text: str, probabilities: bool = False) -> tuple[Ranking | None, str, str]:
         if image is None:
-            return None, NOT_RANKED_YET, NOT_FOUND_YET
+            return NOTHING
         try:
+            used(image)
             vocabulary = typed_labels(text, max_labels) if source == TYPED else lists[source]
             ranking = ranker.rank(image, vocabulary, probabilities)
         except UserError as problem:
@@ -63,14 +63,15 @@ def build_page(
         if ranking is None:
             return NOT_FOUND_YET
         shown = ranking.scores[:SHOWN]
+        used(ranking.image)
         try:
             return where(*ranker.find(ranking, shown[int(event.rank) - 1].label))
         except UserError as problem:
             return error(problem)
 
-    scenes = [(path, TYPED, labels) for path, labels in _draw_examples()] if examples else []
+    scenes = [(path, TYPED, labels) for path, labels in _draw_examples(examples)] if examples else []
 
-    with gr.Blocks(title="ovml", analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR), fill_width=True) as page:
+    with gr.Blocks(title="ovml", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(head(model_name), elem_id="head")
         ranked = gr.State(None, time_to_live=HOUR)
         with gr.Row():
@@ -95,7 +96,7 @@ def build_page(
                     samples=[[path] for path, *_ in scenes],
                     type="index",
                     layout="gallery",
-                    visible=examples,
+                    visible=bool(scenes),
                     elem_id="examples",
                 )
             with gr.Column(scale=10, min_width=340):
@@ -106,11 +107,15 @@ def build_page(
         private: Any = {"api_visibility": "private"}
         alone: Any = {"concurrency_id": "model", "concurrency_limit": 1, **private}
         shown = [ranked, result, place]
-        button.click(rank, form, shown, **alone)
+        pressed = button.click(rank, form, shown, **alone)
         result.click(find, ranked, place, **alone)
-        source.change(lambda choice: gr.update(visible=choice == TYPED), source, text, queue=False, **private)
-        chosen = dataset.click(lambda index: scenes[index], dataset, [image, source, text], queue=False, **private)
-        chosen.then(rank, form, shown, **alone)
+        source.change(lambda choice: gr.update(visible=choice == TYPED), source, text, **private)
+        chosen = dataset.click(
+            lambda index: (*scenes[index], *NOTHING), dataset, [image, source, text, *shown], **private
+        )
+        examined = chosen.then(rank, form, shown, **alone)
+        # A ranking of the former image must not stand beside the new one, nor come after it.
+        image.input(lambda: NOTHING, None, shown, cancels=[pressed, examined], **private)
     return page
 
 
@@ -133,10 +138,9 @@ def upload_field() -> Any:
     return image
 
 
-def _draw_examples() -> list[tuple[str, str]]:
+def _draw_examples(folder: Path) -> list[tuple[str, str]]:
     """Files of the examples, and their labels."""
-    folder = Path(tempfile.mkdtemp(prefix="ovml-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.mkdir()
     drawn = []
     for split, index, labels in EXAMPLES:
         path = folder / f"{split} {index}.png"

@@ -20,6 +20,8 @@ from ovml.vocabulary import LabelVocabulary, check_names
 
 LONGEST = 200
 """Characters of a typed label."""
+MOST_PIXELS = 50_000_000
+"""Pixels of an image: a small file may claim many, which are decoded before anything is known of them."""
 
 
 def typed_labels(text: str, most: int) -> LabelVocabulary:
@@ -120,10 +122,10 @@ class Ranker:
             probabilities: Calibrate the scores, if the model can.
 
         Raises:
-            UserError: The file is no image or is broken.
+            UserError: The file is no image, is broken or is gone, or has more than `MOST_PIXELS`.
         """
         probabilities = probabilities and self.calibrated
-        ((_, scores),) = self._tagger(vocabulary, probabilities).tag([load_image(image, Path(image).name)])
+        ((_, scores),) = self._tagger(vocabulary, probabilities).tag([_uploaded(image)])
         return Ranking(image, vocabulary, scores, probabilities)
 
     def find(self, ranking: Ranking, label: str) -> tuple[Image.Image, PatchGrid, LabelEvidence]:
@@ -135,6 +137,13 @@ class Ranker:
         Raises:
             UserError: The image is gone.
         """
-        image = load_image(ranking.image, Path(ranking.image).name)
+        image = _uploaded(ranking.image)
         grid, evidence = find_labels(self._tagger(ranking.vocabulary, False), image)
         return image, grid, next(found for found in evidence if found.label == label)
+
+
+def _uploaded(path: str) -> Image.Image:
+    name = Path(path).name
+    if not Path(path).exists():
+        raise UserError(f"{name}: no such file any more; upload it again")
+    return load_image(path, name, MOST_PIXELS)

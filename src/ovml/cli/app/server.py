@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+from ovml.cli.app.uploads import MINUTE, Uploads
 from ovml.utils.errors import UserError
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
     "frame-ancestors 'self'",
+    "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
@@ -52,32 +57,57 @@ def address(taken: socket.socket) -> str:
     return f"http://{host}:{port}"
 
 
-def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
-    """Serve a page until it is interrupted.
+def build_server(
+    page: Any,
+    taken: socket.socket,
+    uploads: Uploads,
+    host: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
+    max_labels: int = 1000,
+) -> Any:
+    """Put a page behind its guard.
 
     Args:
         page: What `ovml.cli.app.page.build_page` made.
         taken: What `listen` took.
-        max_upload_mb: Maximum size of an image file in megabytes.
+        uploads: The uploaded files; old ones are deleted every minute.
+        host: What `listen` was given.
+        allowed_hosts: Other names that the page is served at, such as a proxy's.
+        max_labels: Maximum number of typed labels.
+
+    Returns:
+        A `uvicorn.Server`; `run(sockets=[taken])` serves until it is interrupted.
     """
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
 
+    from ovml.cli.app.guard import Guard, Served
     from ovml.cli.app.markup import CSS
+
+    async def tidy_every_minute() -> None:
+        while True:
+            await asyncio.sleep(MINUTE)
+            uploads.tidy()
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        task = asyncio.create_task(tidy_every_minute())
+        yield
+        task.cancel()
 
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")  # legible when small
-    page.queue(max_size=64)
+    page.queue(max_size=64, api_open=False)
     app = gr.mount_gradio_app(
-        FastAPI(openapi_url=None),
+        FastAPI(openapi_url=None, lifespan=lifespan),
         page,
         path="/",
         theme=theme,
         css=CSS,
-        max_file_size=max_upload_mb * 2**20,
+        max_file_size=uploads.max_file_size,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -91,6 +121,11 @@ def serve(page: Any, taken: socket.socket, max_upload_mb: int = 10) -> None:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await super().shutdown(sockets)
 
+    bound = taken.getsockname()[0]
+    everywhere = bound in ("0.0.0.0", "::")
+    names = {"localhost", "127.0.0.1", "::1", host.lower(), bound, *([socket.gethostname().lower()] * everywhere)}
+    served = Served(frozenset(names), everywhere, frozenset(allowed_hosts))
+    guard = Guard(app, served, uploads, max_body=2**20 + 1024 * max_labels)
     headers = list(HEADERS.items())
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, headers=headers)
-    Server(config).run(sockets=[taken])
+    config = uvicorn.Config(guard, log_level="warning", timeout_graceful_shutdown=1, headers=headers)
+    return Server(config)

@@ -9,10 +9,13 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
+import zlib
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -24,7 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ovml import LabelVocabulary, OpenVocabularyModel, Tagger, UserError
-from ovml.cli.app.markup import SHOWN, bars, error, where
+from ovml.cli.app.markup import SHOWN, bars, error, head, where
 from ovml.cli.app.ranking import Ranker, Ranking, typed_labels, vocabularies
 from ovml.cli.app.server import address, listen
 from ovml.cli.main import command
@@ -35,6 +38,20 @@ from ovml.inference.tagger import LabelScore
 from ovml.metrics.calibration import Calibration
 
 TYPED = ["red heart", "yellow star", "moon", "fish", "blue fish"]
+ATTRIBUTES = {
+    "type",
+    "class",
+    "data-rank",
+    "aria-pressed",
+    "aria-label",
+    "role",
+    "style",
+    "src",
+    "width",
+    "height",
+    "alt",
+}
+"""All that the page's markup has; no label adds one."""
 TRICKY = ["<b>fat</b>", "${1+1} {{7}}", "\"q\" 'x' &amp;", "Gemüse"]
 MOST = 30
 WAIT = 60_000
@@ -62,12 +79,15 @@ class Buttons(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.texts, self.widths, self.tags, self._in = {}, [], [], None
+        self.texts, self.widths, self.tags, self.attributes, self._in = {}, [], [], [], None
         self.feed(html)
+        self.close()
 
     def handle_starttag(self, tag, attrs):
+        self.attributes.extend(name for name, _ in attrs)
         attrs = dict(attrs)
         self.tags.append(tag)
+        self.alt = attrs.get("alt", getattr(self, "alt", None))
         self._in = attrs.get("class")
         if self._in == "ovml-fill":
             self.widths.append(float(re.fullmatch(r"width: ([\d.]+)%", attrs["style"])[1]))
@@ -178,12 +198,84 @@ def test_bars_of_negative_scores_are_empty():
     assert Buttons(bars(Ranking("a.png", LabelVocabulary(("a", "b")), scores))).widths == [0, 0]
 
 
-def test_messages_are_escaped(model, scene):
-    assert "<script>" not in error("<script>")
+HOSTILE = ['x" onload="alert(1)', "x' onerror='alert(1)", "<img src=x onerror=alert(1)>", "a&quot;b", "</b><i>"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_users_wrote_is_text(model, scene, text):
     ranker = Ranker(model)
-    label = '"><i>x</i>'
-    html = where(*ranker.find(ranker.rank(scene, LabelVocabulary((label,))), label))
-    assert set(Buttons(html).tags) == {"figure", "img", "figcaption", "strong", "span"}
+    ranking = ranker.rank(scene, LabelVocabulary((text,)))
+    marked = {
+        "ovml-name": (bars(ranking), {"p", "ol", "li", "button", "span"}),
+        None: (where(*ranker.find(ranking, text)), {"figure", "img", "figcaption", "strong", "span"}),
+        "ovml-error": (error(text), {"p"}),
+    }
+    for place, (html, tags) in marked.items():
+        read = Buttons(html)
+        assert set(read.tags) == tags
+        assert set(read.attributes) <= ATTRIBUTES
+        assert "".join(read.texts[place]) in (text, f"{text} ")
+    assert Buttons(where(*ranker.find(ranking, text))).alt == f"Heat map of where {text} was found"
+
+
+@pytest.mark.parametrize("name", ["org/x<i>", 'x" onload="alert(1)', "ovml-demo"])
+def test_the_head_names_the_model(name):
+    read = Buttons(head(name))
+    assert set(read.tags) == {"h1", "p", "br", "b"}
+    assert set(read.attributes) == {"class"}
+    assert name in read.texts[None]
+    assert ("start the page with --model" in head(name)) == (name == "ovml-demo")
+
+
+@pytest.mark.parametrize("folder", ["/home/ada/secret/runs/demo/version_0", "runs/demo/version_0"])
+def test_the_head_tells_no_folder_of_this_machine(folder):
+    assert Buttons(head(folder)).texts[None][-2:] == ["demo/version_0", "."]
+
+
+def png(width, height, bits, colour, chunks=(), content=None):
+    """A PNG of zeros; `content` replaces its pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    if content is None:
+        content = zlib.compress(bytes(1 + (width * bits * {0: 1, 2: 3, 3: 1}[colour] + 7) // 8) * height)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    others = b"".join(chunk(kind, data) for kind, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + header + others + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+PALETTE = ((b"PLTE", bytes(6)), (b"tRNS", b"\0\xff"))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [
+        ((13300, 13300, 16, 0), ()),
+        ((13300, 13300, 1, 3), PALETTE),
+        ((177_000_000, 1, 8, 2), ()),
+        ((7072, 7072, 8, 2), ()),  # 13,184 pixels beyond the limit
+        ((100_000, 100_000, 8, 2), ()),  # beyond Pillow's own
+    ],
+)
+def test_a_bomb_is_one_line_before_it_is_decoded(model, tmp_path, shape, chunks):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(*shape, chunks, content=b""))  # there is nothing to decode: that would be another error
+    with pytest.raises(UserError, match=r"^bomb\.png: .* (too many|limit)") as raised:
+        Ranker(model).rank(str(path), LabelVocabulary(("a",)))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [(200_000, 1, 8, 2), (1, 200_000, 8, 2), (30_000_000, 1, 1, 3), (1, 1, 8, 2)])
+def test_a_strip_is_ranked_and_shown(model, tmp_path, shape):
+    path = tmp_path / "strip.png"
+    path.write_bytes(png(*shape, PALETTE if shape[3] == 3 else ()))
+    ranker = Ranker(model)
+    ranking = ranker.rank(str(path), LabelVocabulary(("a", "b")))
+    assert len(ranking.scores) == 2
+    read = pixels(re.search(r'src="([^"]*)', where(*ranker.find(ranking, "a")))[1])
+    assert max(read.shape[:2]) == 400
 
 
 def test_a_picture_that_is_gone_or_broken_is_one_line(model, tmp_path):
@@ -199,6 +291,9 @@ def test_a_picture_that_is_gone_or_broken_is_one_line(model, tmp_path):
     ("arguments", "message"),
     [
         (["--port", "70000"], "0 to 65535"),
+        (["--port", "65536"], "0 to 65535"),
+        (["--port", "-1"], "0 to 65535"),
+        (["--port", "x"], "0 to 65535"),
         (["--max-labels", "0"], "at least 1"),
         (["--max-upload-mb", "x"], "whole number"),
         (["--labels", "a,a"], "is repeated"),
@@ -221,6 +316,13 @@ def test_the_address_is_one_that_a_browser_takes():
             assert connection.getpeername() == taken.getsockname()
     with listen("0.0.0.0", 0) as taken:
         assert urlsplit(address(taken)).hostname == "127.0.0.1"
+
+
+def test_every_port_of_the_range_is_taken(capsys):
+    """The label list is refused after the port was read."""
+    for port in ("0", "1", "65535"):
+        with pytest.raises(UserError, match="repeated"):
+            command("app")(["--port", port, "--labels", "a,a"])
 
 
 @pytest.fixture
@@ -432,6 +534,40 @@ def test_what_is_wrong_is_said_in_one_line(page, scene, tmp_path):
     type_labels(page, ["cat"])
     rank.click()
     page.get_by_text("broken.png: not an image that Pillow can read").wait_for()
+
+
+def test_a_new_picture_clears_the_ranking(page, scene, tmp_path):
+    bar, remove = page.locator(".ovml-bar"), page.get_by_label("Clear").or_(page.get_by_label("Remove")).first
+    other = tmp_path / "other.png"
+    draw_scene(0, "test", 9).image.save(other)
+    type_labels(page, TYPED)
+    for new in (None, other):
+        upload(page, scene)
+        page.get_by_role("button", name="Rank").click()
+        bar.first.click()
+        page.locator("figure img").wait_for()
+        if new is None:
+            remove.click()
+        else:
+            page.locator("#image input[type=file]").set_input_files(str(new))
+        page.get_by_text("the ranking appears here").wait_for()
+        page.get_by_text("where it was found appears here").wait_for()
+        assert bar.count() == 0
+
+
+def test_an_example_clears_the_ranking_until_its_own_is_there(page, scene):
+    upload(page, scene)
+    type_labels(page, ["only this"])
+    page.get_by_role("button", name="Rank").click()
+    page.get_by_text("1 label ranked").wait_for()
+    page.locator("#examples button, #examples img").first.click()
+    page.get_by_text("7 labels ranked").wait_for()
+
+
+def test_the_page_tells_no_folder(page, scene, served):
+    upload(page, scene)
+    assert "/gradio_api/file=/ovml-uploads/" in page.locator("#image img").get_attribute("src")
+    assert tempfile.gettempdir() not in page.content()
 
 
 def test_a_file_that_is_too_large_is_refused(page, tmp_path):

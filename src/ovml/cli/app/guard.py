@@ -122,7 +122,7 @@ class Guard:
         if scope["path"] == UPLOAD:
             most = self.uploads.max_file_size + 2**16  # the form around the file
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > most:
+        if length.isdecimal() and (len(length) > 15 or int(length) > most):
             raise _Refused(413, f"too large; at most {most:,} bytes")
         if self._reading >= self.at_once:
             raise _Refused(503, "too many uploads at the same time; try again")

@@ -29,7 +29,8 @@ from PIL import Image
 from ovml import LabelVocabulary, OpenVocabularyModel, Tagger, UserError
 from ovml.cli.app.markup import SHOWN, bars, error, head, where
 from ovml.cli.app.ranking import Ranker, Ranking, typed_labels, vocabularies
-from ovml.cli.app.server import address, listen
+from ovml.cli.app.server import address, build_server, listen
+from ovml.cli.app.uploads import Uploads, upload_folder
 from ovml.cli.main import command
 from ovml.data.synthetic.scenes import LABELS, draw_scene
 from ovml.encoders import TextEncoder
@@ -281,7 +282,10 @@ def test_a_strip_is_ranked_and_shown(model, tmp_path, shape):
 def test_a_picture_that_is_gone_or_broken_is_one_line(model, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    for path, message in ((broken, "broken.png: "), (tmp_path / "gone.png", "gone.png: no such file")):
+    for path, message in (
+        (broken, "broken.png: "),
+        (tmp_path / "gone.png", "gone.png: no such file any more; upload it again"),
+    ):
         with pytest.raises(UserError, match=f"^{message}") as raised:
             Ranker(model).rank(str(path), LabelVocabulary(("a",)))
         assert str(tmp_path) not in str(raised.value)
@@ -553,6 +557,59 @@ def test_a_new_picture_clears_the_ranking(page, scene, tmp_path):
         page.get_by_text("the ranking appears here").wait_for()
         page.get_by_text("where it was found appears here").wait_for()
         assert bar.count() == 0
+
+
+class Slow:
+    """Ranks when it is told to."""
+
+    calibrated = False
+
+    def __init__(self):
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def rank(self, image, vocabulary, probabilities):
+        self.begun.set()
+        assert self.go.wait(WAIT / 1000)
+        return Ranking(image, vocabulary, [LabelScore(name, 0.5) for name in vocabulary.names])
+
+
+SEEN = """() => {
+  window.seen = [];
+  const look = () => document.querySelectorAll('.ovml-name').forEach((name) => window.seen.push(name.textContent));
+  new MutationObserver(look).observe(document.body, {childList: true, subtree: true});
+}"""
+
+
+def test_a_ranking_of_the_former_picture_does_not_come_late(browser, gradio, scene):
+    from ovml.cli.app.page import build_page
+
+    ranker = Slow()
+    with listen("127.0.0.1", 0) as taken, upload_folder() as folder:
+        server = build_server(build_page(ranker, {}), taken, Uploads(folder, 2**20))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        try:
+            page.goto(address(taken))
+            page.evaluate(SEEN)
+            for label, cleared in (("former", True), ("present", False)):
+                upload(page, scene)
+                page.get_by_label("Typed labels").fill(label)
+                page.get_by_role("button", name="Rank").click()
+                assert ranker.begun.wait(WAIT / 1000)
+                if cleared:
+                    with page.expect_response("**/cancel"):
+                        page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.click()
+                    page.locator("#image img").wait_for(state="detached")
+                ranker.go.set()
+            page.locator(".ovml-name", has_text="present").wait_for()
+            assert set(page.evaluate("window.seen")) == {"present"}
+        finally:
+            page.close()
+            ranker.go.set()
+            server.should_exit = True
+            thread.join()
 
 
 def test_an_example_clears_the_ranking_until_its_own_is_there(page, scene):

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -568,6 +569,33 @@ def test_uploads_that_nobody_ranks_are_deleted_in_time(monkeypatch):
         monkeypatch.setattr(Uploads, "tidy", lambda self: (tidy(self), done.set()))
         assert done.wait(WAIT)
         assert not path.exists()
+
+
+def test_an_image_whose_labels_are_looked_at_is_used(tmp_path, monkeypatch):
+    from ovml.cli.app.page import build_page
+
+    monkeypatch.setattr("ovml.cli.app.page.where", lambda *found: found)
+    stub = Stub()
+    stub.find = lambda ranking, label: (label,)
+    page = build_page(stub, {})
+    (find,) = (event.fn for event in page.fns.values() if event.name == "find")
+    image = put(tmp_path, "a", age=300)
+    ranking = Ranking(str(image), None, [LabelScore("moon", 0.5), LabelScore("fish", 0.4)])
+    assert find(ranking, SimpleNamespace(rank=2)) == ("fish",)
+    assert time.time() - image.stat().st_mtime < 200
+    assert "Click a label" in find(None, SimpleNamespace(rank=2))
+
+
+def test_an_example_comes_without_the_former_ranking(tmp_path):
+    from ovml.cli.app.page import build_page
+
+    page = build_page(Stub(), {}, examples=tmp_path / "examples")
+    (choose,) = (event.fn for event in page.fns.values() if len(event.outputs) == 6)
+    path, source, labels, ranking, result, place = choose(0)
+    assert (Path(path).parent, source, ranking) == (tmp_path / "examples", "typed below", None)
+    assert "red circle" in labels
+    assert "the ranking appears here" in result
+    assert "where it was found appears here" in place
 
 
 # ---------------------------------------------------------------------- the command

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from huggingface_hub import ModelHubMixin
+from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -24,6 +25,7 @@ from ovml.prompts import PromptLearner
 from ovml.saving.checkpoint import check_learned, load_weights, read_checkpoint
 from ovml.saving.recipe import apply_recipe, model_recipe
 from ovml.saving.save import card_options, check_savable, hub_errors, save_model
+from ovml.training.callback_checks import check_callbacks
 from ovml.training.distributed import shard
 from ovml.training.learning import attach_adapters, learned_names, make_optimizer, make_zero_shot, start_learning
 from ovml.training.objective import Objective, StepLoss, batch_features
@@ -129,9 +131,11 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         self._groups = start_learning(self, self.stage, self.learning_parts)
 
     def setup(self, stage: str) -> None:
-        """Check that `compile` works; warn if the precision is slow here."""
+        """Check that `compile` works and callbacks have what they ask for; warn if the precision is slow here."""
         check_device(self.trainer, self.model.image_encoder.execution.compile)
         self.evaluation.prepare(self.model.vocabulary_of(None))
+        if stage == "fit":
+            check_callbacks(self.trainer, self, [self.stage])
         self.model.forget_labels()
 
     def configure_model(self) -> None:
@@ -140,6 +144,11 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
             # Not the text tower's blocks: gathering would hang where processes run that tower unequally often.
             blocks = [*self.model.image_encoder.vision_model.encoder.layers, *self.teacher.layers]
             shard(self, blocks, self.device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        """Follow a `BatchSizeFinder`, whose batch size changes the number of steps, and so the schedule."""
+        if any(isinstance(callback, BatchSizeFinder) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and half-cosine, stepped per batch."""
@@ -191,7 +200,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         # The metrics have been summed over processes: they are the same on all of them.
         metrics = {name: value.to(self.device) for name, value in metrics.items()}
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=True)
-        headline = "zsl/mAP" if "zsl/mAP" in metrics else "seen/mAP"
+        headline = self.evaluation.headline
         self.log(headline, metrics[headline], prog_bar=True, logger=False, sync_dist=True)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -228,6 +237,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         """The original CLIP on the same labels: cosine similarity, the fixed template, nothing learned."""
         classifier = copy.deepcopy(self, {id(self._trainer): None})
         make_zero_shot(classifier.model, classifier.teacher)
+        classifier._learned_names = self._learned_names.intersection(classifier.state_dict())
         return classifier
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

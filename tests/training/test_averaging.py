@@ -89,6 +89,18 @@ def test_a_checkpoint_is_the_average_for_the_trainer_that_wrote_it_too(tmp_path)
     assert torch.equal(model.learning.weight, average)
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_each_checkpoint_is_the_average_so_far_and_the_state_is_the_models_again(tmp_path, weights_only):
+    model = Regression()
+    start = model.learning.weight.detach().clone()
+    every = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_weights_only=weights_only)
+    trainer_with(LearnedEMA(DECAY), every).fit(model, rows(), rows())
+    files = [torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True) for epoch in range(3)]
+    torch.testing.assert_close([file["state_dict"]["learning.weight"] for file in files], naive(model, start, False))
+    model.learning.weight.data.zero_()
+    assert not model.state_dict()["learning.weight"].any()
+
+
 def checkpoint(root, stage):
     return torch.load(root / "version_0" / stage / "last.ckpt", weights_only=True)
 

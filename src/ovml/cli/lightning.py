@@ -6,16 +6,19 @@ import copy
 import inspect
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -31,12 +34,15 @@ from ovml.training.distributed import cuts_models
 from ovml.training.fit import fit_stages, split_metrics
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
-from ovml.utils.console import is_quiet, show
+from ovml.utils.console import is_quiet, notice, show
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.files import write_text
 
 ROOMS = "data", "distillation", "heads", "losses", "metrics", "prompts", "training", "training.callbacks"
 """Packages of ovml whose classes may be named without their module."""
+
+ASKED_FOR = "callbacks", "profilers", "tuner"
+"""Packages of Lightning whose messages are those that the user asked for, as by `verbose`."""
 
 # jsonargparse looks bare names such as `LocalHead` up among imported classes.
 for _room in (import_module(f"ovml.{name}") for name in ROOMS):
@@ -52,6 +58,8 @@ class OVMLCLI(LightningCLI):
     """LightningCLI whose `fit` runs every stage and whose checkpoints are run folders."""
 
     def __init__(self, args: list[str]) -> None:
+        # The parser writes defaults as YAML, such as the `interval` of Lightning's Timer.
+        yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
         super().__init__(
             OVMultiLabelClassifier,
             MultiLabelDataModule,
@@ -77,13 +85,14 @@ class OVMLCLI(LightningCLI):
 
     def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Train every stage, or resume a run; print the results, unless it is a `fast_dev_run`."""
+        self._check_options()
         run = fit_stages(self.model, self.datamodule, self._stage_trainer, self._run_of(ckpt_path) or self._new_run)
         if not self.trainer.is_global_zero:
             return
         if self._trainer_config.get("fast_dev_run"):
             show("fast_dev_run: every stage ran; no run is kept")
         else:
-            show(results_table(run.results, "validation", self.model.evaluation.titles))
+            self._show_results(run.results, "validation")
             show(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}")
 
     def validate(self, ckpt_path: str | None = None, **_: Any) -> None:
@@ -106,14 +115,15 @@ class OVMLCLI(LightningCLI):
         if self.trainer.is_global_zero:
             show(f"predictions: {writer.path}")
 
-    def instantiate_trainer(self, callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
-        """Make a trainer with a rich progress bar; loggers are added per stage."""
-        # A callback or strategy given as a class is one object, and serves one trainer only.
-        given = copy.deepcopy(self._trainer_config.get("callbacks")) or []
+    def instantiate_trainer(
+        self, callbacks: Sequence[Callback] = (), stage: Stage | None = None, **kwargs: Any
+    ) -> Trainer:
+        """Make a trainer with a rich progress bar, unless another is given; loggers are added per stage."""
+        given = self._given_callbacks(stage)
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         shows_bar = not is_quiet() and self._trainer_config.get("enable_progress_bar") is not False
-        given = given if isinstance(given, list) else [given]
         changed = {
-            "callbacks": [*given, *callbacks, *([_ProgressBar()] if shows_bar else [])],
+            "callbacks": [*given, *callbacks, *([_ProgressBar()] if shows_bar and not has_bar else [])],
             "strategy": copy.deepcopy(self._trainer_config.get("strategy")),
             "logger": False,
             "enable_progress_bar": shows_bar,
@@ -121,8 +131,33 @@ class OVMLCLI(LightningCLI):
         }
         try:
             return super().instantiate_trainer(**changed | kwargs)
-        except (MisconfigurationException, ValueError) as error:  # of options that do not go together, or not here
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            # Options do not go together, or not here.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _given_callbacks(self, stage: Stage | None) -> list[Callback]:
+        """The user's callbacks, for one trainer.
+
+        Of several stages each keeps the checkpoints of a `ModelCheckpoint` with a `dirpath` in a folder of its own.
+        """
+        # A callback or strategy given as a class is one object, and serves one trainer only.
+        found = copy.deepcopy(self._trainer_config.get("callbacks")) or []
+        callbacks = found if isinstance(found, list) else [found]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath and stage and len(self.model.stages) > 1:
+                callback.dirpath = os.path.join(callback.dirpath, stage.name)
+        return [c for c in callbacks if not (is_quiet() and isinstance(c, ProgressBar))]
+
+    def _check_options(self) -> None:
+        config, epochs = self._trainer_config, self._trainer_config.get("max_epochs") or 0
+        if config.get("barebones"):
+            raise UserError(
+                "trainer.barebones: keeps neither checkpoints nor results, so ovml fit cannot use it; leave it out"
+            )
+        shorter = [f"{stage.name} ({stage.epochs})" for stage in self.model.stages if stage.epochs < epochs]
+        if shorter and self.trainer.is_global_zero:
+            kept = ", ".join(shorter)
+            notice(f"--trainer.max_epochs {epochs}: only shortens stages; unchanged are the epochs of {kept}")
 
     @property
     def _trainer_config(self) -> dict[str, Any]:
@@ -165,10 +200,17 @@ class OVMLCLI(LightningCLI):
             callbacks.append(stage_checkpoint(run, stage))
         return self.instantiate_trainer(
             callbacks,
+            stage,
             logger=logger,
             max_epochs=stage.epochs if epochs in (None, -1) else min(stage.epochs, epochs),
-            default_root_dir=str(run.path),
+            default_root_dir=str(run.path / stage.name),
         )
+
+    def _show_results(self, rows: dict[str, dict[str, float]], title: str) -> None:
+        if any(rows.values()):
+            show(results_table(rows, title, self.model.evaluation.titles))
+        else:
+            notice("no image was evaluated, so there are no results")
 
     def _evaluate(self, verb: str, split: str, ckpt_path: str | None) -> None:
         model = self.model
@@ -199,7 +241,7 @@ class OVMLCLI(LightningCLI):
             return
         if run is not None:
             write_text(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
-        show(results_table(rows, verb, model.evaluation.titles))
+        self._show_results(rows, verb)
         if (probabilities := calibration_table(rows, verb)) is not None:
             show(probabilities)
         if plots:
@@ -217,6 +259,8 @@ def run_lightning(argv: list[str]) -> None:
     try:
         with quiet_libraries():
             OVMLCLI(argv)
+    except MisconfigurationException as error:  # of a callback that does not fit
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except ValueError as error:
         # The parser tries one type after another and wraps what it caught.
         cause: BaseException | None = error
@@ -247,12 +291,18 @@ def quiet_libraries() -> Iterator[None]:
 
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ASKED_FOR:
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING if is_quiet() else logging.INFO)
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # all parts send their messages there
+    rank_zero.setLevel(logging.INFO)
+    rank_zero.addFilter(_is_asked_for)
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         for message in (
             "LightningCLI's args parameter is intended",  # other processes are started with the same arguments
             "Checkpoint directory .* exists and is not empty",  # the run folder is ovml's own
+            "You requested to overfit but enabled val dataloader shuffling",  # which is in order anyway
             "The number of training batches .* is smaller than the logging interval",
             r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
             ".*does not have many workers",
@@ -263,6 +313,12 @@ def quiet_libraries() -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", message=message)
         yield
+
+
+def _is_asked_for(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning is a warning, or one that the user asked for."""
+    is_notice = not is_quiet() and Path(record.pathname).parent.name in ASKED_FOR
+    return is_notice or record.levelno >= logging.WARNING
 
 
 class _ProgressBar(RichProgressBar):

@@ -36,8 +36,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
     Rows are plain dicts (`ovml.data.plain.PlainRow`), or for sets too large for that a `datasets.Dataset` with the
     columns `image` (`datasets.Image`), `positive` and `negative` (lists of label ids, which are columns of the
     vocabulary) and `image_id`, or a stream of such rows (`datasets.IterableDataset`). Batches are dicts:
-    `pixel_values [B, 3, H, W]`, `labels [B, L]` int8 (1 present, 0 absent, -1 unknown) and `image_id`, a list of
-    strings.
+    `pixel_values [B, 3, H, W]`, `labels [B, L]` int8 (1 present, 0 absent, -1 unknown), `image_id`, a list of strings,
+    and `row`, a list of the rows' numbers.
 
     With several processes each evaluation image still counts once. A training image that cannot be read is logged once,
     counted in `broken` and replaced by another one; in evaluation it raises an error that names it.
@@ -45,7 +45,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
     Args:
         clip: Checkpoint whose image processor prepares images where no trainer brings a model with its own.
         batch_size: Images per training batch and process.
-        eval_batch_size: Images per evaluation batch. Default: `batch_size`.
+        eval_batch_size: Images per evaluation batch. Default: `batch_size`, also where that changes later.
         num_workers: Worker processes per data loader.
         augment: Random resized crop and flip in training.
         crop_scale: Minimum and maximum share of the image area that a training crop covers.
@@ -91,7 +91,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         if rand_augment is not None and not augment:
             raise UserError("data.rand_augment needs training crops, which data.augment false turns off; remove one")
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.skip_broken = skip_broken
         self.broken: set[str] = set()
@@ -157,11 +157,11 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation images in order."""
-        return self._loader("validation", self.eval_transform, self.eval_batch_size)
+        return self._loader("validation", self.eval_transform, self.eval_batch_size or self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test images in order."""
-        return self._loader("test", self.eval_transform, self.eval_batch_size)
+        return self._loader("test", self.eval_transform, self.eval_batch_size or self.batch_size)
 
     predict_dataloader = test_dataloader
 

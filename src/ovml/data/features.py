@@ -76,4 +76,4 @@ class FeatureRows(TensorRows):
 
     def _read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
         labels = self.reader.targets(row["positive"], row["negative"])
-        return {"features": self.store.read(index), "labels": labels, "image_id": str(row["image_id"])}
+        return {"features": self.store.read(index), "labels": labels, "image_id": str(row["image_id"]), "row": index}

@@ -102,7 +102,7 @@ def read_image(value: Any, image_id: str) -> Image.Image:
 
 
 class TensorRows(Dataset[dict[str, Any]]):
-    """A map-style data set of tensors, read by `(epoch, index)`.
+    """A map-style data set of tensors, read by `(epoch, index)`, or by the index alone, which means epoch 0.
 
     Args:
         rows: With columns `image`, `positive`, `negative` and `image_id`.
@@ -119,22 +119,24 @@ class TensorRows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """Read rows by `(epoch, index)`; called by the data loader with a whole batch."""
-        if keys == [(0, NO_ROW)]:
+    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> list[dict[str, Any]]:
+        """Read a whole batch of rows; called by the data loader."""
+        # Lightning's own samplers give the index alone.
+        places = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        if places == [(0, NO_ROW)]:
             return [{}]
-        rows = self.rows.__getitems__([index for _, index in keys])
-        return [self._read(row, *key) for row, key in zip(rows, keys, strict=True)]
+        rows = self.rows.__getitems__([index for _, index in places])
+        return [self._read(row, *place) for row, place in zip(rows, places, strict=True)]
 
     def _read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
         broken: list[str] = []
         draw = np.random.default_rng(row_seed(self.reader.seed, epoch, index))
         while len(broken) < MAX_REPLACEMENTS:
             try:
-                return {**self.reader.read(row, epoch, index), "broken": broken}
+                return {**self.reader.read(row, epoch, index), "row": index, "broken": broken}
             except UserError as error:
                 if self.on_broken == "raise":
                     raise
@@ -206,7 +208,7 @@ class TensorStream(IterableDataset[dict[str, Any]]):
                 try:
                     # A number that no other worker or process uses, so that no two rows draw the same random numbers.
                     place = (index * workers + number) * self.world_size + self.rank
-                    item = self.reader.read(row, self.epoch, place)
+                    item = {**self.reader.read(row, self.epoch, place), "row": place}
                 except UserError as error:
                     if self.on_broken == "raise":
                         raise
@@ -251,7 +253,10 @@ def undecoded(rows: Any, column: str = "image") -> Any:
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack rows into a batch; `broken` lists a message for every image that cannot be read."""
+    """Stack rows into a batch; `broken` lists a message for every image that cannot be read.
+
+    `row` lists the rows' numbers in the split.
+    """
     whole = [row for row in rows if "labels" in row]
     empty = torch.empty(0)
     # Rows of a feature cache have features instead of pixel values.
@@ -260,5 +265,6 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         given: torch.stack([row[given] for row in whole]) if whole else empty,
         "labels": torch.stack([row["labels"] for row in whole]) if whole else empty,
         "image_id": [row["image_id"] for row in whole],
+        "row": [row["row"] for row in whole],
         "broken": [message for row in rows for message in row.get("broken", [])],
     }

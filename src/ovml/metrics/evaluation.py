@@ -80,6 +80,19 @@ class OpenVocabularyEvaluation(nn.Module):
         return {protocol.name: protocol.title for protocol in self.protocols}
 
     @property
+    def metric_names(self) -> list[str]:
+        """Names of what `finish` returns where all can be computed; `prepare` must have been called."""
+        ks = {name: [k for k in self.ks if k <= len(columns)] for name, columns in self.columns.items()}
+        at_k = {name: [f"{metric}@{k}" for k in own for metric in ("P", "R", "F1")] for name, own in ks.items()}
+        names = [f"{name}/{metric}" for name, metrics in at_k.items() for metric in ("mAP", *metrics)]
+        return names + [f"{CALIBRATION}/{name}" for name in ("ECE", "ECE given", "F1")]
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that stands for all others."""
+        return "zsl/mAP" if "zsl" in self.columns else "seen/mAP"
+
+    @property
     def widest(self) -> str:
         """The protocol with the most labels: all of the vocabulary."""
         return max(self.columns, key=lambda name: len(self.columns[name]))

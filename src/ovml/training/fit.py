@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 
+from ovml.metrics.evaluation import OpenVocabularyEvaluation
+from ovml.training.callback_checks import check_callbacks
 from ovml.training.distributed import cuts_models
 from ovml.training.objective import Objective
 from ovml.training.run_folder import RunFolder
@@ -21,6 +25,7 @@ class StagedModule(Protocol):
 
     stages: list[Stage]
     objective: Objective
+    evaluation: OpenVocabularyEvaluation
 
     def start_stage(self, stage: Stage) -> None:
         """Make a stage's parameters, and no others, learn."""
@@ -48,14 +53,14 @@ def fit_stages(
         model: Trained in place.
         datamodule: Training and validation data.
         make_trainer: Makes the trainer of a stage, which must write `run.checkpoint(stage.name)`; or, for `None`, one
-            that only evaluates.
+            that only evaluates, none of whose callbacks but the progress bar is called.
         run: Where checkpoints and results are kept; or a function that makes a new run, called by one process.
 
     Returns:
         The run; its `results` are the validation metrics by row: `zero-shot` and every stage.
 
     Raises:
-        UserError: The model has no stages, or a strategy or checkpoint does not fit.
+        UserError: The model has no stages, or a strategy, callback or checkpoint does not fit.
     """
     if not model.stages:
         raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
@@ -64,7 +69,9 @@ def fit_stages(
         trainer = make_trainer(None, None)
         _check_length(trainer)
         cuts_models(trainer.strategy)  # raises before the first evaluation rather than after it
-        trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
+        check_callbacks(trainer, model, model.stages)
+        with _progress_bar_alone(trainer):
+            trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
         if folder is None:
             # The processes are connected by now, so all use the folder that the first one makes.
             made = run() if callable(run) and trainer.is_global_zero else None
@@ -91,7 +98,10 @@ def fit_stages(
                 f"stage {stage.name!r}: no step was taken; give more training images, or a smaller batch size"
             )
         if validated.step != trainer.global_step:  # the last epoch may be one without validation
-            trainer.validate(learner, datamodule=datamodule, verbose=False)
+            with _progress_bar_alone(trainer):
+                trainer.validate(learner, datamodule=datamodule, verbose=False)
+            if trainer.strategy.broadcast(checkpoint.is_file()):
+                trainer.save_checkpoint(checkpoint)  # with the calibration of this validation
         _record(folder, trainer, stage.name)
         if learner is not model and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             model.load_learned(checkpoint)
@@ -102,6 +112,17 @@ def _check_length(trainer: Trainer) -> None:
     for option in ("max_epochs", "max_steps", "limit_train_batches"):
         if getattr(trainer, option) == 0:
             raise UserError(f"trainer.{option}: 0 trains nothing; leave it out, or allow a step")
+
+
+@contextmanager
+def _progress_bar_alone(trainer: Trainer) -> Iterator[None]:
+    """Within the block a trainer's other callbacks are not called."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [c for c in callbacks if isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
 class _LastValidation(Callback):

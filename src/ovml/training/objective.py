@@ -101,6 +101,11 @@ class Objective(nn.Module):
             total = total + self.distillation_weight * terms["distillation"]
         return StepLoss(total * share, {**terms, "loss": total}, images)
 
+    def term_names(self, stage: Stage) -> list[str]:
+        """Names of the terms of a stage's steps; see `StepLoss`."""
+        distils = stage.distil and self.distillation_weight
+        return ["loss", "classification", *(["distillation"] if distils else [])]
+
     def check_taught(self, stage: str, strategy: Any, device: torch.device) -> None:
         """Check that images taught something since `forget_counts`; warn if most did not.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -39,12 +40,14 @@ class LearnedEMA(Callback):
             raise UserError(f"LearnedEMA: decay must be at least 0 and below 1; got {decay}")
         self.decay, self.each_epoch = decay, each_epoch
         self._update = get_ema_multi_avg_fn(decay)
+        self._hook: Any = None
         self._learning: dict[str, nn.Parameter] = {}
         self._average: list[Tensor] = []  # of the same order; empty outside of training
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find what learns in this stage; forget what an earlier call of the trainer left."""
         self._learning, self._average = {}, []
+        self.teardown(trainer, pl_module, stage)
         if stage == "fit":
             if cuts_models(trainer.strategy):
                 raise UserError("LearnedEMA: cannot average a model in shards; take --trainer.strategy ddp")
@@ -55,6 +58,9 @@ class LearnedEMA(Callback):
         average = self._average or self._learning.values()
         self._average = [a.detach().to(p.device, copy=True) for a, p in zip(average, self._weights, strict=True)]
         self._last_step = trainer.global_step
+        # Not Lightning's `on_save_checkpoint`, which is passed over where a checkpoint holds weights only.
+        put_average = partial(self._put_average)  # torch marks the hook, which a method does not let it do
+        self._hook = pl_module.register_state_dict_post_hook(put_average)  # type: ignore[no-untyped-call]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restart the average, with `each_epoch`."""
@@ -81,6 +87,12 @@ class LearnedEMA(Callback):
         self._exchange()
         self._average = []
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let `state_dict` of the model be its weights again."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
     def state_dict(self) -> dict[str, Any]:
         """The weights, whose place in a checkpoint the average takes."""
         return {"weights": dict(zip(self._learning, self._weights, strict=True))} if self._average else {}
@@ -91,12 +103,10 @@ class LearnedEMA(Callback):
             self._average = [state_dict["weights"][name] for name in self._learning]
             self._exchange()
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Put the average in the place of the weights."""
+    def _put_average(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+        """Put the average in the place of the weights of a state."""
         if self._average:
-            checkpoint["state_dict"].update(zip(self._learning, self._average, strict=True))
+            state.update(zip((prefix + name for name in self._learning), self._average, strict=True))
 
     @property
     def _weights(self) -> list[Tensor]:

@@ -91,7 +91,7 @@ class FeatureCache(Callback):
         source = TensorRows(rows, RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive))
         loader: DataLoader[Any] = DataLoader(
             source,
-            batch_size=data.eval_batch_size,
+            batch_size=data.eval_batch_size or data.batch_size,
             sampler=EvalSampler(source, 1, 0),
             num_workers=data.num_workers,
             collate_fn=collate,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 import numpy as np
@@ -39,13 +41,17 @@ class EpochSeed(Callback):
         os.environ["PL_GLOBAL_SEED"] = str(run_seed)
 
 
+class StageCheckpoint(ModelCheckpoint):
+    """The run's own checkpoint; its name lets its state stand beside that of a `ModelCheckpoint` of the user's."""
+
+
 def stage_checkpoint(run: RunFolder, stage: Stage) -> ModelCheckpoint:
     """A callback that keeps the newest epoch of a stage.
 
     The last epoch is the result: choosing the best one by its score on unseen labels would train on them.
     """
     path = run.checkpoint(stage.name)
-    return ModelCheckpoint(
+    return StageCheckpoint(
         dirpath=path.parent, filename=path.stem, enable_version_counter=False, save_on_train_epoch_end=True
     )
 
@@ -53,7 +59,7 @@ def stage_checkpoint(run: RunFolder, stage: Stage) -> ModelCheckpoint:
 class PredictionWriter(Callback):
     """Writes the best labels of every image, one JSON object per line, in the data set's order.
 
-    Each process writes a file of its own; the first process joins them.
+    Each process writes a file of its own, with the number of the row before each line; the first process joins them.
 
     Args:
         path: File to write; it appears when it is complete.
@@ -72,16 +78,19 @@ class PredictionWriter(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._part(trainer.global_rank), "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
 
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         """Write a batch."""
         if not outputs["image_id"]:  # all of its images were broken and left out
             return
         best = outputs["scores"].float().topk(self.top_k)
-        for image_id, scores, columns in zip(
-            outputs["image_id"], best.values.tolist(), best.indices.tolist(), strict=True
+        for row, image_id, scores, columns in zip(
+            batch["row"], outputs["image_id"], best.values.tolist(), best.indices.tolist(), strict=True
         ):
             tags = [{"label": self.labels[c], "score": round(s, 6)} for s, c in zip(scores, columns, strict=True)]
-            self._file.write(json.dumps({"image_id": image_id, "labels": tags}, ensure_ascii=False) + "\n")
+            line = json.dumps({"image_id": image_id, "labels": tags}, ensure_ascii=False)
+            self._file.write(f"{row}\t{line}\n")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Join the files of all processes."""
@@ -91,9 +100,13 @@ class PredictionWriter(Callback):
             parts = [self._part(rank) for rank in range(trainer.world_size)]
             with atomic_write(self.path) as beside, open(beside, "w", encoding="utf-8") as out, ExitStack() as stack:
                 files = [stack.enter_context(open(part, encoding="utf-8")) for part in parts]
-                # Process r has rows r, r + n, r + 2n, ...
-                for lines in zip_longest(*files, fillvalue=""):
-                    out.writelines(lines)
+                out.writelines(line for _, line in heapq.merge(*map(_numbered, files), key=itemgetter(0)))
             for part in parts:
                 part.unlink()
         trainer.strategy.barrier()
+
+
+def _numbered(file: TextIO) -> Iterator[tuple[int, str]]:
+    for line in file:
+        row, _, rest = line.partition("\t")
+        yield int(row), rest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # each of several processes has i
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -33,6 +35,24 @@ def no_classes_of_torch_export() -> Iterator[None]:
     """Collect the classes that torch.export makes: they have names of ovml's, and bare names would be ambiguous."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_tests() -> Iterator[None]:
+    """Fail if a process that a test started is still there at the end, also one whose parent is gone."""
+    mark = {"OVML_TESTS": uuid.uuid4().hex}  # what is started inherits it
+    os.environ.update(mark)
+    yield
+    this = psutil.Process()
+    children, left = set(this.children(recursive=True)), []
+    for process in psutil.process_iter():
+        try:
+            is_ours = process in children or process.environ().items() >= mark.items()
+            if is_ours and process != this and "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
+                left.append(f"{process.pid}: {' '.join(process.cmdline())}")
+        except psutil.Error:  # it has just ended, or is another user's
+            continue
+    assert not left
 
 
 @pytest.fixture(scope="session")

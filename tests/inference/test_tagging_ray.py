@@ -1,8 +1,10 @@
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -66,7 +68,13 @@ def cluster():
     ray.init(num_cpus=3, include_dashboard=False, object_store_memory=2**27, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield ray
+    nodes = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]
+    workers = [worker for node in nodes for worker in node.children(recursive=True)]
     ray.shutdown()
+    for worker in workers:  # they take their time to notice that Ray has gone
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+    psutil.wait_procs(workers)
 
 
 def test_two_workers_give_what_one_process_gives_and_go_on(cluster, options, album, expected, tmp_path):

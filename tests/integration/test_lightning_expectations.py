@@ -197,6 +197,19 @@ def test_checkpoints_of_ones_own_stand_beside_the_runs(fit, tmp_path, arguments,
         assert all(torch.equal(every[name], value) for name, value in last(tmp_path)["state_dict"].items())
 
 
+def test_checkpoints_of_ones_own_are_evaluated_by_their_path(fit, tmp_path):
+    assert fit(*callback("ModelCheckpoint", save_top_k=-1)) == 0
+    found = []
+    for name in ("epoch=0-step=3.ckpt", "epoch=1-step=6.ckpt"):
+        path = tmp_path / "version_0" / "prompt" / "log" / "checkpoints" / name
+        assert ovml_here("validate", "--ckpt_path", str(path)) == 0
+        rows = json.loads((tmp_path / "version_0" / "validate_results.json").read_text())
+        assert list(rows) == ["zero-shot", "prompt"]
+        found.append(rows["prompt"])
+    assert found[0] != found[1]
+    assert found[1] == pytest.approx(results(tmp_path)["prompt"], abs=1e-6)
+
+
 def test_checkpoints_without_a_logger_have_a_folder_for_each_stage(fit, tmp_path):
     options = callback("ModelCheckpoint", filename="one", enable_version_counter="false")
     assert fit(*options, "--trainer.logger", "false", of=("VisionStage", "PromptStage"), epochs=1) == 0

@@ -236,7 +236,7 @@ class OVMLCLI(LightningCLI):
             for file in [one] if one else [run.checkpoint(stage.name) for stage in model.stages]:
                 if file.is_file():
                     model.load_learned(file)
-                    evaluate(file.parent.name, model)
+                    evaluate(file.relative_to(run.path).parts[0], model)
         if not self.trainer.is_global_zero:
             return
         if run is not None:

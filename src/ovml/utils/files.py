@@ -126,7 +126,7 @@ def run_folder(path: str | Path) -> Path:
         UserError: There is no such run.
     """
     path = Path(path)
-    for folder in (path, path.parent, path.parent.parent):
+    for folder in (path, *path.parents[:4]):  # as in RUN/STAGE/log/checkpoints/FILE
         if path.exists() and (folder / "config.yaml").is_file():
             return folder
     raise UserError(

@@ -219,7 +219,8 @@ def test_checkpoints_without_a_logger_have_a_folder_for_each_stage(fit, tmp_path
 
 @pytest.mark.parametrize(("mode", "found"), [("power", 4), ("binsearch", 3)])
 def test_a_batch_size_is_found_and_the_schedule_follows_it(fit, tmp_path, said, mode, found):
-    assert fit(*callback("BatchSizeFinder", mode=mode, steps_per_trial=1, max_trials=2)) == 0
+    finder = callback("BatchSizeFinder", mode=mode, steps_per_trial=1, max_trials=2)
+    assert fit("--data.batch_size", "1", *finder) == 0
     assert said[-1] == f"Finished batch size finder, will continue with full run using batch size {found}"
     checkpoint = last(tmp_path)
     assert checkpoint["global_step"] == 2 * 24 // found
@@ -360,7 +361,7 @@ def test_the_best_checkpoint_is_tested(trainer, model, data, tmp_path):
 def test_loaders_and_schedule_follow_a_batch_size_that_is_found(
     trainer, model, data, tmp_path, by_tuner, eval_batch_size, in_validation
 ):
-    data.eval_batch_size = eval_batch_size
+    data.batch_size, data.eval_batch_size = 1, eval_batch_size
     trials = {"steps_per_trial": 1, "max_trials": 2}
     fitted = trainer(*([] if by_tuner else [BatchSizeFinder(**trials)]), logger=False, enable_checkpointing=False)
     if by_tuner:

@@ -1,8 +1,10 @@
 """Any `datasets` data set against the plain lists that it was written from; nothing asks the network."""
 
+import errno
 import io
 import json
 import logging
+import os
 import tarfile
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 
 from ovml import UserError
+from ovml.cli.main import machine_fault
 from ovml.data.hub.datamodule import HubDataModule
 from ovml.data.hub.load import LoadedSet
 from ovml.data.labels import LabelReader
@@ -380,3 +383,15 @@ def test_splits_that_are_missing_or_empty(tmp_path, tiny):
     data.source = LoadedSet({"train": rows(), "test": rows(size=0)}, "key", {})
     with pytest.raises(UserError, match=r"split 'test', the test split, has no row"):
         data.dataset("test")
+
+
+def test_a_disk_that_fills_up_while_the_set_is_prepared_is_named(tmp_path, tiny, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/set.arrow")
+
+    given = write_parquet(tmp_path / "set")
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_table", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        HubDataModule(**given, clip=tiny).dataset("train")
+    assert isinstance(caught.value.__cause__, datasets.exceptions.DatasetGenerationError)
+    assert machine_fault(caught.value).startswith("cache/set.arrow: No space left on device; make room")

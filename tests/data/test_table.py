@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml.data.cache import cached_table, ragged, record_batch
+from ovml.cli.main import machine_fault
+from ovml.data.cache import SAMPLE_BYTES, cached_folder, cached_table, ragged, record_batch
 from ovml.data.image_files import check_images, image_folders, lost_paths, verify_images
 from ovml.utils.errors import UserError
 
@@ -55,17 +56,59 @@ def test_a_table_is_made_once_and_again_when_its_files_change(tmp_path, listing)
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_full_disk_leaves_nothing_behind(tmp_path, listing, number):
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, listing, number, wrapped):
     def make(counts):
         yield from maker(listing, [])(counts)
-        raise OSError(number, os.strerror(number))
+        error = OSError(number, os.strerror(number))
+        if not wrapped:
+            raise error
+        raise OSError(number, "Error writing bytes to file. Detail: [errno 28]") from error
 
-    message = "the disk is full" if number == errno.ENOSPC else "Read-only file system"
-    with pytest.raises(UserError, match=rf"cache: cannot write the cache .*{message}.*cache_dir=DIR"):
+    is_full = number != errno.EROFS
+    message = "the disk is full" if is_full else "Error writing" if wrapped else "Read-only file system"
+    with pytest.raises(
+        OSError if is_full else UserError, match=rf"cannot write the cache .*{message}.*cache_dir=DIR"
+    ) as caught:
         cached_table(tmp_path / "cache", "set", [listing], {}, make)
+    line = machine_fault(caught.value) if is_full else str(caught.value)
+    assert line.startswith(f"{tmp_path / 'cache'}: cannot write")
+    assert "\n" not in line
     assert list((tmp_path / "cache").iterdir()) == []
     assert cached_table(tmp_path / "cache", "set", [listing], {}, maker(listing, [])).rows.num_rows == 2
+
+
+def test_leftovers_of_dead_processes_are_cleared(tmp_path, listing):
+    cache = tmp_path / "cache"
+    old, new, own = cache / ".set-0a1b.part-00aa", cache / ".set-0a1b.part-00bb", cache / ".own"
+    for folder in (old, new, own):
+        folder.mkdir(parents=True)
+        (folder / "rows.arrow").write_bytes(b"half")
+    for path in (old / "rows.arrow", old, own / "rows.arrow", own):
+        os.utime(path, (0, 0))
+    table = cached_table(cache, "set", [listing], {}, maker(listing, []))
+    assert set(cache.iterdir()) == {new, own, table.folder}
+
+
+@pytest.mark.parametrize("size", [0, 1, SAMPLE_BYTES, SAMPLE_BYTES + 1, 2 * SAMPLE_BYTES + 1, 5 * SAMPLE_BYTES])
+def test_changes_at_both_ends_of_a_file_of_any_size_are_noticed(tmp_path, size):
+    """Also a file whose end was never written: it has its size, and zeros."""
+
+    def folder():
+        with cached_folder(tmp_path, "large", [], {}) as (folder, aside):
+            if aside is not None:
+                (aside / "a.bin").write_bytes(b"x" * size)
+        return folder / "a.bin"
+
+    assert folder().stat().st_size == size
+    for place in {0, size // 2 if size <= 2 * SAMPLE_BYTES else 0, size - 1} if size else ():
+        with open(folder(), "r+b") as file:
+            file.seek(place)
+            file.write(b"\0")
+        assert folder().read_bytes() == b"x" * size
+    os.truncate(folder(), size + 1)
+    assert folder().stat().st_size == size
 
 
 def test_a_cache_that_is_a_file_is_named(tmp_path, listing):

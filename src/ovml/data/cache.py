@@ -1,12 +1,20 @@
-"""Cache of annotations: read once from a data set's files, written as Arrow, opened memory-mapped."""
+"""Cache of annotations: read once from a data set's files, written as Arrow, opened memory-mapped.
+
+A cache folder has a list of its files with their sizes and checksums, written last. A folder without one, or whose
+files differ from it, is made again.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import logging
+import shutil
+import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +24,18 @@ import numpy as np
 import pyarrow as pa
 
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write
+from ovml.utils.files import atomic_write, write_text
 
-FORMAT = 2
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
 """Version of the cached tables, part of every key; increase it when the same files give another table."""
+SEAL = "files.json"
+"""File of a cache folder that lists the others."""
+SAMPLE_BYTES = 1 << 20
+"""Bytes at each end of a file that its checksum covers, so that large files are opened quickly."""
+STALE_SECONDS = 24 * 3600
+"""Age from which the unfinished folder of another process is taken for left over."""
 
 FEATURES = datasets.Features(
     {
@@ -72,6 +88,7 @@ def cached_table(
 
     Raises:
         UserError: The cache folder cannot be written, or what `make` raises. No partial table remains.
+        OSError: The disk is full.
     """
     with cached_folder(cache_dir, name, inputs, settings) as (folder, aside):
         if aside is not None:
@@ -91,31 +108,83 @@ def cached_table(
 def cached_folder(
     cache_dir: str | Path | None, name: str, inputs: Sequence[Path], settings: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Path | None]]:
-    """Yield a cache folder's path and, if it does not exist yet, a temporary folder to fill, which is renamed to it.
+    """Yield a cache folder's path and, unless it is there and whole, a temporary folder to fill, which replaces it.
 
     Raises:
         UserError: The folder cannot be written.
+        OSError: The disk is full.
     """
     stamps = [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in inputs]
     key = json.dumps([FORMAT, name, stamps, settings], sort_keys=True, default=str)
     folder = cache_root(cache_dir) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
-        yield folder, None
-        return
+    is_there = folder.is_dir()
+    if is_there:
+        damaged = _damaged_file(folder)
+        if damaged is None:
+            yield folder, None
+            return
+        logger.warning("%s: %s is damaged or missing, so this cache is made again", folder, damaged)
     try:
-        with atomic_write(folder) as aside:
+        _clear_leftovers(folder.parent)
+        with atomic_write(folder, replace_folder=is_there) as aside:
             aside.mkdir(exist_ok=True)
             yield folder, aside
+            seal(aside, *(path.name for path in aside.iterdir()))
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.is_dir():
             return  # another process was faster and wrote the same table
         if error.filename is not None and str(folder.parent) not in str(error.filename):
             raise  # about another file
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
-        raise UserError(
-            f"{folder.parent}: cannot write the cache of annotations ({reason}); "
-            "free some space, or give another folder (cache_dir=DIR)"
-        ) from error
+        what = f"cannot write the cache of annotations ({error.strerror or error})"
+        if full_disk(error):
+            what = "cannot write the cache of annotations (the disk is full), which cache_dir=DIR puts elsewhere"
+            raise OSError(error.errno, what, str(folder.parent)) from error
+        raise UserError(f"{folder.parent}: {what}; give another folder (cache_dir=DIR)") from error
+
+
+def seal(folder: Path, *names: str) -> None:
+    """List files of a cache folder with their sizes and checksums; called again for those that are replaced."""
+    file = folder / SEAL
+    listed = json.loads(file.read_text()) if file.is_file() else {}
+    write_text(file, json.dumps({**listed, **{name: _stamp(folder / name) for name in names}}))
+
+
+def _damaged_file(folder: Path) -> str | None:
+    """Name of a file of a cache folder that is not as listed; `None` if all are."""
+    name = SEAL
+    try:
+        for name, stamp in json.loads((folder / SEAL).read_bytes()).items():
+            if _stamp(folder / name) != stamp:
+                return str(name)
+    except (OSError, ValueError, AttributeError):
+        return name
+    return None
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size of a file, and checksum of its first and last bytes."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        checksum = zlib.crc32(file.read(SAMPLE_BYTES))
+        file.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
+        return [size, zlib.crc32(file.read(), checksum)]
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Remove unfinished folders of processes that ended long ago."""
+    for left in [*root.glob(".*-*.part-*"), *root.glob(".*-*.old-*")]:
+        with suppress(OSError):  # another process may remove it at the same time
+            if max(path.stat().st_mtime for path in (left, *left.rglob("*"))) < time.time() - STALE_SECONDS:
+                shutil.rmtree(left)
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The full disk that is the cause of an error; `None` if there is another one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def ragged(rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], num_rows: int) -> pa.ListArray:

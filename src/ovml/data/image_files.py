@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from ovml.data.cache import Table, cached_folder
+from ovml.data.cache import Table, cached_folder, seal
 from ovml.data.samplers import Indices
 from ovml.utils.files import atomic_write
 from ovml.utils.images import load_image
@@ -110,6 +110,7 @@ def verify_images(
         unreadable = present[np.fromiter(results, dtype=bool, count=len(present))]
     with atomic_write(check.folder / "unreadable.npy") as beside, open(beside, "wb") as file:
         np.save(file, unreadable)
+    seal(check.folder, "unreadable.npy")
     return replace(check, unreadable=unreadable)
 
 
@@ -149,6 +150,8 @@ def _files(folders: Sequence[Path], min_bytes: int, with_size: bool) -> Iterator
     for folder in track(folders, "looking for images"):
         with os.scandir(folder) as entries:
             for entry in entries:
+                if not entry.is_file():
+                    continue
                 size = entry.stat().st_size if with_size else 0
                 if size >= min_bytes:
                     yield entry.path, size

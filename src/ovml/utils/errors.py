@@ -2,6 +2,9 @@
 
 import math
 
+MOST = 2**63 - 1
+"""The largest whole number of an argument."""
+
 
 class UserError(ValueError):
     """Bad input from the person at the keyboard: a file, a label list, a configuration.
@@ -52,6 +55,24 @@ def check_share(owner: object, **arguments: float) -> None:
     for name, value in arguments.items():
         if not 0 <= value <= 1:
             raise UserError(f"{_name(owner)}: {name} must be from 0 to 1; got {value}")
+
+
+def check_whole(owner: object, least: int, **arguments: int | None) -> None:
+    """Raise a `UserError` for arguments that are not whole numbers of at least `least`; `None` passes.
+
+    Args:
+        owner: See `check_positive`.
+        least: The smallest number allowed.
+        arguments: Values by name.
+    """
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UserError(f"{_name(owner)}: {name} must be a whole number; got {value!r}")
+        if not least <= value <= MOST:
+            bound = f"least {least}" if value < least else f"most {MOST}"
+            raise UserError(f"{_name(owner)}: {name} must be at {bound}; got {value}")
 
 
 def _name(owner: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetNotFoundError
 
+from ovml.data.cache import full_disk
 from ovml.utils.errors import UserError
 
 STREAM_SHARDS = 64
@@ -78,6 +79,7 @@ def load_set(
 
     Raises:
         UserError: It cannot be loaded.
+        OSError: The disk is full.
     """
     folder = Path(path).expanduser()
     try:
@@ -85,6 +87,8 @@ def load_set(
             return _saved(folder, streaming)
         return _built(str(folder) if folder.is_dir() else path, name, data_files, streaming, cache_dir)
     except Exception as error:  # the library raises many types, all about the set named
+        if full := full_disk(error):
+            raise full from error
         raise UserError(f"{path}: {_reason(error, folder, data_files)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Splits of a synthetic data set, drawn once and cached by the `datasets` library."""
+"""Splits of a synthetic data set, drawn once and then read from the cache."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import datasets
+import pyarrow as pa
 from PIL import Image
 
-from ovml.data.cache import FEATURES
+from ovml.data.cache import FEATURES, cached_table
+from ovml.utils.progress import track
+
+CHUNK = 100
+"""Number of scenes that are drawn at once."""
 
 SPLITS = ("pretrain", "train", "validation", "test")
 """Each split has its own random stream; ``pretrain`` is only for training the data set's own CLIP."""
@@ -47,7 +52,7 @@ def drawn_split(
         split: One of `SPLITS`.
         size: Number of scenes.
         fingerprint: Cache key; must name everything that the scenes depend on.
-        cache_dir: Folder for the Arrow files; the `datasets` library's own by default.
+        cache_dir: See `ovml.data.cache.cache_root`.
 
     Returns:
         Memory-mapped rows: `image`, `positive` (ids of labels), `negative` (always empty: labels not listed are
@@ -55,6 +60,7 @@ def drawn_split(
 
     Raises:
         ValueError: There is no such split, or `size` is not positive.
+        OSError: The disk is full.
 
     Example:
         >>> from types import SimpleNamespace
@@ -66,13 +72,16 @@ def drawn_split(
     if size < 1:
         raise ValueError(f"size must be at least 1; got {size}")
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for index in range(size):
-            scene = draw(index)
-            buffer = io.BytesIO()
-            scene.image.save(buffer, "PNG", compress_level=1)
-            image_id = f"{split}-{index:06d}"
-            image = {"bytes": buffer.getvalue(), "path": None}
-            yield {"image": image, "positive": scene.label_ids, "negative": [], "image_id": image_id}
+    def make(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        for start in track(range(0, size, CHUNK), f"drawing {split}"):
+            rows = [_row(draw(index), f"{split}-{index:06d}") for index in range(start, min(start + CHUNK, size))]
+            yield pa.RecordBatch.from_pylist(rows, schema=FEATURES.arrow_schema)
 
-    return datasets.Dataset.from_generator(rows, features=FEATURES, cache_dir=cache_dir, fingerprint=fingerprint)
+    return cached_table(cache_dir, "scenes", [], {"scenes": fingerprint}, make).rows
+
+
+def _row(scene: DrawnScene, image_id: str) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    scene.image.save(buffer, "PNG", compress_level=1)
+    image = {"bytes": buffer.getvalue(), "path": None}
+    return {"image": image, "positive": scene.label_ids, "negative": [], "image_id": image_id}

@@ -302,8 +302,8 @@ def test_an_unseen_label_must_not_be_seen(module, root, tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_unseen": 0}, "data.num_unseen must be at least 1; got 0"),
-        ({"min_train_images": 0}, "data.min_train_images must be at least 1; got 0"),
+        ({"num_unseen": 0}, "OpenImagesDataModule: num_unseen must be at least 1; got 0"),
+        ({"min_train_images": 0}, "OpenImagesDataModule: min_train_images must be at least 1; got 0"),
         ({"streaming": True}, "a folder of images cannot be streamed"),
     ],
 )

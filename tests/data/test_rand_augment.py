@@ -1,4 +1,5 @@
 import collections
+import math
 
 import numpy as np
 import pytest
@@ -97,11 +98,17 @@ def test_a_subclass_has_operations_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"num_ops": 0}, {"magnitude": 11}, {"magnitude": -1}, {"std": -0.1}, {"prob": 1.5}]
+    "arguments",
+    [
+        *({"num_ops": value} for value in (0, 1.5, True)),
+        *({"magnitude": value} for value in (11, -1, math.nan)),
+        *({"std": value} for value in (-0.1, math.nan, math.inf)),
+        *({"prob": value} for value in (1.5, math.nan)),
+    ],
 )
 def test_arguments_out_of_range_are_named(arguments):
     (name,) = arguments
-    with pytest.raises(UserError, match=f"rand_augment.{name}"):
+    with pytest.raises(UserError, match=f"RandAugment: {name} must be"):
         RandAugment(**arguments)
 
 

@@ -22,7 +22,7 @@ from ovml.data.samplers import EvalSampler, TrainSampler
 from ovml.data.transforms import TrainTransform
 from ovml.encoders.checkpoints import DEFAULT, load_image_processor
 from ovml.encoders.image_processor import ImageProcessor
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_whole
 from ovml.vocabulary import LabelVocabulary
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,9 @@ class MultiLabelDataModule(pl.LightningDataModule):
         skip_broken: Skip evaluation images that cannot be read, with a warning that names them.
         seed: Seed of the order and the augmentation of the training images. Default: the seed of
             `lightning.pytorch.seed_everything`, which the command line calls, or 0.
+
+    Raises:
+        UserError: An argument is out of range.
 
     Example:
         >>> from PIL import Image
@@ -86,8 +89,14 @@ class MultiLabelDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.batch_size must be at least 1; got {batch_size}")
+        check_whole(self, 1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_whole(self, 0, num_workers=num_workers, seed=seed)
+        smallest, largest = crop_scale
+        if not 0 < smallest <= largest <= 1:
+            raise UserError(
+                f"{type(self).__name__}: crop_scale must be two shares of the image area, from above 0 to 1, the smaller "
+                f"one first; got {crop_scale}"
+            )
         if rand_augment is not None and not augment:
             raise UserError("data.rand_augment needs training crops, which data.augment false turns off; remove one")
         self.batch_size = batch_size

@@ -14,7 +14,7 @@ from ovml.data.cache import Table
 from ovml.data.image_files import ImageCheck, check_images, lost_paths
 from ovml.data.plain import PlainRow, plain_table
 from ovml.data.samplers import hold_out
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_share, check_whole
 
 
 class FolderDataModule(MultiLabelDataModule):
@@ -30,7 +30,7 @@ class FolderDataModule(MultiLabelDataModule):
         kwargs: See `MultiLabelDataModule`.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder, or an argument is out of range.
 
     Example:
         >>> import tempfile
@@ -66,6 +66,8 @@ class FolderDataModule(MultiLabelDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_share(self, max_missing=max_missing)
+        check_whole(self, 1, validation_size=validation_size)
         self.root = Path(root).expanduser()
         self.cache_dir = cache_dir
         self.max_missing = max_missing

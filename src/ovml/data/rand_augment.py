@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_not_negative, check_share, check_whole
 
 Fill = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
@@ -85,14 +85,11 @@ class RandAugment:
     """Operations to draw from, with equal probability."""
 
     def __init__(self, num_ops: int = 2, magnitude: float = 9.0, std: float = 0.5, prob: float = 0.5) -> None:
-        if num_ops < 1:
-            raise UserError(f"rand_augment.num_ops must be at least 1; got {num_ops}")
+        check_whole(self, 1, num_ops=num_ops)
         if not 0 <= magnitude <= MAX_MAGNITUDE:
-            raise UserError(f"rand_augment.magnitude must lie in 0..{MAX_MAGNITUDE}; got {magnitude}")
-        if std < 0:
-            raise UserError(f"rand_augment.std must not be negative; got {std}")
-        if not 0 <= prob <= 1:
-            raise UserError(f"rand_augment.prob must lie in 0..1; got {prob}")
+            raise UserError(f"RandAugment: magnitude must be from 0 to {MAX_MAGNITUDE}; got {magnitude}")
+        check_not_negative(self, std=std)
+        check_share(self, prob=prob)
         self.num_ops = num_ops
         self.magnitude = magnitude
         self.std = std

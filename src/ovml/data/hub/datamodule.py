@@ -17,7 +17,7 @@ from ovml.data.hub.load import LoadedSet, load_set
 from ovml.data.hub.rows import Columns, RowMaker, check_image_column, stored_rows, streamed_rows
 from ovml.data.labels import ColumnPath, LabelReader, as_list
 from ovml.data.samplers import hold_out
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_whole
 from ovml.utils.progress import track
 from ovml.vocabulary import LabelVocabulary, check_names, label_key, read_names
 
@@ -62,7 +62,7 @@ class HubDataModule(MultiLabelDataModule):
         kwargs: See `MultiLabelDataModule`.
 
     Raises:
-        UserError: Arguments contradict each other. Errors of the set itself are raised when it is first read.
+        UserError: Arguments contradict each other or are out of range. Errors of the set itself are raised when it is first read.
 
     Example:
         ```yaml
@@ -98,6 +98,8 @@ class HubDataModule(MultiLabelDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_whole(self, 1, validation_size=validation_size, streamed_rows=streamed_rows)
+        check_whole(self, 0, shuffle_buffer=shuffle_buffer)
         for role in splits or {}:
             if role not in ROLES:
                 raise UserError(f"data.splits: {role!r} is none of {', '.join(ROLES)}")

@@ -36,10 +36,13 @@ def download_hint(root: Path, source: str, what: str = "") -> Iterator[None]:
 
     Raises:
         UserError: The block raised an error.
+        OSError: The disk is full.
     """
     try:
         yield
     except Exception as error:  # the libraries raise many types
+        if full := full_disk(error):
+            raise full from error
         failed = "cannot be read" if root.is_dir() else "no such folder, and it cannot be loaded from the Hub"
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{root}: {what}{failed} ({reason}); download the set from {source}") from error

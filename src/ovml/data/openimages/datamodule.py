@@ -18,7 +18,7 @@ from ovml.data.folder import FolderDataModule
 from ovml.data.openimages.csv import SOURCE
 from ovml.data.openimages.files import OpenImagesFiles, find_class_file, read_class_list, read_descriptions
 from ovml.data.openimages.hub import HubRows
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_whole
 from ovml.vocabulary import LabelVocabulary
 
 logger = logging.getLogger(__name__)
@@ -88,9 +88,7 @@ class OpenImagesDataModule(FolderDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
-        for name, value in {"num_unseen": num_unseen, "min_train_images": min_train_images}.items():
-            if value is not None and value < 1:
-                raise UserError(f"data.{name} must be at least 1; got {value}")
+        check_whole(self, 1, num_unseen=num_unseen, min_train_images=min_train_images, streamed_rows=streamed_rows)
         if streaming and not self.is_hub:
             raise UserError(f"{self.root}: a folder of images cannot be streamed; remove data.streaming")
         self.num_unseen = num_unseen

@@ -9,6 +9,7 @@ from datasets import Dataset
 from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.synthetic.scenes import SEEN_LABELS, UNSEEN_LABELS, scenes
 from ovml.encoders.checkpoints import DEMO
+from ovml.utils.errors import check_whole
 from ovml.vocabulary import LabelVocabulary
 
 
@@ -22,6 +23,9 @@ class DemoDataModule(MultiLabelDataModule):
         cache_dir: Cache folder of the drawn scenes. Default: the cache of `datasets`.
         clip: See `MultiLabelDataModule`.
         kwargs: See `MultiLabelDataModule`.
+
+    Raises:
+        UserError: An argument is out of range.
 
     Example:
         >>> DemoDataModule().vocabulary.unseen[0] in UNSEEN_LABELS
@@ -38,6 +42,8 @@ class DemoDataModule(MultiLabelDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, **kwargs)
+        check_whole(self, 1, train_size=train_size, eval_size=eval_size)
+        check_whole(self, 0, scene_seed=scene_seed)
         self.sizes = {"train": train_size, "validation": eval_size, "test": eval_size}
         self.scene_seed = scene_seed
         self.cache_dir = cache_dir

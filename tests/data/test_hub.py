@@ -9,8 +9,11 @@ import tarfile
 from types import SimpleNamespace
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import SHARED
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 
@@ -299,9 +302,42 @@ def test_columns_of_paths_and_of_bytes_are_pictures_too(tmp_path, tiny):
     given = write_parquet(tmp_path / "set", **extra)
     for column in extra:
         for streaming in (False, True):
-            given |= {"image_column": column, "id_column": "key", "streaming": streaming}
+            given |= {"image_column": column, "id_column": "key", "streaming": streaming, "allow_outside": True}
             data = HubDataModule(**given, clip=tiny)
             check(data, data.test_dataloader(), 5, plain_marks)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("fields", [("bytes", "path"), ("path", "bytes")])
+def test_structs_of_bytes_and_paths_are_pictures_too(tmp_path, tiny, fields, streaming):
+    """Parquet as pandas writes it, without the types of `datasets`."""
+    for split, size in SIZES.items():
+        pictures = [{"bytes": png(i), "path": f"{i}.png"} for i in range(size)]
+        columns = {
+            "picture": pa.StructArray.from_arrays(
+                [pa.array(picture[field] for picture in pictures) for field in fields], fields
+            ),
+            "tags": pa.array(LISTED[:size], pa.list_(pa.string())),
+        }
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    data = HubDataModule(**arguments(tmp_path), streaming=streaming, clip=tiny)
+    assert data.vocabulary.seen == tuple(NAMES)
+    check(data, data.test_dataloader(), SIZES["test"], plain_marks)
+
+
+def test_real_photographs_in_structs_are_read(tmp_path, tiny):
+    file = SHARED / "photos" / "coco_photos.parquet"
+    if not file.is_file():
+        pytest.skip(f"the photographs are not here: {file}")
+    data = HubDataModule("parquet", data_files={"test": str(file)}, labels=["dog"], unknown_labels="skip", clip=tiny)
+    data.splits = {"train": "test"}
+    rows = pq.read_table(file)
+    assert len(data.dataset("test")) == len(rows)
+    batch = next(iter(data.test_dataloader()))
+    named = [int("dog" in labels) for labels in rows["labels"][: len(batch["labels"])].to_pylist()]
+    assert batch["labels"][:, 0].tolist() == named
+    expected = data.image_processor(Image.open(io.BytesIO(rows["image"][0]["bytes"].as_py())).convert("RGB"))
+    assert torch.equal(batch["pixel_values"][0], expected)
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,12 @@ def test_absolute_paths_of_files_and_images_stay(tmp_path, tiny):
     tree = write_tree(tmp_path / "set", prefix=f"{tmp_path}/set/")
     (tmp_path / "elsewhere").mkdir()
     files = {key: str(tmp_path / "set" / tree[key]) for key in ("train_file", "zsl_file", "gzsl_file")}
-    data = JSONDataModule(str(tmp_path / "elsewhere"), **files, cache_dir=tree["cache_dir"], clip=tiny)
-    assert len(data.dataset("test")) == 3
+    arguments = {"root": str(tmp_path / "elsewhere"), **files, "cache_dir": tree["cache_dir"], "clip": tiny}
+    assert len(JSONDataModule(**arguments, allow_outside=True).dataset("test")) == 3
+    with pytest.raises(UserError, match=r"/train.json: image path '/.*train/0.png' leaves the folder /.*elsewhere"):
+        JSONDataModule(**arguments).dataset("test")
+    inside = JSONDataModule(**{**arguments, "root": tree["root"]})
+    assert len(inside.dataset("test")) == 3
 
 
 def test_case_and_blanks_do_not_make_another_label(tmp_path, tiny):

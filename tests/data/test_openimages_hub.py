@@ -15,9 +15,8 @@ def module(tmp_path, tiny):
     """Makes a data module with a cache of its own."""
 
     def make(root, num_unseen=3, **kwargs):
-        return OpenImagesDataModule(
-            str(root), num_unseen=num_unseen, cache_dir=str(tmp_path / "cache"), clip=tiny, **kwargs
-        )
+        options = {"num_unseen": num_unseen, "cache_dir": str(tmp_path / "cache"), "allow_outside": True, **kwargs}
+        return OpenImagesDataModule(str(root), clip=tiny, **options)
 
     return make
 

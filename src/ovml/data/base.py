@@ -73,6 +73,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
     """Whether labels that a row does not list are absent; otherwise they are unknown."""
     shuffle_buffer: int = 1000
     """Size of the shuffle buffer of a streamed training split, in rows."""
+    allow_urls: bool = False
+    """Whether images may be addresses on servers, which are asked for them."""
     streamed_rows: int | None = None
     """Number of rows of a streamed training split: the length of an epoch."""
 
@@ -94,8 +96,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
         smallest, largest = crop_scale
         if not 0 < smallest <= largest <= 1:
             raise UserError(
-                f"{type(self).__name__}: crop_scale must be two shares of the image area, from above 0 to 1, the smaller "
-                f"one first; got {crop_scale}"
+                f"{type(self).__name__}: crop_scale must be two shares of the image area above 0 and up to 1, the "
+                f"smaller one first; got {crop_scale}"
             )
         if rand_augment is not None and not augment:
             raise UserError("data.rand_augment needs training crops, which data.augment false turns off; remove one")
@@ -186,7 +188,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
     def _loader(self, split: Split, transform: Transform, batch_size: int) -> DataLoader[Any]:
         rows = self.rows_of(split)
         training = split == "train"
-        reader = RowReader(transform, len(self.vocabulary), self.exhaustive, self.seed)
+        reader = RowReader(transform, len(self.vocabulary), self.exhaustive, self.seed, self.allow_urls)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         on_broken: OnBroken = "replace" if training else "skip" if self.skip_broken else "raise"
         source: TensorRows | TensorStream

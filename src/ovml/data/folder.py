@@ -11,7 +11,9 @@ import datasets
 
 from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import Table
+from ovml.data.hub.load import cache_folders
 from ovml.data.image_files import ImageCheck, check_images, lost_paths
+from ovml.data.paths import PathCheck
 from ovml.data.plain import PlainRow, plain_table
 from ovml.data.samplers import hold_out
 from ovml.utils.errors import UserError, check_share, check_whole
@@ -25,6 +27,8 @@ class FolderDataModule(MultiLabelDataModule):
         cache_dir: Folder of the cached annotations. Default: the cache of `datasets`.
         max_missing: Maximum share of a split's images that may be missing or unreadable. More is an error, because
             results on different images are not comparable.
+        allow_outside: Read images outside the root too, whose paths are absolute or have `..`. The files of strangers
+            could name any image of this machine.
         validation_size: Number of training images to hold out for validation, the same ones in every run. Default:
             the data set's validation split or, if it has none, the test split, as published code does.
         kwargs: See `MultiLabelDataModule`.
@@ -62,6 +66,7 @@ class FolderDataModule(MultiLabelDataModule):
         root: str,
         cache_dir: str | None = None,
         max_missing: float = 0.05,
+        allow_outside: bool = False,
         validation_size: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -69,6 +74,7 @@ class FolderDataModule(MultiLabelDataModule):
         check_share(self, max_missing=max_missing)
         check_whole(self, 1, validation_size=validation_size)
         self.root = Path(root).expanduser()
+        self.path_check = PathCheck([self.root, *cache_folders(cache_dir)], allow_outside)
         self.cache_dir = cache_dir
         self.max_missing = max_missing
         self.validation_size = validation_size
@@ -94,12 +100,17 @@ class FolderDataModule(MultiLabelDataModule):
         """
 
     def annotations(self, split: Split) -> Table:
-        """Rows of a split as the data set lists them, missing images included."""
+        """Rows of a split as the data set lists them, missing images included.
+
+        Raises:
+            UserError: The split is empty, or a path leaves the root, which is not allowed.
+        """
         if split not in self._tables:
             found = self.read_annotations(split)
             if not isinstance(found, Table):
                 where = f"{self.root}: {split} split"
                 found = plain_table(found, self.vocabulary, where, self.root, self.cache_dir)
+            self.path_check.check_images(found.rows.data.column("image"), f"{self.root}: {split} split")
             self._tables[split] = found
             if len(self._tables[split].rows) == 0:
                 raise UserError(f"{self.root}: the {split} split of {self.title} lists no image")

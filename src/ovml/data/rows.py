@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from ovml.data.paths import PathCheck
 from ovml.data.samplers import NO_ROW
 from ovml.utils.errors import UserError
 from ovml.utils.images import load_image
@@ -36,20 +37,25 @@ class RowReader:
         num_labels: Size of the vocabulary.
         exhaustive: Whether labels that a row does not list are absent (0); otherwise they are unknown (-1).
         seed: Seed of the transform's random numbers.
+        allow_urls: Whether servers are asked for images that are addresses.
     """
 
-    def __init__(self, transform: Transform, num_labels: int, exhaustive: bool, seed: int = 0) -> None:
+    def __init__(
+        self, transform: Transform, num_labels: int, exhaustive: bool, seed: int = 0, allow_urls: bool = False
+    ) -> None:
         self.transform = transform
         self.num_labels = num_labels
         self.exhaustive = exhaustive
         self.seed = seed
+        self.path_check = PathCheck(allow_outside=True, allow_urls=allow_urls)
 
     def read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """One row as `pixel_values`, `labels` and `image_id`.
 
         Raises:
-            UserError: The image cannot be read.
+            UserError: The image cannot be read, or is an address on a server.
         """
+        self.path_check.check_row(row["image"], f"row {row['image_id']!r}")
         image = read_image(row["image"], str(row["image_id"]))
         with seeded(row_seed(self.seed, epoch, index)):
             pixel_values = self.transform(image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ import datasets
 
 from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import cached_folder
-from ovml.data.hub.load import LoadedSet, load_set
+from ovml.data.hub.load import LoadedSet, cache_folders, load_set, local_folders
 from ovml.data.hub.rows import Columns, RowMaker, check_image_column, stored_rows, streamed_rows
 from ovml.data.labels import ColumnPath, LabelReader, as_list
+from ovml.data.paths import PathCheck
 from ovml.data.samplers import hold_out
 from ovml.utils.errors import UserError, check_whole
 from ovml.utils.progress import track
@@ -59,10 +61,13 @@ class HubDataModule(MultiLabelDataModule):
         streamed_rows: Number of rows of a streamed training split: the length of an epoch. Default: the set's metadata.
         shuffle_buffer: Size of the shuffle buffer of a streamed training split, in rows.
         cache_dir: Cache folder of the set and its labels. Default: the cache of `datasets`.
+        allow_urls: Ask servers for images whose rows hold an address instead of an image.
+        allow_outside: Read images whose paths leave the folders of the set too.
         kwargs: See `MultiLabelDataModule`.
 
     Raises:
-        UserError: Arguments contradict each other or are out of range. Errors of the set itself are raised when it is first read.
+        UserError: Arguments contradict each other or are out of range. Errors of the set itself are raised when it is
+            first read.
 
     Example:
         ```yaml
@@ -95,6 +100,8 @@ class HubDataModule(MultiLabelDataModule):
         streamed_rows: int | None = None,
         shuffle_buffer: int = 1000,
         cache_dir: str | None = None,
+        allow_urls: bool = False,
+        allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -119,6 +126,9 @@ class HubDataModule(MultiLabelDataModule):
         self.validation_size = validation_size
         self.streaming, self.streamed_rows, self.shuffle_buffer = streaming, streamed_rows, shuffle_buffer
         self.cache_dir = cache_dir
+        self.allow_urls = allow_urls
+        folders = [os.path.expanduser(path), *local_folders(data_files), *cache_folders(cache_dir)]
+        self.path_check = PathCheck(folders, allow_outside, allow_urls)
         self._rows: dict[str, Any] = {}
         self._columns: dict[str, Columns] = {}
 
@@ -204,7 +214,7 @@ class HubDataModule(MultiLabelDataModule):
             maker = RowMaker(columns, where, *readers)
             rows = self.source.splits[name]
             if self.streaming:
-                self._rows[name] = streamed_rows(rows, columns.image, columns.others, maker)
+                self._rows[name] = streamed_rows(rows, columns.image, columns.others, maker, self.path_check, where)
             else:
                 settings = {
                     "rows": [self.source.key, rows._fingerprint],
@@ -212,6 +222,7 @@ class HubDataModule(MultiLabelDataModule):
                     "labels": [self.vocabulary.names, indicator, skip],
                 }
                 table = stored_rows(rows, maker, self.cache_dir, "hub", settings)
+                self.path_check.check_images(table.rows.data.column("image"), where)
                 self._rows[name] = table.rows
                 for what, number in table.counts.items():
                     logger.warning("%s: %s %s", where, f"{number:,}", what)

@@ -121,6 +121,29 @@ def _built(path: str, name: str | None, data_files: Any, streaming: bool, cache_
     return LoadedSet(dict(splits), builder.cache_dir, num_rows)
 
 
+def local_folders(files: Any) -> list[str]:
+    """Folders of files, or of patterns of files, as `data_files` may give them.
+
+    >>> local_folders({"train": ["/data/a/train-*.tar", "/data/b.parquet"], "test": "c/*/d.csv"})
+    ['/data/a', '/data', 'c']
+    """
+    if isinstance(files, Mapping):
+        files = list(files.values())
+    if isinstance(files, (list, tuple)):
+        return [folder for file in files for folder in local_folders(file)]
+    if not isinstance(files, str):
+        return []
+    return [os.path.dirname(re.split(r"[*?\[]", os.path.expanduser(files))[0])]
+
+
+def cache_folders(cache_dir: str | None) -> list[str]:
+    """Folders in which the libraries keep what they downloaded."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    caches = (cache_dir, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    return [os.path.expanduser(str(cache)) for cache in caches if cache]
+
+
 def _expanded(data_files: Any) -> Any:
     if isinstance(data_files, Mapping):
         return {split: _expanded(files) for split, files in data_files.items()}

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ovml.data.cache import FEATURES, Table, cached_table
 from ovml.data.labels import ColumnPath, LabelReader
+from ovml.data.paths import PathCheck
 from ovml.data.rows import undecoded
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
@@ -132,6 +133,8 @@ def streamed_rows(
     image: str,
     others: Sequence[str],
     make: Callable[[Mapping[str, Any]], dict[str, Any]],
+    path_check: PathCheck,
+    where: str,
 ) -> datasets.IterableDataset:
     """Rows of a stream, each made when it is read.
 
@@ -140,14 +143,22 @@ def streamed_rows(
         image: Column of the images.
         others: Columns that `make` needs beside it.
         make: Turns a row with an undecoded image into one with the columns of `FEATURES`.
+        path_check: Checks the images that are paths.
+        where: Data set and split, for errors.
     """
+
+    def checked(row: Mapping[str, Any]) -> dict[str, Any]:
+        made = make(row)
+        path_check.check_row(made["image"], where)
+        return made
+
     names = list(dict.fromkeys([image, *others]))
     features = datasets.Features({**FEATURES, "image": datasets.Image(decode=False)})
-    return undecoded(rows.select_columns(names), image).map(make, remove_columns=names, features=features)
+    return undecoded(rows.select_columns(names), image).map(checked, remove_columns=names, features=features)
 
 
 def check_image_column(column: str, features: Mapping[str, Any], where: str) -> str:
-    """Return the name of a column of images, or of their paths or bytes.
+    """Return the name of a column of images, of their paths or bytes, or of structs of both, as pandas writes them.
 
     Raises:
         UserError: There is no such column, or it holds something else.
@@ -158,8 +169,9 @@ def check_image_column(column: str, features: Mapping[str, Any], where: str) -> 
         columns = ", ".join(map(repr, features))
         raise UserError(f"{where}: there is no image column {column!r}; the columns are {columns}; {hint}")
     feature = features[column]
-    is_known = feature is None or isinstance(feature, datasets.Image)
-    if not is_known and getattr(feature, "dtype", None) not in ("string", "large_string", "binary", "large_binary"):
+    kinds = ("string", "large_string", "binary", "large_binary")
+    is_known = feature is None or isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in kinds
+    if not is_known and not (isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}):
         raise UserError(f"{where}: column {column!r} holds {feature}, not images; give another (image_column=NAME)")
     return column
 

@@ -102,9 +102,11 @@ class JSONDataModule(FolderDataModule):
     @cached_property
     def files(self) -> dict[str, AnnotationFile]:
         """Content of the files by their role: train, zsl, gzsl, validation."""
-        return {
-            role: read_annotation_file(path, self.cache_dir, self.strip_prefix) for role, path in self.paths.items()
-        }
+        files = {}
+        for role, path in self.paths.items():
+            files[role] = read_annotation_file(path, self.cache_dir, self.strip_prefix)
+            self.path_check.check_all(files[role].rows["path"], str(path))
+        return files
 
     @cached_property
     def vocabulary(self) -> LabelVocabulary:

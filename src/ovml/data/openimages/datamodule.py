@@ -214,7 +214,7 @@ class OpenImagesDataModule(FolderDataModule):
         if self.validation_size:
             raise UserError("data.validation_size needs the rows on disk; remove it or data.streaming")
         assert isinstance(self._layout, HubRows)
-        return self._layout.stream(split, self.label_ids)
+        return self._layout.stream(split, self.label_ids, self.path_check)
 
     def prepare_data(self) -> None:
         """Read annotations and look for images, once per machine; nothing is prepared for a stream."""

@@ -20,6 +20,7 @@ from ovml.data.hub.load import LoadedSet, download_hint, is_hub_name, load_set
 from ovml.data.hub.rows import beside_images, streamed_rows
 from ovml.data.openimages.annotations import AnnotationCollector, Annotations
 from ovml.data.openimages.csv import SOURCE
+from ovml.data.paths import PathCheck
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 from ovml.vocabulary import label_key
@@ -128,7 +129,7 @@ class HubRows:
         """Add the rows' images to the table, without copying them."""
         return replace(table, rows=beside_images(self.rows(split), "image", table.rows.remove_columns("image")))
 
-    def stream(self, split: str, label_ids: Sequence[str]) -> datasets.IterableDataset:
+    def stream(self, split: str, label_ids: Sequence[str], path_check: PathCheck) -> datasets.IterableDataset:
         """Rows of a split as a stream, with labels as indices into `label_ids`."""
         number_of = {label: number for number, label in enumerate(label_ids)}
 
@@ -143,7 +144,8 @@ class HubRows:
             positive, negative = (sorted(n for n, is_in in annotated.items() if is_in == {v}) for v in (True, False))
             return {"image": row["image"], "positive": positive, "negative": negative, "image_id": row["image_id"]}
 
-        return streamed_rows(self.rows(split), "image", ("image_id", "labels"), convert)
+        where = f"{self.root}: {split} split"
+        return streamed_rows(self.rows(split), "image", ("image_id", "labels"), convert, path_check, where)
 
     def _blocks(self, split: str) -> Iterator[tuple[pa.Array, pa.ListArray]]:
         rows = self.rows(split).select_columns(["image_id", "labels"]).with_format("arrow")

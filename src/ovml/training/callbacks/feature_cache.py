@@ -88,7 +88,8 @@ class FeatureCache(Callback):
         """Run the tower over the rows, in order; a broken image raises an error that names it."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         model: Any = trainer.lightning_module.model
-        source = TensorRows(rows, RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive))
+        reader = RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive, allow_urls=data.allow_urls)
+        source = TensorRows(rows, reader)
         loader: DataLoader[Any] = DataLoader(
             source,
             batch_size=data.eval_batch_size or data.batch_size,

@@ -197,6 +197,11 @@ GOOD = {"classes": SEEN, "images": TRAIN}
         ("train", '{"classes": [', r"train.json: not JSON \(Expecting value: line 1 column 14"),
         ("train", "[" * 100_000, r"train.json: not JSON"),
         ("train", b"\xff\xfe{}", r"train.json: not UTF-8 text"),
+        (
+            "train",
+            json.dumps(GOOD)[:-1] + ', "classes": ["cat"]}',
+            r'train.json: "classes" stands twice in one object; keep one of them',
+        ),
         ("train", [1, 2], r'train.json: expected \{"classes".*, got \[1, 2\]'),
         ("train", {"images": TRAIN}, r"train.json: classes: expected a list, it is missing"),
         ("train", {**GOOD, "images": {"a.png": []}}, r"train.json: images: expected a list, got \{"),

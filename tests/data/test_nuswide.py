@@ -375,7 +375,10 @@ def test_bad_h5_files_are_named(tmp_path, module, truth):
     key = truth.images["train"][2].replace("/", "_") + "-labels"
     for values, message in [
         (np.full(4, -1, np.int8), rf"{key} has the shape \(4,\), 5 or 8 values expected"),
-        (np.full(5, 2, np.int8), f"{key} has values other than 1, 0 and -1"),
+        *(
+            (np.full(5, value, kind), f"{key} has values other than 1, 0 and -1")
+            for value, kind in [(2, np.int8), (0.5, "f4"), (np.nan, "f8"), (255, np.uint8), (b"1", "S1")]
+        ),
         (None, "nus_wide_train.h5: no labels of"),
     ]:
         with h5py.File(path, "a") as file:

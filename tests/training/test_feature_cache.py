@@ -5,9 +5,15 @@ import json
 import pytest
 import torch
 from commands import SMALL
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 
+from ovml import OVMultiLabelClassifier
 from ovml.cli.main import main
+from ovml.data import DemoDataModule
 from ovml.data.features import FeatureStore
+from ovml.training import PromptStage
+from ovml.training.callbacks import FeatureCache
 from ovml.utils.errors import UserError
 
 STAGE = "[{class_path: ovml.training.PromptStage, init_args: {epochs: 3}}]"
@@ -77,3 +83,40 @@ def test_a_full_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"image features take 0.0 GiB, 0.0 GiB are free"):
         FeatureStore.create(tmp_path / "features.npy", (100, 17, 16))
     assert list(tmp_path.iterdir()) == []
+
+
+class Stops(Callback):
+    """Raises an error in the first training step."""
+
+    def on_train_batch_start(self, *_):
+        raise RuntimeError("stopped")
+
+
+def parts(tiny, tmp_path, *callbacks):
+    data = DemoDataModule(4, 4, cache_dir=str(tmp_path / "cache"), clip=tiny, batch_size=2, augment=False)
+    model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=[PromptStage(epochs=1, warmup_epochs=0)])
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FeatureCache(str(tmp_path / "features")), *callbacks],
+    )
+    return data, model, trainer
+
+
+def test_images_are_read_again_after_an_error(tiny, tmp_path):
+    data, model, trainer = parts(tiny, tmp_path, Stops())
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer.fit(model, datamodule=data)
+    assert list((tmp_path / "features").iterdir())
+    assert "pixel_values" in next(iter(data.train_dataloader()))
+
+
+def test_data_loaders_without_a_data_module_are_refused_in_one_line(tiny, tmp_path):
+    data, model, trainer = parts(tiny, tmp_path)
+    loaders = data.train_dataloader(), data.val_dataloader()
+    with pytest.raises(UserError, match=r"^FeatureCache: needs a data module of ovml.*remove the callback$"):
+        trainer.fit(model, *loaders)

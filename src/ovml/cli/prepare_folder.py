@@ -6,12 +6,14 @@ import csv
 import inspect
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jsonargparse
 import numpy as np
+import pyarrow.compute as pc
 from rich.table import Table as RichTable
 
 from ovml.cli.command import UserErrors
@@ -20,6 +22,7 @@ from ovml.data.base import Split
 from ovml.data.cache import Table
 from ovml.data.image_files import ImageCheck, lost_paths, verify_images
 from ovml.utils.console import show
+from ovml.utils.errors import UserError, check_whole
 from ovml.utils.files import write_text
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -72,6 +75,9 @@ def prepare_folder(
     Raises:
         UserError: The arguments or files are at fault, or too many images are missing.
     """
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; out=FOLDER is the folder of the lists")
+    check_whole("prepare", 1, workers=workers)
     data = data_module(**arguments)
     names = data.vocabulary
     reports = []
@@ -90,6 +96,8 @@ def prepare_folder(
                     f"positives per {kind} label in {report.split}: {part.min():,} to {part.max():,}, "
                     f"median {int(np.median(part)):,}; {int((part == 0).sum()):,} labels have none"
                 )
+    for number, splits in _shared_images(reports):
+        show(f"{number:,} images are in {splits}: results on them say little")
     out = out or reports[0].check.folder
     for report in reports:
         for what, number in report.annotations.counts.items():
@@ -99,12 +107,30 @@ def prepare_folder(
             write_text(file, "\n".join(lost_paths(report.annotations, report.check.lost)) + "\n")
             show(f"missing or unreadable in {report.split}: {file}")
     table = io.StringIO()
-    rows = zip(names.names, *(report.positives for report in reports), strict=True)
+    rows = zip(map(_cell, names.names), *(report.positives for report in reports), strict=True)
     csv.writer(table, lineterminator="\n").writerows([["label", *(report.split for report in reports)], *rows])
     write_text(out / "labels.csv", table.getvalue())
     show(f"positives of every label: {out / 'labels.csv'}")
     for report in reports:
         data.accept(report.split, report.check)
+
+
+def _shared_images(reports: Sequence[_Report]) -> Iterator[tuple[int, str]]:
+    """Number of image files that two splits share, and the splits' names."""
+    for first, second in combinations(reports, 2):
+        paths = (pc.struct_field(report.annotations.rows.data.column("image"), "path") for report in (first, second))
+        shared = pc.sum(pc.is_in(*(pc.unique(some.drop_null()) for some in paths))).as_py()
+        if shared:
+            yield shared, f"both {first.split} and {second.split}"
+
+
+def _cell(label: str) -> str:
+    """A label as a cell of CSV that no spreadsheet takes for a formula.
+
+    >>> _cell("=1+1"), _cell("cat")
+    ("'=1+1", 'cat')
+    """
+    return f"'{label}" if label.startswith(("=", "+", "-", "@")) else label
 
 
 def _label_counts(table: Table, column: str, num_labels: int) -> Counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -111,11 +112,13 @@ class _Parser:
     def _load(self) -> dict[str, list[Any]]:
         try:
             with open(self.file, encoding="utf-8-sig") as file:
-                content = json.load(file)
+                content = json.load(file, object_pairs_hook=self._unique)
         except OSError as error:
             raise UserError(f"{self.file}: cannot read the annotation file ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{self.file}: not UTF-8 text; save the annotations as UTF-8") from error
+        except UserError:
+            raise
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.file}: not JSON ({first_line(error)}); it must hold {FORM}") from error
         if not isinstance(content, dict):
@@ -124,6 +127,14 @@ class _Parser:
             if not isinstance(content.get(key), list):
                 got = f"got {_short(content[key])}" if key in content else "it is missing"
                 raise UserError(f"{self.file}: {key}: expected a list, {got}; the file must hold {FORM}")
+        return content
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """A JSON object; of two equal keys one would be lost."""
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise UserError(f"{self.file}: {_short(key)} stands twice in one object; keep one of them")
         return content
 
     def _row(self, place: int, item: Any) -> tuple[str, tuple[int, ...]]:

@@ -152,7 +152,7 @@ def _read(h5py: Any, content: Any, key: str, lengths: Sequence[int]) -> np.ndarr
             f"{content.filename}: {key} has the shape {values.shape}, {expected} values expected; "
             "use the label lists (Concepts925.txt, Concepts81.txt) that belong to it"
         )
-    if ((values < -1) | (values > 1)).any():
+    if values.dtype.kind not in "iufb" or not ((values == 0) | (values == 1) | (values == -1)).all():
         raise UserError(f"{content.filename}: {key} has values other than 1, 0 and -1; download the file again")
     return values
 

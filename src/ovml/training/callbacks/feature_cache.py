@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from ovml.data.base import Split
+from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import cached_folder
 from ovml.data.features import FeatureStore
 from ovml.data.rows import RowReader, TensorRows, collate
 from ovml.data.samplers import EvalSampler
+from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 from ovml.utils.tensors import digest
 
@@ -48,6 +49,11 @@ class FeatureCache(Callback):
             return
         model: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, MultiLabelDataModule):
+            raise UserError(
+                "FeatureCache: needs a data module of ovml, which numbers its rows; give one instead of data loaders "
+                "(trainer.fit(model, datamodule=data)), or remove the callback"
+            )
         data.feature_stores = {}
         if model.stage.num_layers or any(p.requires_grad for p in model.model.image_encoder.parameters()):
             return
@@ -61,8 +67,12 @@ class FeatureCache(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the data module read images again."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.feature_stores = {}
+        if isinstance(data := trainer.datamodule, MultiLabelDataModule):  # type: ignore[attr-defined]
+            data.feature_stores = {}
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let the data module read images again."""
+        self.on_fit_end(trainer, pl_module)
 
     def _store(self, trainer: pl.Trainer, split: Split, weights: str) -> FeatureStore:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -86,3 +86,14 @@ def test_every_damage_of_every_file_is_mended(make, damages, tmp_path, tiny, cap
     with caplog.at_level(logging.WARNING, "ovml"):
         read(kind(**arguments))
     assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["gone", "empty", "half"])
+def test_a_damaged_cache_of_datasets_is_prepared_again(name, tmp_path, tiny, caplog):
+    arguments = {**write_parquet(tmp_path / "set"), "cache_dir": str(tmp_path / "cache"), "clip": tiny}
+    first = read(HubDataModule(**arguments))
+    (file,) = (tmp_path / "cache").rglob("*-train.arrow")
+    DAMAGES[name](file)
+    with caplog.at_level(logging.WARNING, "ovml"):
+        assert read(HubDataModule(**arguments)) == first
+    assert "so it is prepared again" in caplog.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ import datasets
 
 from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import cached_folder
-from ovml.data.hub.load import LoadedSet, cache_folders, load_set, local_folders
+from ovml.data.hub.load import LoadedSet, cache_folders, load_set
 from ovml.data.hub.rows import Columns, RowMaker, check_image_column, stored_rows, streamed_rows
 from ovml.data.labels import ColumnPath, LabelReader, as_list
 from ovml.data.paths import PathCheck
@@ -126,9 +125,7 @@ class HubDataModule(MultiLabelDataModule):
         self.validation_size = validation_size
         self.streaming, self.streamed_rows, self.shuffle_buffer = streaming, streamed_rows, shuffle_buffer
         self.cache_dir = cache_dir
-        self.allow_urls = allow_urls
-        folders = [os.path.expanduser(path), *local_folders(data_files), *cache_folders(cache_dir)]
-        self.path_check = PathCheck(folders, allow_outside, allow_urls)
+        self.allow_outside, self.allow_urls = allow_outside, allow_urls
         self._rows: dict[str, Any] = {}
         self._columns: dict[str, Columns] = {}
 
@@ -136,6 +133,12 @@ class HubDataModule(MultiLabelDataModule):
     def source(self) -> LoadedSet:
         """The set as it is."""
         return load_set(self.path, self.name, self.data_files, self.streaming, self.cache_dir)
+
+    @cached_property
+    def path_check(self) -> PathCheck:
+        """Where images that are paths may be: beside the set's files, and in downloads."""
+        folders = [*self.source.folders, *cache_folders(self.cache_dir)]
+        return PathCheck(folders, self.allow_outside, self.allow_urls)
 
     @cached_property
     def vocabulary(self) -> LabelVocabulary:

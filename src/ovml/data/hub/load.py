@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets.exceptions import DatasetNotFoundError
 
 from ovml.data.cache import full_disk
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 STREAM_SHARDS = 64
 """Shards of a saved data set when it is streamed: enough for the workers of several processes."""
@@ -56,11 +60,13 @@ class LoadedSet:
         splits: By name.
         key: Changes with the rows.
         num_rows: Number of rows of each split, if known.
+        folders: Folders of its files.
     """
 
     splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]
     key: str
     num_rows: dict[str, int]
+    folders: Sequence[str] = ()
 
 
 def load_set(
@@ -105,7 +111,7 @@ def _saved(folder: Path, streaming: bool) -> LoadedSet:
             split: rows.to_iterable_dataset(num_shards=max(1, min(len(rows), STREAM_SHARDS)))
             for split, rows in splits.items()
         }
-    return LoadedSet(splits, key, num_rows)
+    return LoadedSet(splits, key, num_rows, [str(folder)])
 
 
 def _built(path: str, name: str | None, data_files: Any, streaming: bool, cache_dir: str | None) -> LoadedSet:
@@ -115,25 +121,17 @@ def _built(path: str, name: str | None, data_files: Any, streaming: bool, cache_
         splits = builder.as_streaming_dataset()
     else:
         builder.download_and_prepare()
-        splits = builder.as_dataset()
+        try:
+            splits = builder.as_dataset()
+        except (pa.ArrowInvalid, OSError) as error:
+            logger.warning("%s: damaged (%s), so it is prepared again", builder.cache_dir, first_line(error))
+            builder.download_and_prepare(download_mode="reuse_cache_if_exists")
+            splits = builder.as_dataset()
     known = builder.info.splits or {}
     num_rows = {split: info.num_examples for split, info in known.items() if info.num_examples}
-    return LoadedSet(dict(splits), builder.cache_dir, num_rows)
-
-
-def local_folders(files: Any) -> list[str]:
-    """Folders of files, or of patterns of files, as `data_files` may give them.
-
-    >>> local_folders({"train": ["/data/a/train-*.tar", "/data/b.parquet"], "test": "c/*/d.csv"})
-    ['/data/a', '/data', 'c']
-    """
-    if isinstance(files, Mapping):
-        files = list(files.values())
-    if isinstance(files, (list, tuple)):
-        return [folder for file in files for folder in local_folders(file)]
-    if not isinstance(files, str):
-        return []
-    return [os.path.dirname(re.split(r"[*?\[]", os.path.expanduser(files))[0])]
+    files = [file for files in (builder.config.data_files or {}).values() for file in files]
+    folders = dict.fromkeys([path, *map(os.path.dirname, files)])
+    return LoadedSet(dict(splits), builder.cache_dir, num_rows, list(folders))
 
 
 def cache_folders(cache_dir: str | None) -> list[str]:

@@ -106,14 +106,13 @@ class FolderDataModule(MultiLabelDataModule):
             UserError: The split is empty, or a path leaves the root, which is not allowed.
         """
         if split not in self._tables:
-            found = self.read_annotations(split)
+            found, where = self.read_annotations(split), f"{self.root}: {split} split"
             if not isinstance(found, Table):
-                where = f"{self.root}: {split} split"
                 found = plain_table(found, self.vocabulary, where, self.root, self.cache_dir)
-            self.path_check.check_images(found.rows.data.column("image"), f"{self.root}: {split} split")
-            self._tables[split] = found
-            if len(self._tables[split].rows) == 0:
+            if len(found.rows) == 0:
                 raise UserError(f"{self.root}: the {split} split of {self.title} lists no image")
+            self.path_check.check_images(found.rows.data.column("image"), where)
+            self._tables[split] = found
         return self._tables[split]
 
     def check(self, split: Split) -> ImageCheck:

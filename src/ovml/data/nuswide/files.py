@@ -17,6 +17,7 @@ from ovml.data.base import Split
 from ovml.data.cache import Table, cached_table, ragged, record_batch
 from ovml.data.samplers import Indices
 from ovml.utils.errors import UserError
+from ovml.utils.files import read_text
 from ovml.utils.progress import track
 from ovml.vocabulary import LabelVocabulary, label_key, read_names
 
@@ -227,10 +228,7 @@ def read_image_list(path: Path) -> list[str]:
     Raises:
         UserError: The list is empty, is not text, lists an image twice, or has a malformed line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file; download it again from {SOURCE}") from error
+    text = read_text(path, "image list", f"one <tag>\\<n>_<id>.jpg per line; it can be downloaded from {SOURCE}")
     names = []
     for number, line in enumerate(text.replace("\\", "/").splitlines(), start=1):
         if name := line.strip():

@@ -11,6 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ovml.data.cache import FEATURES, cached_table
+from ovml.utils.errors import check_whole
 from ovml.utils.progress import track
 
 CHUNK = 100
@@ -66,11 +67,10 @@ def drawn_split(
         >>> from types import SimpleNamespace
         >>> drawn_split(lambda index: SimpleNamespace(), "train", 0, "none", None)
         Traceback (most recent call last):
-        ValueError: size must be at least 1; got 0
+        ovml.utils.errors.UserError: train: size must be at least 1; got 0
     """
     check_split(split)
-    if size < 1:
-        raise ValueError(f"size must be at least 1; got {size}")
+    check_whole(split, 1, size=size)
 
     def make(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
         for start in track(range(0, size, CHUNK), f"drawing {split}"):

@@ -88,6 +88,19 @@ def test_a_path_with_a_line_break_is_named_on_one_line(prepare, root):
     assert r"train.json: image path 'a\nb.png' has a line break" in err[0]
 
 
+def test_paths_that_leave_the_root_need_an_option_which_the_error_names(prepare, root):
+    (root / "train/0.png").rename(root.parent / "outside.png")
+    write_json(root / "train.json", SEEN, [*TRAIN[1:], ["../outside.png", ["cat"]]])
+    code, _, err = prepare()
+    assert code == 2
+    assert len(err) == 1
+    assert f"{root}/train.json: image path '../outside.png' leaves the folder {root}" in err[0]
+    assert err[0].endswith("allow such paths (--allow-outside true)")
+    code, out, _ = prepare("--allow-outside", "true")
+    assert code == 0
+    assert "lost" not in out
+
+
 def test_no_label_is_a_formula_of_a_spreadsheet(prepare, root, tmp_path):
     names = ["=1+1", "+x", "-y", "@z", "plain, with a comma"]
     write_json(root / "train.json", [*SEEN, *names], TRAIN)

@@ -28,6 +28,7 @@ class PathCheck:
         folders: Folders that paths may lead to. Relative paths without `..` are always inside.
         allow_outside: Allow paths that leave the folders.
         allow_urls: Allow addresses on servers.
+        advice: What a user can do about a path that leaves the folders.
 
     Example:
         >>> inside = PathCheck(["/data"])
@@ -37,11 +38,16 @@ class PathCheck:
     """
 
     def __init__(
-        self, folders: Iterable[str | Path] = (), allow_outside: bool = False, allow_urls: bool = False
+        self,
+        folders: Iterable[str | Path] = (),
+        allow_outside: bool = False,
+        allow_urls: bool = False,
+        advice: str = "correct it",
     ) -> None:
         self.folders = [kind(folder) for folder in folders for kind in (os.path.abspath, os.path.realpath)]
         self.allow_outside = allow_outside
         self.allow_urls = allow_urls
+        self.advice = advice
 
     def fault(self, path: str) -> str | None:
         """Why a path is refused, and what to do; `None` if it is not."""
@@ -60,7 +66,7 @@ class PathCheck:
         else:
             inside = place.split(os.sep)[0] != os.pardir
         where = f" {self.folders[0]}" if self.folders else ""
-        return None if inside else f"leaves the folder{where}; correct it, or allow such paths (allow_outside=true)"
+        return None if inside else f"leaves the folder{where}; {self.advice}, or allow such paths (allow_outside=true)"
 
     def check(self, path: str | None, where: str) -> None:
         """Raise a `UserError` about a path that is refused.

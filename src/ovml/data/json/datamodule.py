@@ -98,6 +98,7 @@ class JSONDataModule(FolderDataModule):
         self.paths = {role: self.root / Path(file).expanduser() for role, file in files.items() if file}
         self.strip_prefix = strip_prefix
         self.has_validation = validation_file is not None
+        self.path_check.advice = "remove the folder of another machine (strip_prefix=FOLDER)"
 
     @cached_property
     def files(self) -> dict[str, AnnotationFile]:

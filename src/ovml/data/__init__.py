@@ -6,6 +6,7 @@ from ovml.data.hub.datamodule import HubDataModule
 from ovml.data.json.datamodule import JSONDataModule
 from ovml.data.nuswide.datamodule import NUSWIDEDataModule
 from ovml.data.openimages.datamodule import OpenImagesDataModule
+from ovml.data.own.datamodule import OwnDataModule
 from ovml.data.rand_augment import RandAugment
 from ovml.data.synthetic.demo import DemoDataModule
 
@@ -17,5 +18,6 @@ __all__ = [
     "MultiLabelDataModule",
     "NUSWIDEDataModule",
     "OpenImagesDataModule",
+    "OwnDataModule",
     "RandAugment",
 ]

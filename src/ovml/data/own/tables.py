@@ -1,0 +1,221 @@
+"""Tables of images and labels: CSV, TSV, JSON Lines, data frames."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, split_of
+from ovml.utils.errors import UserError, first_line
+
+IMAGE_COLUMNS = ("image", "filename", "file", "path", "filepath", "imagepath", "imagefile", "img", "imageid", "id")
+LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "objects", "name")
+SPLIT_COLUMNS = ("split", "subset", "set", "partition")
+"""Column names, without case, blanks, `_` and `-`, best first."""
+SEPARATORS = ("|", ";", ",")
+TABLES = (".csv", ".tsv", ".jsonl")
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """Columns of a CSV, TSV or JSON Lines file with a header.
+
+    Raises:
+        UserError: It is not such a table.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".jsonl":
+                rows = [json.loads(line) for line in file if line.strip()]
+                header = list(dict.fromkeys(name for row in rows for name in row))
+                return {name: [row.get(name) for row in rows] for name in header}
+            first = file.readline()
+            delimiter = max(",;\t", key=first.count)
+            file.seek(0)
+            header, *cells = (row for row in csv.reader(file, delimiter=delimiter, strict=True) if any(row))
+    except (OSError, ValueError, csv.Error, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not a table with a header ({first_line(error)}); save it as UTF-8") from error
+    for number, row in enumerate(cells, 2):
+        if len(row) > len(header):
+            raise UserError(f"{path}: row {number} has {len(row)} cells for {len(header)} columns; quote its cells")
+    return {name: list(column) for name, column in zip(header, zip_longest(*cells, fillvalue=""), strict=False)}
+
+
+def table_rows(
+    columns: Columns,
+    where: str,
+    locate: Callable[..., Any],
+    image_column: str | None = None,
+    label_column: str | None = None,
+    separator: str | None = None,
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """Rows of a table by split, and the labels that its header lists.
+
+    Args:
+        columns: Cells by column name.
+        where: The table's name in errors.
+        locate: Turns a cell of the image column and `role`, a split, into an image.
+        image_column: Default: the one of a usual name.
+        label_column: Default: the one of a usual name, else the only other column; without one, all other columns
+            whose cells are 0 and 1 (or empty or -1, for unknown) are labels.
+        separator: Between the labels of a cell. Default: `|`, `;` or `,`, the first that occurs; or lists.
+
+    Returns:
+        Rows by split (`train` without a column for it), and the names in the header. Rows that repeat an image are
+        joined.
+
+    Raises:
+        UserError: A column is missing, or a cell of the image column is empty.
+    """
+    image = find_column(columns, image_column, IMAGE_COLUMNS, where, "image_column")
+    split = next((name for key in SPLIT_COLUMNS for name in columns if _key(name) == key), None)
+    others = [name for name in columns if name not in (image, split)]
+    indicators = [name for name in others if label_column is None and _is_indicator(columns[name])]
+    if len(indicators) > 1 or (indicators == others and indicators):
+        names = tuple(indicators)
+        labels = [[n for n in names if _flag(columns[n][i]) == 1] for i in range(len(columns[image]))]
+        unknown = [[n for n in names if _flag(columns[n][i]) is None] for i in range(len(columns[image]))]
+    else:
+        rest = {name: columns[name] for name in others}
+        names, column = (), find_column(rest, label_column, LABEL_COLUMNS, where, "label_column")
+        labels = cells_of_labels(columns[column], separator)
+        unknown = [[] for _ in labels]
+    rows: dict[str, Rows] = {}
+    seen: dict[tuple[str, Any], int] = {}
+    for number, cell in enumerate(columns[image]):
+        if cell is None or cell == "":
+            raise UserError(f"{where}: row {number + 1} has no image in column {image!r}; fill it in or remove the row")
+        role = (split_of(str(columns[split][number])) if split else None) or "train"
+        own = rows.setdefault(role, Rows())
+        key = (role, cell if isinstance(cell, str) else number)
+        if key in seen:
+            own.labels[seen[key]] = list(dict.fromkeys([*own.labels[seen[key]], *labels[number]]))
+            continue
+        seen[key] = len(own)
+        own.add(locate(cell, role=role), labels[number], unknown[number])
+    return rows, names
+
+
+def cells_of_labels(cells: Sequence[Any], separator: str | None = None) -> list[list[Any]]:
+    """The names in each cell: a list, a list written as text, or names between separators.
+
+    >>> cells_of_labels(["sea; sand", "", "black cat"])
+    [['sea', 'sand'], [], ['black cat']]
+    >>> cells_of_labels(['["sea", "sand"]', None, ["moon"]])
+    [['sea', 'sand'], [], ['moon']]
+    """
+    texts = [cell for cell in cells if isinstance(cell, str) and not _is_written_list(cell)]
+    if separator is None:
+        separator = next((s for s in SEPARATORS if any(s in text for text in texts)), None)
+    found = []
+    for cell in cells:
+        cell = cell.tolist() if hasattr(cell, "tolist") else cell
+        if cell is None or cell == "" or cell != cell:  # which NaN is
+            values: Sequence[Any] = ()
+        elif isinstance(cell, str) and _is_written_list(cell):
+            values = _literal(cell)
+        elif isinstance(cell, str):
+            values = cell.split(separator) if separator else [cell]
+        else:
+            values = cell if isinstance(cell, (list, tuple)) else [cell]
+        found.append([name for name in map(_name, values) if name != ""])
+    return found
+
+
+def _name(value: Any) -> Any:
+    """A name; or an id, whose name is found later."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else str(value).strip()
+
+
+def find_tables(
+    root: Path,
+    index: ImageIndex,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    separator: str | None = None,
+) -> LabelledSet | None:
+    """The tables of a folder, or the one that `root` is; `None` if there is none.
+
+    A table's name, or the folder that it stands in, may name its split: `train.csv`, `test/metadata.jsonl`.
+
+    Raises:
+        UserError: See `table_rows`.
+    """
+    if root.is_file():
+        files = [root]
+    else:
+        found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in TABLES]
+        named = [path for path in found if path.stem == "metadata"] or found
+        files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named[:1]
+    splits: dict[str, Rows] = {}
+    names: dict[str, None] = {}
+    for file in files:
+        options = (image_column, label_column, separator)
+        rows, own = table_rows(read_table(file), str(file), partial(index.path, file=file), *options)
+        names |= dict.fromkeys(own)
+        outer = split_of(file.stem) or (split_of(file.parent.name) if file.parent != index.root else None)
+        for role, part in rows.items():
+            target = splits.setdefault(role if outer is None else outer, Rows())
+            for i, image in enumerate(part.images):
+                target.add(image, part.labels[i], part.unknown[i] if part.unknown else ())
+    kinds = ", ".join(file.relative_to(index.root).as_posix() for file in files)
+    return LabelledSet(f"table ({kinds})", splits, tuple(names)) if files else None
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
+def find_column(columns: Mapping[str, Any], given: str | None, usual: Sequence[str], where: str, option: str) -> str:
+    """The column that is given, or one of a usual name, or the only one.
+
+    Raises:
+        UserError: There is none.
+    """
+    if given is not None:
+        if given not in columns:
+            raise UserError(f"{where}: there is no column {given!r}; the columns are {', '.join(map(repr, columns))}")
+        return given
+    by_key = {_key(name): name for name in reversed(list(columns))}
+    found = next((by_key[key] for key in usual if key in by_key), None)
+    if found is None and len(columns) == 1:
+        found = next(iter(columns))
+    if found is None:
+        raise UserError(
+            f"{where}: cannot tell the column; give {option}=NAME, one of {', '.join(map(repr, columns)) or 'none'}"
+        )
+    return found
+
+
+def _flag(cell: Any) -> int | None:
+    """1 present, 0 absent, `None` unknown."""
+    text = str(cell).strip().lower()
+    if text in ("1", "1.0", "true", "yes"):
+        return 1
+    return 0 if text in ("0", "0.0", "false", "no") else None
+
+
+def _is_indicator(cells: Sequence[Any]) -> bool:
+    texts = {str(cell).strip().lower() for cell in cells}
+    known = {"0", "1", "0.0", "1.0", "true", "false"}
+    return bool(texts & known) and texts <= known | {"", "-1", "-1.0", "nan", "none"}
+
+
+def _is_written_list(cell: str) -> bool:
+    return cell.startswith("[") and cell.endswith("]")
+
+
+def _literal(cell: str) -> Sequence[Any]:
+    try:
+        values = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return cell[1:-1].split(",")
+    return values if isinstance(values, list) else [values]

@@ -1,0 +1,494 @@
+"""One set of labelled images in every form that people have them in, read as one; and the errors."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from commands import ovml_here
+from PIL import Image
+
+from ovml import UserError
+from ovml.data import OwnDataModule
+from ovml.data.own.tables import cells_of_labels
+
+NAMES = ["black cat", "moon", "palm", "sea"]
+TRAIN = [["sea"], ["sea", "palm"], [], ["black cat"], ["moon", "sea"], ["palm"], ["black cat", "moon"], ["moon"]]
+TEST = [["sea", "black cat"], ["moon"], ["palm"], []]
+SPLITS = {"train": TRAIN, "test": TEST}
+ONE_EACH = {"train": [labels[:1] for labels in TRAIN if labels], "test": [labels[:1] for labels in TEST if labels]}
+
+
+def picture(split, number):
+    return Image.new("RGB", (40, 30), (20 * number, 99, 200 if split == "test" else 0))
+
+
+def write(path, split, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(split, number).save(path)
+    return path
+
+
+def encoded(split, number):
+    buffer = io.BytesIO()
+    picture(split, number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def all_rows(splits=SPLITS):
+    return [(split, i, labels) for split, rows in splits.items() for i, labels in enumerate(rows)]
+
+
+def table(path, header, rows, delimiter=","):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+
+
+def csv_of_lists(root, separator=";", delimiter=","):
+    rows = [
+        (write(root / f"images/{split}{i}.png", split, i).name, separator.join(labels), split)
+        for split, i, labels in all_rows()
+    ]
+    table(root / "labels.csv", ("file", "labels", "split"), rows, delimiter)
+
+
+def csv_per_split(root):
+    for split, labels_of in SPLITS.items():
+        rows = [
+            (write(root / f"{split}/{i}.png", split, i).relative_to(root), json.dumps(labels))
+            for i, labels in enumerate(labels_of)
+        ]
+        table(root / f"{split}.csv", ("path", "tags"), rows)
+
+
+def csv_one_hot(root):
+    rows = []
+    for split, i, labels in all_rows():
+        stem = write(root / f"{split}/{split}_{i}.jpg", split, i).stem
+        rows.append((stem, split, *(int(name in labels) for name in NAMES)))
+    table(root / "classes.csv", ("image_id", "subset", *NAMES), rows)
+
+
+def csv_row_per_label(root):
+    rows = []
+    for split, i, labels in all_rows():
+        path = write(root / f"{split}{i}.png", split, i)
+        rows += [(path.name, label, split) for label in labels or [""]]
+    table(root / "annotations.tsv", ("filename", "label", "set"), rows, "\t")
+
+
+def metadata_jsonl(root):
+    for split, labels_of in SPLITS.items():
+        for i, labels in enumerate(labels_of):
+            write(root / split / f"{i}.png", split, i)
+            with open(root / split / "metadata.jsonl", "a") as file:
+                file.write(json.dumps({"file_name": f"{i}.png", "labels": labels}) + "\n")
+
+
+def metadata_csv(root):
+    for split, labels_of in SPLITS.items():
+        rows = [(write(root / split / f"{i}.png", split, i).name, ";".join(own)) for i, own in enumerate(labels_of)]
+        table(root / split / "metadata.csv", ("file_name", "labels"), rows)
+
+
+def coco(root):
+    categories = [{"id": 10 + i, "name": name, "supercategory": "thing"} for i, name in enumerate(NAMES)]
+    (root / "annotations").mkdir()
+    for split, labels_of in SPLITS.items():
+        images, annotations = [], []
+        for i, labels in enumerate(labels_of):
+            images.append({"id": 100 + i, "file_name": write(root / f"{split}2017/{i:012}.jpg", split, i).name})
+            for name in [*labels, *labels]:  # two objects of a class are one label
+                annotations.append({"id": len(annotations), "image_id": 100 + i, "category_id": 10 + NAMES.index(name)})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
+        (root / f"annotations/captions_{split}2017.json").write_text('{"annotations": [{"caption": "a"}]}')
+
+
+def voc(root):
+    lists = {}
+    for split, i, labels in all_rows():
+        stem = write(root / f"JPEGImages/{split}_{i}.jpg", split, i).stem
+        objects = "".join(f"<object><name>{name}</name><difficult>0</difficult></object>" for name in labels)
+        (root / "Annotations").mkdir(exist_ok=True)
+        text = f"<annotation><filename>{stem}.jpg</filename>{objects}</annotation>"
+        (root / f"Annotations/{stem}.xml").write_text(text)
+        lists.setdefault(split, []).append(stem)
+    for split, stems in lists.items():
+        file = root / f"ImageSets/Main/{split}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(stems))
+
+
+def yolo(root):
+    for split, i, labels in all_rows():
+        write(root / f"images/{split}/{i}.png", split, i)
+        own = root / f"labels/{split}/{i}.txt"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        if labels:
+            own.write_text("".join(f"{NAMES.index(name)} 0.5 0.5 0.1 0.1\n" for name in labels))
+    names = "\n".join(f"  {i}: {name}" for i, name in enumerate(NAMES))
+    (root / "data.yaml").write_text(f"path: ../somewhere\ntrain: ../images/train\ntest: images/test\nnames:\n{names}\n")
+
+
+def class_folders(root):
+    for split, i, (label,) in all_rows(ONE_EACH):
+        write(root / split / label / f"{i}.png", split, i)
+
+
+def frames(labels=lambda names: names):
+    return {
+        split: [
+            {"image": {"bytes": encoded(split, i), "path": f"{i}.png"}, "labels": labels(own)}
+            for i, own in enumerate(rows)
+        ]
+        for split, rows in SPLITS.items()
+    }
+
+
+def parquet(root):
+    for split, rows in frames().items():
+        pd.DataFrame(rows).to_parquet(root / f"{split}-00000-of-00001.parquet")
+
+
+def parquet_of_ids(root):
+    features = datasets.Features(
+        {"image": datasets.Image(), "labels": datasets.List(datasets.ClassLabel(names=NAMES))},
+    )
+    for split, rows in frames(lambda names: [NAMES.index(name) for name in names]).items():
+        datasets.Dataset.from_list(rows, features=features).to_parquet(root / f"{split}.parquet")
+
+
+def saved_to_disk(root):
+    parts = {split: datasets.Dataset.from_list(rows) for split, rows in frames().items()}
+    datasets.DatasetDict(parts).save_to_disk(root)
+
+
+FOLDERS = {
+    "CSV": csv_of_lists,
+    "CSV with semicolons": lambda root: csv_of_lists(root, "|", ";"),
+    "CSV per split": csv_per_split,
+    "one-hot": csv_one_hot,
+    "row per label": csv_row_per_label,
+    "metadata.jsonl": metadata_jsonl,
+    "metadata.csv": metadata_csv,
+    "COCO": coco,
+    "VOC": voc,
+    "YOLO": yolo,
+    "folder per label": class_folders,
+    "Parquet": parquet,
+    "Parquet of ids": parquet_of_ids,
+    "saved to disk": saved_to_disk,
+}
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A torch data set with targets in the form of torchvision's."""
+
+    classes = NAMES
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return len(SPLITS[self.split])
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(index)
+        target = torch.tensor([name in SPLITS[self.split][index] for name in NAMES], dtype=torch.float32)
+        return picture(self.split, index), target
+
+
+OBJECTS = {
+    "DatasetDict": lambda: datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in frames().items()}),
+    "data frames": lambda: {
+        split: pd.DataFrame({"image": [encoded(split, i) for i in range(len(rows))], "labels": rows})
+        for split, rows in SPLITS.items()
+    },
+    "pairs": lambda: {s: [(picture(s, i), labels) for i, labels in enumerate(rows)] for s, rows in SPLITS.items()},
+    "pairs of arrays": lambda: {
+        s: [(np.asarray(picture(s, i)), labels) for i, labels in enumerate(rows)] for s, rows in SPLITS.items()
+    },
+    "torch": lambda: {split: Pairs(split) for split in SPLITS},
+}
+
+
+def content(data, split):
+    """The colour and the labels of each image of a split, in any order."""
+    rows = data.rows_of(split)
+    found = []
+    for row in rows:
+        pixel = row["image"].convert("RGB").getpixel((20, 15))
+        number, own = round(pixel[0] / 20), "test" if pixel[2] > 100 else "train"
+        found.append((own, number, sorted(data.vocabulary.names[i] for i in row["positive"])))
+    return sorted(found)
+
+
+def expected(split, splits=SPLITS):
+    return sorted((split, i, sorted(labels)) for i, labels in enumerate(splits[split]))
+
+
+def module(root, tmp_path, **options):
+    return OwnDataModule(root, clip="ovml-demo", cache_dir=str(tmp_path / "cache"), **options)
+
+
+def check(data, truth=SPLITS):
+    assert data.vocabulary.seen == tuple(NAMES)
+    assert data.vocabulary.unseen == ()
+    assert content(data, "test") == expected("test", truth)
+    training = content(data, "train") + content(data, "validation")
+    assert sorted(training) == expected("train", truth)
+    assert len(content(data, "validation")) == 2
+
+
+@pytest.mark.parametrize("form", FOLDERS)
+def test_every_folder_is_read_as_the_same_images_and_labels(form, tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    FOLDERS[form](root)
+    data = module(str(root), tmp_path, held_out=0.25)
+    if form == "folder per label":
+        data.held_out = 0.29
+        check(data, ONE_EACH)
+    else:
+        check(data)
+
+
+@pytest.mark.parametrize("form", OBJECTS)
+def test_every_object_in_memory_is_read_as_the_same_images_and_labels(form, tmp_path):
+    check(module(OBJECTS[form](), tmp_path, held_out=0.25))
+
+
+@pytest.mark.parametrize("form", FOLDERS)
+def test_fit_trains_on_every_folder_and_says_what_it_found(form, tmp_path, capfd, monkeypatch):
+    root = tmp_path / "photos"
+    root.mkdir()
+    FOLDERS[form](root)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    options = ["--model.clip", "ovml-demo", "--model.head.top_k", "3", "--data.num_workers", "0"]
+    options += ["--trainer.fast_dev_run", "true", "--data.cache_dir", str(tmp_path / "cache"), "--data.batch_size", "4"]
+    options += ["--model.ks", "[1]", "--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert ovml_here("fit", "--config", "own.yaml", "--data.root", str(root), *options) == 0
+    out, err = capfd.readouterr()
+    assert "every stage ran" in out
+    training = 7 if form == "folder per label" else 8
+    assert f": {training} train, " in err.replace(";", ":")
+    assert "; 4 labels; " in err
+    assert f"; {round(training / 5)} of the training images are held out for validation" in err
+    assert ("2 without a label" in err) == (form != "folder per label")
+
+
+def test_images_without_splits_validate_and_test_on_those_held_out(tmp_path, capsys):
+    pairs = [(picture("train", i), labels) for i, labels in enumerate(TRAIN)]
+    data = module(pairs, tmp_path, held_out=0.25)
+    assert content(data, "validation") == content(data, "test")
+    assert len(content(data, "train")) == 6
+    assert "2 of the training images are held out for validation and test" in capsys.readouterr().err
+    again = module(pairs, tmp_path, held_out=0.25)
+    assert content(again, "test") == content(data, "test")
+
+
+def test_every_label_keeps_a_training_image(tmp_path):
+    rare = [["sea"]] * 20 + [["palm"], ["moon"], ["black cat"]]
+    data = module([(picture("train", 0), labels) for labels in rare], tmp_path, held_out=0.9)
+    assert data.vocabulary.unseen == ()
+    assert {name for _, _, labels in content(data, "train") for name in labels} == set(NAMES)
+
+
+def test_unseen_labels_are_given_by_name_by_number_or_in_a_file(tmp_path):
+    objects = OBJECTS["pairs"]()
+    (tmp_path / "unseen.txt").write_text("Palm\n")
+    for unseen in (["palm"], str(tmp_path / "unseen.txt")):
+        vocabulary = module(objects, tmp_path, unseen=unseen).vocabulary
+        assert (vocabulary.seen, vocabulary.unseen) == (("black cat", "moon", "sea"), ("palm",))
+    two = module(objects, tmp_path, unseen=2).vocabulary
+    assert len(two.unseen) == 2
+    assert set(two.names) == set(NAMES)
+    assert module(objects, tmp_path, unseen=2).vocabulary == two
+    assert set(module(objects, tmp_path, unseen=1).vocabulary.unseen) < set(two.unseen)
+
+
+def test_a_test_label_that_training_lacks_is_unseen_and_said(tmp_path, capsys):
+    objects = OBJECTS["pairs"]()
+    objects["test"] = [*objects["test"], (picture("test", 4), ["star"])]
+    assert module(objects, tmp_path).vocabulary.unseen == ("star",)
+    assert "no training image has 'star', so they count as unseen" in capsys.readouterr().err
+
+
+def test_labels_restrict_what_is_read(tmp_path):
+    data = module(OBJECTS["pairs"](), tmp_path, labels=["sea", "moon"])
+    assert data.vocabulary.seen == ("sea", "moon")
+    assert content(data, "test") == [("test", 0, ["sea"]), ("test", 1, ["moon"]), ("test", 2, []), ("test", 3, [])]
+
+
+def test_labels_name_ids(tmp_path):
+    pairs = [(picture("train", i), [NAMES.index(name) for name in labels]) for i, labels in enumerate(TRAIN)]
+    assert module(pairs, tmp_path, labels=NAMES).vocabulary.seen == tuple(NAMES)
+    with pytest.raises(UserError, match="label id 3 has no name; give labels=FILE"):
+        _ = module(pairs, tmp_path).vocabulary
+
+
+def test_unjudged_labels_are_unknown(tmp_path):
+    root = tmp_path / "photos"
+    rows = [(write(root / f"{i}.png", "train", i).name, *cells) for i, cells in enumerate([(1, 0, ""), (0, -1, 1)] * 3)]
+    table(root / "labels.csv", ("image", "sea", "palm", "moon"), rows)
+    data = module(str(root), tmp_path)
+    batch = next(iter(data.test_dataloader()))
+    assert data.vocabulary.names == ("sea", "moon")
+    targets = [tuple(row) for row in batch["labels"].tolist()]
+    assert set(targets) <= {(1, -1), (0, 1)}
+
+
+def test_difficult_objects_of_voc_are_unknown(tmp_path):
+    root = tmp_path / "photos"
+    for i in range(4):
+        write(root / f"{i}.jpg", "train", i)
+        second = f"<object><name>palm</name><difficult>{i % 2}</difficult></object>"
+        (root / f"{i}.xml").write_text(f"<annotation><object><name>sea</name></object>{second}</annotation>")
+    data = module(str(root), tmp_path, held_out=0.5)
+    rows = [row for split in ("train", "validation") for row in data.dataset(split)]
+    assert sorted(map(len, (row["positive"] for row in rows))) == [1, 1, 2, 2]
+    assert all(row["negative"] == [] for row in rows)
+    assert not data.exhaustive
+
+
+def test_the_coco_photographs_are_read(tmp_path):
+    root = Path(__file__).parents[3] / "shared/photos/coco"
+    if not root.is_dir():
+        pytest.skip("../shared/photos is not here")
+    data = module(str(root), tmp_path)
+    assert [len(data.dataset(split)) for split in ("train", "validation")] == [50, 50]
+    truth = json.loads((root / "annotations/instances_val2017.json").read_text())
+    name_of = {category["id"]: category["name"] for category in truth["categories"]}
+    file_of = {image["id"]: image["file_name"] for image in truth["images"]}
+    present = {(file_of[a["image_id"]], name_of[a["category_id"]]) for a in truth["annotations"]}
+    names = data.vocabulary.names
+    rows = data.dataset("validation")
+    assert {(Path(row["image_id"]).name, names[i]) for row in rows for i in row["positive"]} == present
+    assert data.test_dataloader().dataset[(0, 0)]["pixel_values"].shape == (3, 72, 72)
+
+
+def test_photographs_in_parquet_are_read(tmp_path):
+    file = Path(__file__).parents[3] / "shared/photos/coco_photos.parquet"
+    if not file.is_file():
+        pytest.skip("../shared/photos is not here")
+    data = module(str(file), tmp_path)
+    assert len(data.vocabulary) == 78
+    assert len(data.dataset("train")) + len(data.dataset("test")) == 355
+
+
+def damaged(root, form):
+    FOLDERS[form](root)
+    return root
+
+
+def empty(root):
+    pass
+
+
+def images_alone(root):
+    write(root / "a.png", "train", 0)
+
+
+def no_label_column(root):
+    write(root / "a.png", "train", 0)
+    table(root / "labels.csv", ("image", "width", "height"), [("a.png", "40", "30")])
+
+
+def missing_images(root):
+    csv_of_lists(root)
+    for path in list(root.rglob("*.png"))[:3]:
+        path.unlink()
+
+
+def outside(root):
+    write(root / "a.png", "train", 0)
+    write(root.parent / "b.png", "train", 0)
+    table(root / "labels.csv", ("image", "label"), [("a.png", "sea"), ("../b.png", "palm")])
+
+
+def torn_coco(root):
+    coco(root)
+    file = root / "annotations/instances_train2017.json"
+    file.write_text(file.read_text()[:-40])
+
+
+def torn_voc(root):
+    voc(root)
+    (root / "Annotations/train_0.xml").write_text("<annotation><object>")
+
+
+def yolo_of_other_classes(root):
+    yolo(root)
+    (root / "labels/train/0.txt").write_text("17 0.5 0.5 0.1 0.1\n")
+
+
+def wide_row(root):
+    csv_of_lists(root)
+    with open(root / "labels.csv", "a") as file:
+        file.write("a.png,sea,train,more\n")
+
+
+DAMAGES = {
+    empty: "no labelled images; root=FOLDER holds a table",
+    images_alone: "no labelled images",
+    no_label_column: r"labels.csv: cannot tell the column; give label_column=NAME, one of 'width', 'height'",
+    missing_images: r"of the (4|8) (test|train) images are missing",
+    outside: r"image '../b.png' is not in .*; give paths below",
+    torn_coco: "instances_train2017.json: not COCO annotations",
+    torn_voc: "train_0.xml: not an annotation of Pascal VOC",
+    yolo_of_other_classes: "0.txt: not labels of data.yaml",
+    wide_row: "row 14 has 4 cells for 3 columns",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_what_is_wrong_with_a_folder_is_one_line(damage, tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    damage(root)
+    with pytest.raises(UserError, match=DAMAGES[damage]) as error:
+        _ = module(str(root), tmp_path).vocabulary
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"held_out": 0}, "held_out must be between 0 and 1"),
+        ({"unseen": 9}, "unseen must be from 0 to 4"),
+        ({"unseen": ["pal"]}, "no image has the label 'pal'"),
+        ({"unseen": NAMES}, "no label is left to train"),
+        ({"label_column": "tags"}, "there is no column 'tags'"),
+    ],
+)
+def test_options_out_of_range_are_one_line(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        _ = module(OBJECTS["data frames"](), tmp_path, **options).vocabulary
+
+
+def test_other_objects_are_refused(tmp_path):
+    with pytest.raises(UserError, match="data: a int; give a folder"):
+        _ = module(17, tmp_path).vocabulary
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator", "labels"),
+    [
+        (["a, b", "c"], None, [["a", "b"], ["c"]]),
+        (["a, b|c"], None, [["a, b", "c"]]),
+        (["a b"], " ", [["a", "b"]]),
+        (["['a', 'b']", "[]"], None, [["a", "b"], []]),
+        ([float("nan"), None, ""], None, [[], [], []]),
+        ([np.array(["a", "b"]), ("c",)], None, [["a", "b"], ["c"]]),
+        ([3, [4, 5]], None, [[3], [4, 5]]),
+    ],
+)
+def test_cells_of_labels(cells, separator, labels):
+    assert cells_of_labels(cells, separator) == labels

@@ -492,3 +492,38 @@ def test_other_objects_are_refused(tmp_path):
 )
 def test_cells_of_labels(cells, separator, labels):
     assert cells_of_labels(cells, separator) == labels
+
+
+def test_shots_are_the_same_images_and_grow(tmp_path):
+    rng = np.random.default_rng(1)
+    labels = [[NAMES[i] for i in np.flatnonzero(row)] for row in rng.random((60, 4)) < (0.5, 0.3, 0.2, 0.1)]
+    pairs = {"train": [(picture("train", 0), own) for own in labels], "test": OBJECTS["pairs"]()["test"]}
+    found = {}
+    for shots in (1, 3, 100):
+        data = module(pairs, tmp_path, shots=shots, unseen=["sea"], held_out=0.1)
+        rows = data.rows_of("train")
+        found[shots] = set(rows["image_id"])
+        again = module(pairs, tmp_path, shots=shots, unseen=["sea"], held_out=0.1)
+        assert found[shots] == set(again.rows_of("train")["image_id"])
+        counts = [sum(column in row for row in rows["positive"]) for column in range(3)]
+        assert min(counts) >= min(shots, 5)
+        assert len(rows) <= 3 * shots
+    assert found[1] < found[3] < found[100]
+    with pytest.raises(UserError, match="shots must be at least 1"):
+        module(pairs, tmp_path, shots=0)
+
+
+def test_few_shots_learn_a_prompt_from_kept_features(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    root = tmp_path / "photos"
+    root.mkdir()
+    metadata_jsonl(root)
+    cache = str(tmp_path / "cache")
+    options = ["--data.root", str(root), "--data.shots", "1", "--model.clip", "ovml-demo", "--model.ks", "[1]"]
+    options += ["--model.stages.init_args.epochs", "2", "--data.num_workers", "0", "--data.cache_dir", cache]
+    options += ["--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.callbacks.cache_dir", cache]
+    assert ovml_here("fit", "--config", "few.yaml", *options) == 0
+    assert "training images have 1 of each seen label" in capsys.readouterr().err
+    run = tmp_path / "runs/version_0"
+    assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "prompt"}
+    assert len(list(Path(cache).glob("features-*/features.npy"))) == 2

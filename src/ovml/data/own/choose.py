@@ -72,3 +72,24 @@ def held_out_rows(labels: Sequence[Sequence[str]], share: float) -> list[int]:
             held.append(row)
             left.subtract(keys)
     return sorted(held)
+
+
+def few_rows(labels: Sequence[Sequence[str]], shots: int) -> list[int]:
+    """Rows such that each label has at least `shots` images, or all that it has: the same ones in every run.
+
+    A smaller number of shots gives some of the rows of a larger one. A row with a label that lacks images is taken,
+    whatever other labels it has, so that frequent labels have more images.
+
+    >>> few_rows([["cat"], ["cat"], ["dog", "cat"], ["cat"], []], 1)
+    [2, 3]
+    """
+    counts: Counter[str] = Counter()
+    taken: set[int] = set()
+    order = np.random.default_rng(0).permutation(len(labels)).tolist()
+    for target in range(1, shots + 1):
+        for row in order:
+            keys = {label_key(name) for name in labels[row]}
+            if row not in taken and any(counts[key] < target for key in keys):
+                taken.add(row)
+                counts.update(keys)
+    return sorted(taken)

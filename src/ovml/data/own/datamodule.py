@@ -16,7 +16,7 @@ from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import FEATURES
 from ovml.data.hub.rows import beside_images
 from ovml.data.labels import LabelReader
-from ovml.data.own.choose import choose_labels, held_out_rows
+from ovml.data.own.choose import choose_labels, few_rows, held_out_rows
 from ovml.data.own.find import find_set
 from ovml.data.own.labelled import SPLITS, LabelledSet, Rows
 from ovml.data.own.memory import from_memory
@@ -46,6 +46,8 @@ class OwnDataModule(MultiLabelDataModule):
             test images have are unseen in any case.
         held_out: Share of the training images that validate where the data has no validation images; they test as
             well where it has no test images. Every label keeps a training image.
+        shots: Train on a few images per label only, and no others: see `ovml.data.own.choose.few_rows`. Unseen labels
+            have none.
         max_missing: Maximum share of the images that may be missing.
         cache_dir: Folder of the cached annotations. Default: the cache of `datasets`.
         kwargs: See `MultiLabelDataModule`.
@@ -70,6 +72,7 @@ class OwnDataModule(MultiLabelDataModule):
         labels: list[str] | str | None = None,
         unseen: list[str] | str | int | None = None,
         held_out: float = 0.2,
+        shots: int | None = None,
         max_missing: float = 0.05,
         cache_dir: str | None = None,
         **kwargs: Any,
@@ -77,11 +80,14 @@ class OwnDataModule(MultiLabelDataModule):
         super().__init__(**kwargs)
         if not 0 < held_out < 1:
             raise UserError(f"data.held_out must be between 0 and 1; got {held_out}")
+        if shots is not None and shots < 1:
+            raise UserError(f"data.shots must be at least 1; got {shots}")
         self.root = root
         self.options = {"image_column": image_column, "label_column": label_column, "separator": separator}
         self.labels = _names(labels, "labels")
         self.unseen = unseen
         self.held_out = held_out
+        self.shots = shots
         self.max_missing = max_missing
         self.cache_dir = cache_dir
 
@@ -145,7 +151,7 @@ class OwnDataModule(MultiLabelDataModule):
         return vocabulary
 
     def _labels(self, split: Split) -> Iterable[str]:
-        rows, indices = self._rows_of(split)
+        rows, indices = self._part(split)
         return (name for i in indices for name in rows.labels[i])
 
     def _describe(self, vocabulary: LabelVocabulary) -> None:
@@ -165,7 +171,7 @@ class OwnDataModule(MultiLabelDataModule):
             parts.append("the validation images are tested too")
         _say("; ".join(parts))
 
-    def _rows_of(self, split: Split) -> tuple[Rows, Sequence[int]]:
+    def _part(self, split: Split) -> tuple[Rows, Sequence[int]]:
         """The rows that a split is part of, and which of them."""
         splits = self.found.splits
         role = "validation" if split == "test" and "test" not in splits else split
@@ -188,7 +194,12 @@ class OwnDataModule(MultiLabelDataModule):
 
     def dataset(self, split: Split) -> datasets.Dataset | list[PlainRow]:
         """Rows of one split."""
-        rows, indices = self._rows_of(split)
+        rows, indices = self._part(split)
+        if split == "train" and self.shots:
+            seen = set(map(label_key, self.vocabulary.seen))
+            labels = [[name for name in rows.labels[i] if label_key(name) in seen] for i in indices]
+            indices = [indices[i] for i in few_rows(labels, self.shots)]
+            _say(f"{self.where}: {len(indices):,} training images have {self.shots} of each seen label")
         where = f"{self.where}: {split} split"
         if not len(indices):
             raise UserError(f"{where} has no image; give more images, or another held_out")

@@ -57,10 +57,11 @@ CASES = [(module, name) for module in MODULES for name in numeric(module)]
 
 
 def test_the_matrix_is_large():
-    assert len(MODULES) == 5
+    assert len(MODULES) == 6
     assert {name for _, name in CASES} >= {
         *("batch_size", "eval_batch_size", "num_workers", "seed", "crop_scale", "max_missing", "validation_size"),
         *("train_size", "eval_size", "scene_seed", "num_unseen", "min_train_images", "streamed_rows", "shuffle_buffer"),
+        *("shots", "unseen"),
     }
 
 

@@ -435,12 +435,25 @@ def wide_row(root):
         file.write("a.png,sea,train,more\n")
 
 
+def parquet_outside(root):
+    write(root.parent / "b.png", "train", 0)
+    rows = [{"image": {"bytes": None, "path": str(root.parent / "b.png")}, "labels": ["sea"]}] * 4
+    pd.DataFrame(rows).to_parquet(root / "train.parquet")
+
+
+def parquet_of_a_server(root):
+    rows = [{"image": {"bytes": None, "path": "http://10.0.0.1/a.png"}, "labels": ["sea"]}] * 4
+    pd.DataFrame(rows).to_parquet(root / "train.parquet")
+
+
 DAMAGES = {
     empty: "no labelled images; root=FOLDER holds a table",
     images_alone: "no labelled images",
     no_label_column: r"labels.csv: cannot tell the column; give label_column=NAME, one of 'width', 'height'",
     missing_images: r"of the (4|8) (test|train) images are missing",
-    outside: r"image '../b.png' is not in .*; give paths below",
+    outside: r"labels.csv: image path '../b.png' leaves the folder .*; give paths below",
+    parquet_outside: "leaves the folder .*; give paths below",
+    parquet_of_a_server: "is an address on a server",
     torn_coco: "instances_train2017.json: not COCO annotations",
     torn_voc: "train_0.xml: not an annotation of Pascal VOC",
     yolo_of_other_classes: "0.txt: not labels of data.yaml",
@@ -462,7 +475,7 @@ def test_what_is_wrong_with_a_folder_is_one_line(damage, tmp_path):
     ("options", "message"),
     [
         ({"held_out": 0}, "held_out must be between 0 and 1"),
-        ({"unseen": 9}, "unseen must be from 0 to 4"),
+        ({"unseen": 9}, "unseen must be from 1 to 4"),
         ({"unseen": ["pal"]}, "no image has the label 'pal'"),
         ({"unseen": NAMES}, "no label is left to train"),
         ({"label_column": "tags"}, "there is no column 'tags'"),

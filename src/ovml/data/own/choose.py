@@ -36,8 +36,8 @@ def choose_labels(
     name_of = in_evaluation | in_training
     if isinstance(unseen, int):
         shared = in_training.keys() & in_evaluation.keys()
-        if not 0 <= unseen <= len(shared):
-            raise UserError(f"unseen must be from 0 to {len(shared)}, the labels of training and test; got {unseen}")
+        if unseen > len(shared):
+            raise UserError(f"unseen must be from 1 to {len(shared)}, the labels of training and test; got {unseen}")
         withheld = set(sorted(shared, key=lambda key: hashlib.sha256(key.encode()).digest())[:unseen])
     else:
         withheld = set(map(label_key, unseen))

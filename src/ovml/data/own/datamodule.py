@@ -22,7 +22,7 @@ from ovml.data.own.labelled import SPLITS, LabelledSet, Rows
 from ovml.data.own.memory import from_memory
 from ovml.data.plain import PlainRow, plain_table
 from ovml.utils.console import notice
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_share, check_whole
 from ovml.vocabulary import LabelVocabulary, check_names, label_key, read_names
 
 
@@ -78,10 +78,12 @@ class OwnDataModule(MultiLabelDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_whole(self, 1, shots=shots)
+        if isinstance(unseen, (int, float)):
+            check_whole(self, 1, unseen=unseen)  # type: ignore[arg-type]
+        check_share(self, max_missing=max_missing)
         if not 0 < held_out < 1:
-            raise UserError(f"data.held_out must be between 0 and 1; got {held_out}")
-        if shots is not None and shots < 1:
-            raise UserError(f"data.shots must be at least 1; got {shots}")
+            raise UserError(f"OwnDataModule: held_out must be between 0 and 1; got {held_out}")
         self.root = root
         self.options = {"image_column": image_column, "label_column": label_column, "separator": separator}
         self.labels = _names(labels, "labels")

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from ovml.utils.errors import UserError
+from ovml.data.paths import PathCheck
 from ovml.utils.images import EXTENSIONS
 
 SPLITS = {
@@ -130,6 +130,6 @@ class ImageIndex:
             UserError: The name leads out of the folder.
         """
         found = self.find(name, file.parent, role)
-        if found is None and (name.startswith(("/", "~")) or ".." in Path(name).parts or "://" in name):
-            raise UserError(f"{file}: image {name!r} is not in {self.root}; give paths below the data set's folder")
+        if found is None:
+            PathCheck([self.root], advice="give paths below the data set's folder").check(name, str(file))
         return found or str(file.parent / name)

@@ -12,6 +12,7 @@ import datasets
 from ovml.data.hub.load import load_set
 from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, split_of
 from ovml.data.own.tables import IMAGE_COLUMNS, find_column, table_rows
+from ovml.data.paths import PathCheck
 from ovml.utils.errors import UserError
 
 Options = Mapping[str, str | None]
@@ -35,6 +36,10 @@ def find_arrow(root: Path, index: ImageIndex, options: Options) -> LabelledSet |
         for file in files:
             of_role.setdefault(split_of(file.stem) or "train", []).append(str(file))
         splits = load_set("parquet", data_files=of_role).splits
+    inside = PathCheck([index.root], advice="give paths below the data set's folder")
+    for rows in splits.values():
+        for name in [name for name, feature in rows.features.items() if _is_image_struct(feature)]:
+            inside.check_images(rows.data.column(name), str(root))
     return from_memory(splits, options, partial(index.path, file=files[0] if files else root / "state.json"))
 
 
@@ -105,10 +110,11 @@ def _as_it_is(image: Any, role: str) -> Any:
 
 
 def _holds_images(feature: Any) -> bool:
-    is_struct = isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature)
-    return (
-        is_struct or isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
-    )
+    return _is_image_struct(feature) or getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+def _is_image_struct(feature: Any) -> bool:
+    return isinstance(feature, datasets.Image) or (isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature))
 
 
 def _of_pairs(pairs: Any, where: str) -> tuple[dict[str, Rows], tuple[str, ...]]:

@@ -46,6 +46,8 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
     for position, name in enumerate(names):
         if not isinstance(name, str):
             raise UserError(f"{where}: name {position} is {name!r}; label names are strings")
+        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are not UTF-8
+            raise UserError(f"{where}: name {position} is not Unicode text; write it in UTF-8")
         key = label_key(name)
         if not key:
             raise UserError(f"{where}: name {position} is empty; remove it or give it a name")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 
 import pytest
 import yaml
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovml import LabelVocabulary, UserError
-from ovml.utils.lists import read_list, read_paths
+from ovml.utils import lists
+from ovml.utils.lists import LABELS, PATHS, read_list, read_paths
 from ovml.vocabulary import read_names, read_vocabulary
 
 NAMES = ["fish", "moon, full", 'a "red" star', "Roß", "[red]", "id:7"]
@@ -86,9 +88,9 @@ def test_what_was_understood_is_said_in_one_line(tmp_path):
         ("a.csv", b'"fish\nmoon"\nstar\n', "a name goes over several lines"),
         ("a.csv", b"id,name\n1,fish\n2\n", "line 3: expected an id and a name"),
         ("a.csv", b"name\n" + b"x" * 200_000 + b"\n", "field larger than field limit"),
-        ("a.json", b'["fish", 7]', "label 1 is 7; label names are strings"),
+        ("a.json", b'["fish", 7]', "label 1 is 7; labels are strings"),
         ("a.json", b'["fish"', "not JSON"),
-        ("a.json", b'"fish"', "expected a list of label names, got a str"),
+        ("a.json", b'"fish"', "expected a list of labels, got a str"),
         ("a.json", b'[{"id": "1", "name": "fish"}, {"name": "moon"}]', "each label needs an id of its own"),
         ("a.json", b"[" * 100_000, "not JSON"),
         ("a.yaml", b"- fish\n- [", "not YAML"),
@@ -164,6 +166,65 @@ def test_what_is_no_list_of_paths_is_one_line(tmp_path, content, message):
         (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_paths(str(tmp_path / "a.txt")))
+
+
+DECOMPOSED = "cafe\u0301 \u00e9 .png "
+FORMS_OF_PATHS = {
+    "header.csv": lambda names: table([[name] for name in names], ",", ["path"]),
+    "spaced.csv": lambda names: table([[name] for name in names], ",", ["File Name"]),
+    "more.csv": lambda names: table(
+        [[str(i), name, "cat"] for i, name in enumerate(names)], ",", ["n", "image", "tag"]
+    ),
+    "plain.csv": lambda names: table([[name] for name in names], ","),
+    "file.tsv": lambda names: table([[name, "x"] for name in names], "\t", ["file", "caption"]),
+    "list.json": json.dumps,
+    "records.json": lambda names: json.dumps([{"file_name": name, "id": 3} for name in names]),
+    "list.yaml": yaml.safe_dump,
+    "records.yml": lambda names: yaml.safe_dump([{"filename": name} for name in names]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_PATHS)
+def test_paths_in_tables_and_documents_stay_as_they_are(tmp_path, form):
+    names = [
+        "a, b.png",
+        DECOMPOSED,
+        unicodedata.normalize("NFC", DECOMPOSED),
+        " a.png",
+        "two\nlines.png",
+        "a.png",
+        "a.png",
+    ]
+    (tmp_path / form).write_text(FORMS_OF_PATHS[form](names), encoding="utf-8", newline="")
+    said = []
+    assert list(read_paths(str(tmp_path / form), said.append)) == names
+    assert said == [f"7 paths from {read_list(tmp_path / form, PATHS).source}: {', '.join(names[:3])}, ..."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "a.png,cat\nb.png,dog\n", "line 1: expected one path alone in every line, or a header"),
+        ("a.csv", "path,label\na.png\n,cat\n", "line 3: expected one path"),
+        ("a.json", '{"a.png": 1}', "expected a list of paths, got a dict"),
+        ("a.json", '[{"url": "a.png"}]', "path 0 is None; paths are strings"),
+        ("a.yaml", "- 7", "path 0 is 7; paths are strings"),
+    ],
+)
+def test_what_is_no_table_or_document_of_paths_is_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_paths(str(tmp_path / name))
+
+
+def test_a_table_of_paths_may_be_larger_than_a_list_of_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(lists, "LABELS", lists.LABELS._replace(most_bytes=99))
+    monkeypatch.setattr(lists, "PATHS", lists.PATHS._replace(most_bytes=9_999))
+    (tmp_path / "a.csv").write_text("path\n" + "photos/a.png\n" * 100)
+    assert len(list(read_paths(str(tmp_path / "a.csv")))) == 100
+    with pytest.raises(UserError, match="too large for a label file"):
+        read_list(tmp_path / "a.csv", lists.LABELS)
+    assert PATHS.most_bytes >= 10 * LABELS.most_bytes
 
 
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20), max_size=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -160,7 +161,8 @@ def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
     if args.labels_file is not None:
         return labels_in(args.labels_file)
     if args.labels is not None:
-        return LabelVocabulary(check_names([n for n in args.labels.split(",") if n.strip()], where="--labels"))
+        names = [name for name in unicodedata.normalize("NFC", args.labels).split(",") if name.strip()]
+        return LabelVocabulary(check_names(names, where="--labels"))
     return None
 
 

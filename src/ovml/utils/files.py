@@ -14,7 +14,7 @@ from pathlib import Path
 from ovml.utils.errors import UserError
 
 MOST_BYTES = 2**26
-"""Size of a text file that is read at most: a million names of 60 characters."""
+"""Size of the largest text file that is read: a million names of 60 characters."""
 
 
 @contextmanager
@@ -53,13 +53,14 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
                 left.unlink(missing_ok=True)
 
 
-def read_text(path: str | Path, kind: str, form: str) -> str:
+def read_text(path: str | Path, kind: str, form: str, most_bytes: int = MOST_BYTES) -> str:
     """Read a text file that a user wrote: UTF-8, or UTF-16 with a byte order mark.
 
     Args:
         path: The file.
         kind: What an error calls the file, such as `label`.
         form: What the file should hold, such as `one name per line`.
+        most_bytes: Size of the largest file that is read.
 
     Raises:
         UserError: The file is missing, not a file, too large, or not text.
@@ -70,11 +71,11 @@ def read_text(path: str | Path, kind: str, form: str) -> str:
         if not stat.S_ISREG(mode) and not str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
             raise UserError(f"{path}: not a file; give a text file, {form}")
         with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(most_bytes + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot read the {kind} file ({error.strerror}); give a text file, {form}") from error
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB, too large for a {kind} file; check the path")
+    if len(content) > most_bytes:
+        raise UserError(f"{path}: larger than {most_bytes >> 20} MB, too large for a {kind} file; check the path")
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")

@@ -10,32 +10,77 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovml.utils.errors import UserError
-from ovml.utils.files import read_text
+from ovml.utils.files import MOST_BYTES, read_text
+from ovml.utils.yaml import load_yaml, yaml_reason
 
-NAME_COLUMNS = ("displayname", "name", "label", "labels", "class", "classname", "category", "tag", "concept")
-ID_COLUMNS = ("id", "labelname", "mid", "classid", "labelid", "index")
-"""Column names that a header is recognized by, without case, blanks, `_` and `-`, best first."""
 SUFFIXES = ("", ".txt", ".csv", ".tsv", ".json", ".yaml", ".yml")
+
+
+def _clean_label(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _clean_path(text: str) -> str:
+    return text  # a file's name may hold any character
+
+
+class ListKind(NamedTuple):
+    """What a list holds, and how it is read.
+
+    Attributes:
+        noun: What errors call an entry.
+        columns: Column names, or keys of mappings, that entries are found by, best first; compared without case,
+            blanks, `_` and `-`.
+        ids: Those of their ids.
+        clean: Applied to each entry.
+        most_bytes: Size of the largest file.
+    """
+
+    noun: str
+    columns: tuple[str, ...]
+    ids: tuple[str, ...]
+    clean: Callable[[str], str]
+    most_bytes: int
+
+
+LABELS = ListKind(
+    noun="label",
+    columns=("displayname", "name", "label", "labels", "class", "classname", "category", "tag", "concept"),
+    ids=("id", "labelname", "mid", "classid", "labelid", "index"),
+    clean=_clean_label,
+    most_bytes=MOST_BYTES,
+)
+"""Names of labels, in Unicode's normal form C, without blanks around them."""
+PATHS = ListKind(
+    noun="path",
+    columns=("path", "filepath", "imagepath", "image", "images", "img", "file", "filename", "imagefile", "name"),
+    ids=(),
+    clean=_clean_path,
+    most_bytes=2**30,  # millions of paths
+)
+"""Paths of images, as they are."""
 
 
 class NameList(NamedTuple):
     """What a file lists.
 
     Attributes:
-        names: In the file's order, in Unicode's normal form C.
+        names: In the file's order.
         ids: An id of each name; `None` where the file has none.
         source: Where the names were found, such as `names.csv, column 'name'`.
+        noun: What they name.
     """
 
     names: list[str]
     ids: list[str] | None
     source: str
+    noun: str = LABELS.noun
 
     def summary(self) -> str:
         """One line on what was understood.
@@ -44,16 +89,20 @@ class NameList(NamedTuple):
         '4 labels from names.txt: fish, moon, star, ...'
         """
         shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
-        return f"{len(self.names):,} label{'s' * (len(self.names) != 1)} from {self.source}: {shown}"
+        return f"{len(self.names):,} {self.noun}{'s' * (len(self.names) != 1)} from {self.source}: {shown}"
 
 
-def read_list(path: str | Path) -> NameList:
+def read_list(path: str | Path, kind: ListKind = LABELS) -> NameList:
     """Read names from a file.
 
     - `.txt` or no suffix: one name per line.
     - `.csv`, `.tsv`: one column of names, or ids and names, separated by `,`, `;` or tabs. A header is recognized by
       its column names (`id,name`, `LabelName,DisplayName`, `class_name`, ...) and chooses the columns.
     - `.json`, `.yaml`: a list of names, a list of mappings with `name` and perhaps `id`, or a mapping of ids to names.
+
+    Args:
+        path: The file.
+        kind: `LABELS` or `PATHS`.
 
     Raises:
         UserError: The file is missing, too large, of another suffix, damaged, or not a list of names.
@@ -62,30 +111,33 @@ def read_list(path: str | Path) -> NameList:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: cannot tell how to read a list from {suffix}; use {', '.join(SUFFIXES[1:])}")
-    text = read_text(path, "label", "one name per line")
+    text = read_text(path, kind.noun, f"one {kind.noun} per line", kind.most_bytes)
     if suffix in (".csv", ".tsv"):
-        return _table(text, "\t" if suffix == ".tsv" else None, path)
+        return _table(text, "\t" if suffix == ".tsv" else None, path, kind)
     if suffix in (".json", ".yaml", ".yml"):
-        return _document(text, suffix, path)
-    lines = [unicodedata.normalize("NFC", line.strip()) for line in re.split(r"\r\n|\n|\r", text)]
-    return NameList([line for line in lines if line], None, path.name)
+        return _document(text, suffix, path, kind)
+    lines = [kind.clean(line) for line in re.split(r"\r\n|\n|\r", text)]
+    return NameList([line for line in lines if line], None, path.name, kind.noun)
 
 
-def read_paths(file: str) -> Iterator[str]:
+def read_paths(file: str, tell: Callable[[str], object] = lambda _: None) -> Iterator[str]:
     """Read paths of images from a file, once, so that it may be a pipe.
 
     Text is read line by line as it is needed, whatever its length; bytes that are not UTF-8 stay as they are, since
-    names of files may have them. The other forms are read as by `read_list`.
+    names of files may have them. Tables and documents are read as by `read_list`.
 
     Args:
         file: A path, or `-` for standard input.
+        tell: Called with a line on what was understood of a table or document.
 
     Raises:
         UserError: On the call: the file cannot be read. Later: it is not text.
     """
     path = Path(file)
     if file != "-" and path.suffix.lower() in SUFFIXES[2:]:
-        return iter(read_list(path).names)
+        found = read_list(path, PATHS)
+        tell(found.summary())
+        return iter(found.names)
     try:
         lines = sys.stdin.buffer if file == "-" else open(path, "rb")  # noqa: SIM115 - read as needed
         first = lines.readline()
@@ -106,41 +158,49 @@ def _paths(lines: Iterable[bytes], file: str) -> Iterator[str]:
             yield path
 
 
-def _table(text: str, delimiter: str | None, path: Path) -> NameList:
-    first = next((line for line in text.splitlines() if line.strip()), "")
+def _table(text: str, delimiter: str | None, path: Path, kind: ListKind) -> NameList:
+    first = next((line for line in re.split(r"[\r\n]+", text, maxsplit=9) if line.strip()), "")
     if delimiter is None:  # the comma, unless the first line has none and is separated by another
         delimiter = next((d for d in ("," if "," in first else "", "\t", ";") if d and d in first), ",")
     reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, [unicodedata.normalize("NFC", cell.strip()) for cell in cells]))
+                rows.append((reader.line_num, [kind.clean(cell) for cell in cells]))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}; check the quotes") from error
     columns, source = None, path.name
-    if rows and (header := _header(rows[0][1])) is not None:
+    if rows and (header := _header(rows[0][1], kind)) is not None:
         columns, titles = header, rows.pop(0)[1]
-        source = f"{path.name}, column {titles[columns[-1]]!r}"
-    return NameList(*_picked(rows, columns, path), source)
+        source = f"{path.name}, column {titles[columns[-1]].strip()!r}"
+    return NameList(*_picked(rows, columns, path, kind), source, kind.noun)
 
 
-def _header(cells: Sequence[str]) -> list[int] | None:
+def _key(title: object) -> str:
+    return re.sub(r"[\s_-]", "", str(title).lower())
+
+
+def _header(cells: Sequence[str], kind: ListKind) -> list[int] | None:
     """Columns of ids, if any, and names, where the cells are a header."""
-    keys = [re.sub(r"[\s_-]", "", cell.lower()) for cell in cells]
-    names = [keys.index(key) for key in NAME_COLUMNS if key in keys]
-    ids = [keys.index(key) for key in ID_COLUMNS if key in keys]
-    if len(cells) == 1 and names:
-        return names
-    if not names or (len(names) + len(ids) < len(cells) and not ids):
+    keys = [_key(cell) for cell in cells]
+    names = [keys.index(key) for key in kind.columns if key in keys]
+    ids = [keys.index(key) for key in kind.ids if key in keys]
+    if not names:
+        return None
+    # A row such as `cat,tag` is an id and a name.
+    if kind.ids and len(cells) > 1 and len(names) + len(ids) < len(cells) and not ids:
         return None
     return [*ids[:1], names[0]]
 
 
 def _picked(
-    rows: Sequence[tuple[int, list[str]]], columns: list[int] | None, path: Path
+    rows: Sequence[tuple[int, list[str]]], columns: list[int] | None, path: Path, kind: ListKind
 ) -> tuple[list[str], list[str] | None]:
     """Names, and ids where the rows have them."""
-    wide = len(columns) > 1 if columns else bool(rows) and len(rows[0][1]) > 1
+    wide = len(columns) > 1 if columns else bool(kind.ids and rows) and len(rows[0][1]) > 1
+    wanted = f"one {kind.noun} alone in every line, or a header with the column {kind.columns[0]!r}"
+    if kind.ids:
+        wanted = "an id and a name, or one name alone in every line"
     names: list[str] = []
     ids: dict[str, str] = {}
     for line, cells in rows:
@@ -152,8 +212,8 @@ def _picked(
             fits = len(cells) > max(columns) and all(cells[column] for column in columns)
             picked = [cells[column] for column in columns] if fits else cells
         if not fits:
-            raise UserError(f"{where}: expected an id and a name, or one name alone in every line; got {cells!r}")
-        if "\n" in picked[-1] or "\r" in picked[-1]:
+            raise UserError(f"{where}: expected {wanted}; got {repr(cells)[:120]}")
+        if kind is LABELS and re.search("[\r\n]", picked[-1]):
             raise UserError(f"{where}: a name goes over several lines; check the quotes")
         if wide and picked[0] in ids:
             raise UserError(f"{where}: the id {picked[0]!r} is repeated; keep one of its lines")
@@ -163,30 +223,25 @@ def _picked(
     return names, list(ids) if wide else None
 
 
-def _document(text: str, suffix: str, path: Path) -> NameList:
+def _document(text: str, suffix: str, path: Path, kind: ListKind) -> NameList:
     try:
-        if suffix == ".json":
-            content = json.loads(text)
-        else:
-            import yaml
-
-            content = yaml.safe_load(text)
+        content = json.loads(text) if suffix == ".json" else load_yaml(text)
     except Exception as error:  # of a damaged document either parser may raise several
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not {suffix[1:].upper()} ({reason}); give a list of label names") from error
-    items: list[Any] = list(content.items()) if isinstance(content, Mapping) else content
+        reason = yaml_reason(error)
+        raise UserError(f"{path}: not {suffix[1:].upper()} ({reason}); give a list of {kind.noun}s") from error
+    items: list[Any] = list(content.items()) if isinstance(content, Mapping) and kind.ids else content
     if not isinstance(items, list):
-        raise UserError(f"{path}: expected a list of label names, got a {type(content).__name__}")
+        raise UserError(f"{path}: expected a list of {kind.noun}s, got a {type(content).__name__}")
     names, ids = [], []
     for position, item in enumerate(items):
         if isinstance(item, Mapping):
-            keys = {re.sub(r"[\s_-]", "", str(key).lower()): value for key, value in item.items()}
-            item = (next((keys[k] for k in ID_COLUMNS if k in keys), None), keys.get("name", keys.get("label")))
+            keys = {_key(key): value for key, value in item.items()}
+            item = tuple(next((keys[k] for k in known if k in keys), None) for known in (kind.ids, kind.columns))
         key, name = item if isinstance(item, tuple) else (None, item)
         if not isinstance(name, str):
-            raise UserError(f"{path}: label {position} is {name!r}; label names are strings")
-        names.append(unicodedata.normalize("NFC", name.strip()))
+            raise UserError(f"{path}: {kind.noun} {position} is {repr(name)[:120]}; {kind.noun}s are strings")
+        names.append(kind.clean(name))
         ids += [] if key is None else [str(key)]
     if ids and len(set(ids)) != len(names):
-        raise UserError(f"{path}: each label needs an id of its own, or none has one")
-    return NameList(names, ids or None, path.name)
+        raise UserError(f"{path}: each {kind.noun} needs an id of its own, or none has one")
+    return NameList(names, ids or None, path.name, kind.noun)

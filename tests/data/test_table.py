@@ -210,3 +210,15 @@ def test_pictures_are_looked_for_again_when_a_folder_changes(pictures):
     folders = map(str, image_folders(table))
     assert sorted(folders) == sorted({str(path.parent) for path in paths})
     assert 0 not in check_images(table, cache).missing
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_what_is_no_file_is_missing(pictures, size):
+    table, cache, paths = pictures
+    for path in paths[8:]:
+        path.unlink()
+    os.mkfifo(paths[8])
+    paths[9].mkdir()
+    paths[10].symlink_to(paths[10])
+    paths[11].symlink_to("nothing.png")
+    assert check_images(table, cache, min_bytes=size).missing.tolist() == [0, *[1] * size, 8, 9, 10, 11]

@@ -1,6 +1,7 @@
 import glob
 import io
 import os
+import socket
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -206,8 +207,42 @@ def test_folders_are_searched_in_order(tree, picture):
 def test_a_link_to_itself_is_one_entry_that_cannot_be_read(tree):
     (tree / "b" / "loop.png").symlink_to("loop.png")
     assert found("b") == ["b/a.png", "b/c/y.png", "b/c/z.JPG", "b/c-d/k.gif", "b/e/f/a.png", "b/loop.png"]
-    with pytest.raises(UserError, match=r"loop.png: broken image"):
+    with pytest.raises(UserError, match=r"loop.png: cannot be read \(Too many levels of symbolic links\)"):
         load_image(tree / "b" / "loop.png")
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A pipe, a socket, a device and a name that is too long."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "socket.png"))
+        yield {
+            "pipe": tmp_path / "pipe.png",
+            "socket": tmp_path / "socket.png",
+            "device": Path("/dev/zero"),
+            "long": tmp_path / ("x" * 300 + ".png"),
+            "long path": tmp_path / "/".join(["x" * 200] * 30),
+        }
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "long", "long path"])
+def test_what_is_no_file_is_one_line_and_does_not_hang(odd, kind):
+    reason = r"cannot be read \(File name too long\)" if kind.startswith("long") else "not a file; give an image"
+    with pytest.raises(UserError, match=reason) as info:
+        load_image(odd[kind])
+    assert str(info.value).startswith(f"{odd[kind]}: ")
+    assert len(str(info.value).splitlines()) == 1
+    assert list(find_images([odd[kind]])) == [odd[kind]]
+
+
+def test_what_is_no_file_in_a_folder_is_passed_over_and_counted(tree, odd):
+    skipped = Counter()
+    (tree / "b" / "round").symlink_to(tree / "b")
+    for name in ("pipe", "socket"):
+        odd[name].rename(tree / "b" / f"{name}.png")
+    assert len(list(find_images(["b"], skipped))) == 5
+    assert skipped == {"hidden": 2, ".txt": 1, "no file": 3}
 
 
 def test_what_is_not_there_is_named_before_anything_is_given_out(tree):

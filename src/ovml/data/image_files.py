@@ -150,11 +150,12 @@ def _files(folders: Sequence[Path], min_bytes: int, with_size: bool) -> Iterator
     for folder in track(folders, "looking for images"):
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_file():
+                try:
+                    size = entry.stat().st_size if with_size else 0
+                    if size >= min_bytes and entry.is_file():
+                        yield entry.path, size
+                except OSError:  # of a link to nothing or to itself, which counts as missing
                     continue
-                size = entry.stat().st_size if with_size else 0
-                if size >= min_bytes:
-                    yield entry.path, size
 
 
 def _placeholders(sizes: dict[str, int], copies: int) -> Iterator[str]:
@@ -180,6 +181,6 @@ def _is_broken(path: str, depth: Literal["header", "full"]) -> bool:
             load_image(path)
         else:
             Image.open(path).close()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # a malformed image may raise any
         return True
     return False

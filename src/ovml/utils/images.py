@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from fnmatch import fnmatchcase
@@ -66,20 +67,28 @@ def load_image(source: ImageLike, name: str | None = None, max_pixels: int | Non
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
+        if not isinstance(source, bytes) and not stat.S_ISREG(mode := os.stat(source).st_mode):  # a pipe would block
+            raise UserError("is a folder; give an image" if stat.S_ISDIR(mode) else "not a file; give an image")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise UserError(f"{image.width:,} x {image.height:,} pixels are too many; at most {max_pixels:,}")
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; give an image") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image that Pillow can read; convert it to JPEG or PNG") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        if error.errno is None:  # Pillow's own
+            raise _broken(path, error) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # a malformed image may raise any
-        raise UserError(f"{path}: broken image ({first_line(error)}); replace the file or leave it out") from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: str, error: Exception) -> UserError:
+    return UserError(f"{path}: broken image ({first_line(error)}); replace the file or leave it out")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -141,27 +150,31 @@ def find_images(paths: Iterable[str | Path], skipped: Counter[str] | None = None
     """Yield the image files in folders and of patterns; files are yielded as they are.
 
     Folders are searched in the order of their names, one at a time as they are needed. Hidden files and folders are
-    skipped, and links to folders are not followed. What cannot be listed or read is yielded itself, so that reading it
-    reports the error.
+    skipped, and links to folders are not followed. What cannot be listed or read, or has a name that is too long, is
+    yielded itself, so that reading it reports the error.
 
     Args:
         paths: Files, folders, or patterns such as `photos/**/*.jpg`, in which `**` matches any number of folders.
-        skipped: Counts the files in folders that are no images, by suffix, and what is hidden, as `hidden`.
+        skipped: Counts the files in folders that are no images, by suffix, what is hidden, as `hidden`, and pipes,
+            links to folders and the like, as `no file`.
 
     Raises:
         UserError: On the call: a path does not exist, or a folder or pattern has no image.
     """
     found = []
     for path in map(Path, paths):
-        if path.is_dir():
+        mode = _mode(path)
+        if stat.S_ISDIR(mode or 0):
             inside, nothing = (
                 _search(path, skipped=skipped),
                 f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}",
             )
-        elif path.exists():
+        elif mode:
             inside, nothing = iter([path]), ""
         elif _is_pattern(str(path)):
             inside, nothing = _match(path), "no file fits this pattern; check it"
+        elif mode is not None:
+            inside, nothing = iter([path]), ""
         else:
             raise UserError(f"{path}: no such file or folder; check the path")
         first = next(inside, None)
@@ -169,6 +182,16 @@ def find_images(paths: Iterable[str | Path], skipped: Counter[str] | None = None
             raise UserError(f"{path}: {nothing}")
         found.append(chain([first], inside))
     return chain.from_iterable(found)
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of a file; `None` if it does not exist, 0 if it cannot be looked at."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError:
+        return 0
 
 
 def _match(pattern: Path) -> Iterator[Path]:
@@ -210,10 +233,13 @@ def _search(
                 yield from _search(path, pattern, after, (inside and not hidden) or fits, skipped)
             elif inside:
                 skipped["hidden"] += 1
-        elif fits or path == folder or (inside and not hidden and path.suffix.lower() in EXTENSIONS):
+        elif is_folder is False and (
+            fits or path == folder or (inside and not hidden and path.suffix.lower() in EXTENSIONS)
+        ):
             yield path
         elif inside:
-            skipped["hidden" if hidden else path.suffix.lower() or "no suffix"] += 1
+            kind = "no file" if is_folder is None else path.suffix.lower() or "no suffix"
+            skipped["hidden" if hidden else kind] += 1
 
 
 def _fits(name: str, part: str) -> bool:
@@ -221,11 +247,11 @@ def _fits(name: str, part: str) -> bool:
     return fnmatchcase(name, part) and (part[0] == "." or name[0] != ".")
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Files and folders in a folder, by name; the folder itself as a file if it cannot be listed."""
+def _entries(folder: Path) -> Iterator[tuple[Path, bool | None]]:
+    """What is in a folder, by name, with its `_kind`; the folder itself as a file if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, kind) for entry in entries if (kind := _kind(entry)) is not None)
+            found = sorted(((entry.name, _kind(entry)) for entry in entries), key=lambda entry: entry[0])
     except OSError:
         yield folder, False
         return

@@ -19,7 +19,18 @@ from ovml.inference.tag_output import Written, write_tags
 from ovml.inference.tagger import LabelScore
 
 KINDS = ["jsonl", "csv", "parquet"]
-ODD = ["plain", 'a "quoted" name', "two\nlines", "Roß, 漢字", "carriage\r\nreturn", "tab\t;", "'", "\u2028", "\\n"]
+ODD = [
+    "plain",
+    'a "quoted" name',
+    "two\nlines",
+    "Roß, 漢字",
+    "carriage\r\nreturn",
+    "return\ralone",
+    "tab\t;",
+    "'",
+    "\u2028",
+    "\\n",
+]
 
 
 class StandIn:
@@ -28,7 +39,7 @@ class StandIn:
     def __init__(self, batch_size=4, top_k=3, **settings):
         self.batch_size, self.top_k = batch_size, top_k
         self._settings = {"model": "m", "labels": "l", "top_k": top_k, "threshold": None, **settings}
-        self.asked = []
+        self.asked, self.errors = [], 0
 
     def settings(self):
         return self._settings
@@ -37,7 +48,9 @@ class StandIn:
         assert on_error == "row"
         for image in images:
             self.asked.append(image)
-            yield image, self.result(str(image))
+            result = self.result(str(image))
+            self.errors += isinstance(result, UserError)
+            yield image, result
 
     def result(self, name):
         number = sum(map(ord, name))
@@ -237,30 +250,51 @@ def test_settings_that_are_lost_are_named(tmp_path):
     assert (tmp_path / "tags.csv.part").read_text() == "something"
 
 
+DAMAGE = {
+    "NUL": b"\0" * 700,
+    "NUL in a line": b"\0" * 9 + b"\n",
+    "half a row": b'{"image": "0-pl\n',
+    "other keys": b"{}\n",
+    "a list": b"[3]\n",
+    "no JSON": b"\xff\n",
+    "no name": b'{"image": 3, "labels": [], "error": null}\n',
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [b"{}\n" * 4, b"[3]\n" * 4, b"\xff\n" * 4])
-def test_a_damaged_part_is_named(tmp_path, kind, rows):
-    out = tmp_path / f"tags.{kind}"
+@pytest.mark.parametrize("row", [0, 2, 5, 8, 11])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_images_of_damaged_rows_are_tagged_again(tmp_path, kind, row, damage):
+    whole, out = tmp_path / f"whole.{kind}", tmp_path / "cut" / f"tags.{kind}"
+    write_tags(StandIn(), names(23), whole)
     with pytest.raises(Cut):
-        write_tags(StandIn(), names(23), out, on_rows=cut_after(4))
-    part = tmp_path / f"tags.{kind}.part"
-    damaged = part.read_bytes() + rows
-    part.write_bytes(damaged)
-    with pytest.raises(UserError, match=rf"tags\.{kind}\.part: row 8 is damaged; delete it"):
-        write_tags(StandIn(), names(23), out)
-    assert part.read_bytes() == damaged
+        write_tags(StandIn(), names(23), out, on_rows=cut_after(12))
+    part = out.with_name(f"{out.name}.part")
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join([*lines[:row], DAMAGE[damage], *lines[row + 1 :]]))
+    again = StandIn()
+    assert write_tags(again, names(23), out) == Written(23, row // 4 * 4, again.errors)
+    assert again.asked == names(23)[row // 4 * 4 :]
+    assert content(out) == content(whole)
+    assert os.listdir(out.parent) == [out.name]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_damage_inside_a_part_is_named_and_nothing_is_written(tmp_path, kind):
-    out, part = tmp_path / f"tags.{kind}", tmp_path / f"tags.{kind}.part"
-    with pytest.raises(Cut):
-        write_tags(StandIn(), names(23), out, on_rows=cut_after(8))
-    lines = part.read_bytes().splitlines(keepends=True)
-    part.write_bytes(b"".join([*lines[:2], b"\0" * 9 + b"\n", *lines[3:]]))
-    with pytest.raises(UserError, match=rf"tags\.{kind}\.part: row 3 is damaged; delete it"):
-        write_tags(StandIn(), names(23), out)
-    assert sorted(os.listdir(tmp_path)) == [part.name, f"{part.name}.json"]
+def test_a_row_that_is_damaged_during_the_run_is_named_and_resumed(tmp_path, kind):
+    whole, out = tmp_path / f"whole.{kind}", tmp_path / "cut" / f"tags.{kind}"
+    part = out.with_name(f"{out.name}.part")
+    write_tags(StandIn(), names(23), whole)
+
+    def damage(written):
+        if written.rows == 23:
+            lines = part.read_bytes().splitlines(keepends=True)
+            part.write_bytes(b"".join([*lines[:6], b"\0" * 9 + b"\n", *lines[7:]]))
+
+    with pytest.raises(UserError, match=rf"tags\.{kind}\.part: row 7 is damaged; run the same command again"):
+        write_tags(StandIn(), names(23), out, on_rows=damage)
+    assert sorted(os.listdir(out.parent)) == [part.name, f"{part.name}.json"]
+    assert write_tags(StandIn(), names(23), out)[:2] == (23, 4)
+    assert content(out) == content(whole)
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path, monkeypatch):

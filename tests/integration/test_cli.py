@@ -190,7 +190,8 @@ def album(tmp_path):
 
 
 def test_tag_goes_on_after_an_image_that_cannot_be_read(album, tiny, capsys):
-    assert main(["tag", str(album), "--labels", "cat,dog", "--model", tiny, "--batch-size", "2"]) == 0
+    command = ["tag", str(album), "--labels", "cat,dog", "--model", tiny, "--batch-size", "2", "--format", "table"]
+    assert main(command) == 0
     done = capsys.readouterr()
     assert "b.png: not an image that Pillow can read" in done.out
     assert done.out.count("cat") == 6
@@ -216,7 +217,7 @@ def test_tag_writes_files(album, tiny, tmp_path, capsys, kind):
 def test_tag_reads_paths_from_a_file_or_from_standard_input(album, tiny, tmp_path, capsys, monkeypatch):
     paths = f"{album}/z.png\r\n\n{tmp_path}/none.png\n{album}/a.png"
     (tmp_path / "paths.txt").write_text(paths)
-    command = ["tag", "--model", tiny, "--labels", "cat", "--images-file"]
+    command = ["tag", "--model", tiny, "--labels", "cat", "--format", "table", "--images-file"]
     assert main([*command, str(tmp_path / "paths.txt")]) == 0
     table = capsys.readouterr().out
     assert table.index("z.png") < table.index("none.png: no such file") < table.index("a.png")
@@ -272,6 +273,7 @@ def test_an_interrupted_tag_goes_on_by_the_same_command(album, tiny, tmp_path, c
 def test_tag_takes_labels_with_ids_and_a_threshold(picture, tiny, tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("id,name\n/m/1,bank\n/m/2,cat\n/m/3,Bank\n")
     command = ["tag", str(picture), "--labels-file", str(tmp_path / "labels.csv"), "--model", tiny]
+    command += ["--format", "table"]
     assert main(command) == 0
     assert "bank (/m/1)" in (table := capsys.readouterr().out)
     assert "Bank (/m/3)" in table
@@ -377,7 +379,7 @@ def test_probabilities_are_fitted_in_fit_kept_in_the_run_and_judged_by_test(run,
 
 
 def test_tag_gives_probabilities_and_those_above_the_models_own_threshold(run, picture, capsys):
-    command = ["tag", str(picture), "--model", str(run), "--top-k", "500"]
+    command = ["tag", str(picture), "--model", str(run), "--top-k", "500", "--format", "table"]
     assert main([*command, "--probabilities"]) == 0
     everything = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[1:]]
     assert all(0 <= p <= 1 for p in everything)

@@ -1,6 +1,7 @@
 """Saving, loading and sharing models."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -528,6 +529,33 @@ def test_the_card_shows_the_runs_test_results(model, tmp_path):
         "| seen | zero-shot CLIP | 50.0 |  |",
     ):
         assert line in card.content, line
+
+
+def test_names_in_the_card_are_text(model, tmp_path):
+    rows = {"<script>alert(1)</script>": {"zsl/mAP": 0.5}, "a | b\n# c": {"zsl/mAP": 0.5}, "[x](y) *z*": {"<i>/mAP": 1}}
+    folder = tmp_path / 'my <b>model `x` "y"\n# z'
+    model.save_pretrained(folder, metrics=rows)
+    card = (folder / "README.md").read_text()
+    prose, code = re.sub("```python.*?```|\n    ovml tag.*?\n", "", card, flags=re.DOTALL), card.split("```")[1]
+    assert not re.search("<[a-z]", prose)
+    for line in (
+        r"# my &lt;b&gt;model \`x\` \"y\" \# z",
+        r"| ZSL | &lt;script&gt;alert(1)&lt;/script&gt; | 50.0 |",
+        r"| ZSL | a \| b \# c | 50.0 |",
+        r"| &lt;i&gt; | \[x\](y) \*z\* | 100.0 |",
+    ):
+        assert line in card.splitlines(), card
+    (call,) = re.findall(r"from_pretrained\((.*)\)", code)
+    assert json.loads(call) == folder.name
+
+
+@pytest.mark.parametrize("rows", [[], [{}], {"a": {"zsl/mAP": "x"}}, {"a": [1]}, "7", "[]"])
+def test_what_holds_no_metrics_is_named(model, tmp_path, rows):
+    if isinstance(rows, str):
+        (tmp_path / "results.json").write_text(rows)
+        rows = tmp_path / "results.json"
+    with pytest.raises(UserError, match="metrics: expected rows"):
+        model.save_pretrained(tmp_path / "saved", metrics=rows)
 
 
 class FakeHub:

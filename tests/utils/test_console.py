@@ -66,7 +66,7 @@ def test_tag_prints_labels_and_paths_as_they_are(picture, tmp_path, tiny, capsys
     picture = picture.rename(folder / "a.png")
     (tmp_path / "labels.txt").write_text("\n".join(TRICKY))
     arguments = ["--labels-file", str(tmp_path / "labels.txt"), "--model", tiny, "--top-k", "9"]
-    assert main(["tag", str(folder), *arguments]) == 0
+    assert main(["tag", str(folder), *arguments, "--format", "table"]) == 0
     first, *ranked, last = capsys.readouterr().out.splitlines()
     assert first == str(picture)
     assert {line.split(maxsplit=1)[1] for line in ranked} == set(TRICKY)

@@ -6,12 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
 from pkgutil import resolve_name
 
 from ovml.cli.command import Command
-from ovml.utils.console import QUIET, printable
+from ovml.utils.console import QUIET, accept_any_text, end_results, printable, show_line
 from ovml.utils.errors import UserError, first_line, one_line
 
 COMMANDS = {
@@ -40,8 +39,7 @@ Open-vocabulary multi-label image classification.
 commands:
 {commands}
 
-'ovml COMMAND --help' lists its options; --quiet prints only results and errors. Try: ovml fit --config demo.yaml
-"""
+'ovml COMMAND --help' lists its options; --quiet prints only results and errors. Try: ovml fit --config demo.yaml"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,15 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--quiet" in args:
         args.remove("--quiet")
         os.environ[QUIET] = "1"
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:13}{text}" for name, (_, text) in COMMANDS.items())), end="")
-        return 0
-    if args[0] == "--version":
-        print(f"ovml {metadata.version('ovml')}")
-        return 0
+    accept_any_text()
     try:
-        with suppress(BrokenPipeError):
-            command(args[0])(args[1:])
+        _run(args)
+    except BrokenPipeError:  # who reads the results has enough of them
+        return 0
     except Exception as error:
         message = one_line(error) if isinstance(error, UserError) else machine_fault(error)
         if message is None or os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -77,10 +71,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             ended, code = "interrupted", 128 + signal.SIGINT
         else:
             raise
-        resume = "; 'ovml fit ... --ckpt_path last' resumes from the last finished epoch" if args[0] == "fit" else ""
+        resume = "; 'ovml fit ... --ckpt_path last' resumes from the last finished epoch" if args[:1] == ["fit"] else ""
         print(f"ovml: {ended}{resume}", file=sys.stderr)
         return code
     return 0
+
+
+def _run(args: Sequence[str]) -> None:
+    """Run a command and write its results to the end."""
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            show_line(HELP.format(commands="\n".join(f"  {name:13}{text}" for name, (_, text) in COMMANDS.items())))
+        elif args[0] == "--version":
+            show_line(f"ovml {metadata.version('ovml')}")
+        else:
+            command(args[0])(args[1:])
+    except BaseException as error:
+        try:
+            end_results()
+        except OSError as broken:
+            if isinstance(error, OSError):  # the same one, which names no file
+                raise broken from error
+        raise
+    end_results()
 
 
 def machine_fault(error: Exception) -> str | None:

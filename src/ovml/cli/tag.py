@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -20,6 +21,9 @@ from ovml.utils.lists import read_paths
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """Endings of the files of tags, as in `ovml.inference.tag_files`, which imports torch."""
 
+FORMATS = ("table", "tsv", "jsonl")
+"""Forms of what is printed: for people; lines `image, label, score` separated by tabs; rows as in `tags.jsonl`."""
+
 
 class Tag(Command):
     """Ranks labels for images, and prints them or writes them to a file."""
@@ -35,7 +39,8 @@ class Tag(Command):
         parser.add_argument(
             "--images-file",
             metavar="FILE",
-            help="paths of images, one per line, or a list as for --labels-file; - for standard input",
+            help="paths of images: text with one per line, CSV or TSV with a column path, JSON or YAML; - for "
+            "standard input",
         )
         add_label_options(parser)
         add_model_options(parser, device=True)
@@ -60,6 +65,12 @@ class Tag(Command):
         )
         parser.add_argument("--overwrite", action="store_true", help="overwrite --out and start over")
         parser.add_argument(
+            "--format",
+            choices=FORMATS,
+            help="what is printed without --out: a table, lines of image, label and score separated by tabs, or a JSON "
+            "line per image (default: table on a terminal, else tsv)",
+        )
+        parser.add_argument(
             "--batch-size", type=at_least(1), default=32, metavar="B", help="images per batch (default: 32)"
         )
         parser.add_argument(
@@ -77,9 +88,11 @@ class Tag(Command):
         skipped: Counter[str] = Counter()
         images: Iterator[Path | str] = find_images(args.images, skipped)
         if args.images_file is not None:
-            images = chain(images, read_paths(args.images_file))
+            images = chain(images, read_paths(args.images_file, notice))
         if args.out is not None:
             check_output(args.out, SUFFIXES, args.overwrite)
+            if args.format is not None:
+                raise UserError("--format: is of what is printed; the ending of --out says what is written")
 
         from ovml.cli.models import model_for
         from ovml.cli.tagging import print_tags, write_tags
@@ -88,7 +101,7 @@ class Tag(Command):
         options = "top_k", "batch_size", "threshold", "num_workers", "prompt", "probabilities"
         tagger = Tagger(model_for(args, labels), labels, **{name: getattr(args, name) for name in options})
         if args.out is None:
-            print_tags(tagger, images)
+            print_tags(tagger, images, args.format or ("table" if sys.stdout.isatty() else "tsv"))
         else:
             write_tags(tagger, images, args.out, args.overwrite, _total(args))
         if skipped:

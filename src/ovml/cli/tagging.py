@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import progress
 
+from ovml.inference.tag_files import image_name, tag_row
 from ovml.inference.tag_output import Written
 from ovml.inference.tagger import Tagger
-from ovml.utils.console import console, notice, show, shows_progress
+from ovml.utils.console import console, notice, on_one_line, show, show_line, shows_progress, tsv_line, warn
 from ovml.utils.errors import UserError
 
 
-def print_tags(tagger: Tagger, images: Iterable[Path | str]) -> None:
-    """Print the ranked labels of each image, or why it cannot be read."""
+def print_tags(tagger: Tagger, images: Iterable[Path | str], form: str) -> None:
+    """Print the ranked labels of each image.
+
+    Args:
+        tagger: Ranks the labels.
+        images: Paths.
+        form: One of `ovml.cli.tag.FORMATS`.
+    """
     errors = number = 0
-    for image, tags in tagger.tag(images, on_error="row"):
-        number += 1
-        if isinstance(tags, UserError):
-            errors += 1
-            show(str(tags), style="red")
-            continue
-        show(str(image), style="bold")
-        scores = [f"{score:.4f}" for _, score in tags]
-        width = max(map(len, scores), default=0)
-        for (label, _), score in zip(tags, scores, strict=True):
-            show(f"{score:>{width}}  {label}")
+    for number, (image, tags) in enumerate(tagger.tag(images, on_error="row"), start=1):
+        errors += isinstance(tags, UserError)
+        if form == "jsonl":
+            show_line(json.dumps(tag_row(image_name(image, number - 1), tags)))
+        elif form == "table":
+            _print_table(str(image), tags)
+        elif isinstance(tags, UserError):
+            warn(on_one_line(str(tags)))
+        else:
+            for label, score in tags:
+                show_line(tsv_line(str(image), label, f"{score:.6f}"))
     _check_some_readable(errors, number)
     if errors:
         notice(f"{errors:,} of {number:,} images could not be read")
+
+
+def _print_table(image: str, tags: Sequence[tuple[str, float]] | UserError) -> None:
+    if isinstance(tags, UserError):
+        show(on_one_line(str(tags)), style="red")
+        return
+    show(on_one_line(image), style="bold")
+    scores = [f"{score:.4f}" for _, score in tags]
+    width = max(map(len, scores), default=0)
+    for (label, _), score in zip(tags, scores, strict=True):
+        show(f"{score:>{width}}  {on_one_line(label)}")
 
 
 def write_tags(tagger: Tagger, images: Iterable[Path | str], out: Path, overwrite: bool, total: int | None) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ovml.inference.tag_files import tag_row, utf8, write_parquet
+from ovml.inference.tag_files import tag_row, write_parquet
 from ovml.inference.tag_output import Written, check_settings
 from ovml.inference.tagger import Tagger
 from ovml.model import OpenVocabularyModel
+from ovml.utils.console import utf8
 from ovml.utils.errors import UserError
 from ovml.utils.files import atomic_write
 from ovml.utils.images import ImageLike, find_images

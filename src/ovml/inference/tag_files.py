@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ovml.utils.console import utf8
 from ovml.utils.errors import UserError
 from ovml.utils.images import ImageLike
 
@@ -39,23 +40,16 @@ def image_name(image: ImageLike, position: int) -> str:
     return utf8(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else str(position)
 
 
-def utf8(text: str) -> str:
-    r"""Escape bytes of a file name that are not UTF-8 as `\xff`.
-
-    >>> utf8(os.fsdecode(b"a\xff.png"))
-    'a\\xff.png'
-    """
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def write_csv(rows: Iterable[Row], path: Path, top_k: int) -> None:
     """Write the columns `image, error, label_1, score_1, ..., label_K, score_K`; missing labels are empty cells."""
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "error", *(f"{name}_{i + 1}" for i in range(top_k) for name in ("label", "score"))])
+        # Older versions of Python do not quote a carriage return by themselves.
+        plain, quoted = (csv.writer(file, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+        plain.writerow(["image", "error", *(f"{name}_{i + 1}" for i in range(top_k) for name in ("label", "score"))])
         for row in rows:
             cells = [cell for label in row["labels"] for cell in (label["label"], f"{label['score']:.6f}")]
-            writer.writerow([row["image"], row["error"] or "", *cells, *[""] * (2 * top_k - len(cells))])
+            cells = [row["image"], row["error"] or "", *cells, *[""] * (2 * top_k - len(cells))]
+            (quoted if "\r" in "".join(cells) else plain).writerow(cells)
 
 
 def write_parquet(rows: Iterable[Row], path: Path) -> None:

@@ -87,16 +87,19 @@ def write_tags(
 def _whole_batches(part: Path, batch_size: int) -> tuple[int, int, str | None]:
     """Number of rows in the whole batches of an earlier run, their bytes, and the image of the last row.
 
-    A batch that is not whole is tagged again. Batches so hold the same images as in an uninterrupted run, which makes
-    the scores equal to the last bit.
+    A batch that is not whole, or has a damaged row, as after a power cut, is tagged again, and so is what follows it.
+    Batches so hold the same images as in an uninterrupted run, which makes the scores equal to the last bit.
     """
-    rows, end, last = 0, 0, b""
+    rows, end, last = 0, 0, None
     if part.exists():
         with open(part, "rb") as file:
             lines = (line for line in file if line.endswith(b"\n"))
             while len(batch := list(islice(lines, batch_size))) == batch_size:
-                rows, end, last = rows + batch_size, end + sum(map(len, batch)), batch[-1]
-    return rows, end, _parse(last, part, rows)["image"] if last else None
+                images = [None if row is None else row["image"] for row in map(_parse, batch)]
+                if None in images:
+                    break
+                rows, end, last = rows + batch_size, end + sum(map(len, batch)), images[-1]
+    return rows, end, last
 
 
 def _remaining(images: Iterable[ImageLike], part: Path, rows: int, last_image: str | None) -> Iterator[ImageLike]:
@@ -115,15 +118,21 @@ def _remaining(images: Iterable[ImageLike], part: Path, rows: int, last_image: s
     return rest
 
 
-def _parse(line: bytes, part: Path, number: int) -> Row:
+def _parse(line: bytes) -> Row | None:
+    """The row in a line; `None` if it is damaged."""
     try:
         row: Row = json.loads(line)
-        if row.keys() != {"image", "labels", "error"}:
-            raise ValueError("other keys")
-    except (ValueError, AttributeError) as error:
-        message = f"{part}: row {number:,} is damaged; delete it, or use overwrite=True to start over"
-        raise UserError(message) from error
-    return row
+        return row if row.keys() == {"image", "labels", "error"} and isinstance(row["image"], str) else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def _rows(lines: Iterable[bytes], part: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if row is None:
+            raise UserError(f"{part}: row {number:,} is damaged; run the same command again to resume before it")
+        yield row
 
 
 def _finish(part: Path, out: Path, top_k: int) -> None:
@@ -134,7 +143,7 @@ def _finish(part: Path, out: Path, top_k: int) -> None:
     for stale in out.parent.glob(f".{glob.escape(out.name)}.part-*"):  # of a run that was killed at this point
         stale.unlink()
     with open(part, "rb") as file, atomic_write(out) as beside:
-        rows = (_parse(line, part, number) for number, line in enumerate(file, start=1))
+        rows = _rows(file, part)
         if out.suffix.lower() == ".csv":
             write_csv(rows, beside, top_k)
         else:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 from ovml.metrics.tables import ROW_TITLES, metric_order, percent, protocol_titles
 from ovml.model import OpenVocabularyModel
 from ovml.saving.recipe import PARTS, base_model
+from ovml.utils.console import on_one_line
 from ovml.utils.errors import UserError
 from ovml.utils.version import __version__
 
@@ -24,11 +28,11 @@ model returns probabilities with `probabilities=True` (`--probabilities`).
 ```python
 from ovml import OVMultiLabelClassifier
 
-model = OVMultiLabelClassifier.from_pretrained("{source}")
+model = OVMultiLabelClassifier.from_pretrained({source})
 model.predict_labels("photo.jpg", labels=["cat", "black cat", "harbour"], top_k=3)
 ```
 
-    ovml tag photo.jpg --labels "cat,black cat,harbour" --model {source}
+    ovml tag photo.jpg --labels "cat,black cat,harbour" --model {argument}
 
 | | |
 |---|---|
@@ -72,7 +76,8 @@ def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
             ) from error
     if isinstance(source, Mapping) and source and all(isinstance(v, (int, float)) for v in source.values()):
         source = {"this model": source}  # type: ignore[dict-item]
-    if not isinstance(source, Mapping) or not all(isinstance(row, Mapping) for row in source.values()):
+    rows = source.values() if isinstance(source, Mapping) else [source]
+    if not all(isinstance(row, Mapping) and all(isinstance(v, (int, float)) for v in row.values()) for row in rows):
         raise UserError(f"metrics: expected rows such as {{'vision': {{'zsl/mAP': 0.3}}}}; got {source!r}")
     return title, source
 
@@ -86,14 +91,15 @@ def metrics_table(rows: Rows) -> str:
     | ZSL | zero-shot CLIP | 25.0 | 50.0 |
     """
     titles = protocol_titles(rows)
-    names = {name for values in rows.values() for name in values if name.partition("/")[0] in titles}
-    metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
-    lines = [["labels", "model", *metrics], ["---", "---", *["---:"] * len(metrics)]]
+    named = [name.partition("/") for values in rows.values() for name in values]
+    metrics = sorted({metric for protocol, _, metric in named if protocol in titles and metric}, key=metric_order)
+    lines = [["labels", "model", *map(_escaped, metrics)], ["---", "---", *["---:"] * len(metrics)]]
     for protocol, title in titles.items():
         for row, values in rows.items():
+            name = ROW_TITLES.get(row, _escaped(row))
             cells = [values.get(f"{protocol}/{metric}") for metric in metrics]
             if any(cell is not None for cell in cells):
-                lines.append([title, ROW_TITLES.get(row, row), *map(percent, cells)])
+                lines.append([_escaped(title), name, *map(percent, cells)])
     body = [f"| {' | '.join(line)} |" for line in lines]
     body[1] = body[1].replace(" ", "")
     return "\n".join(body)
@@ -124,13 +130,13 @@ def model_card(
     )
     trained = {part: _class_name(training[part]) for part in ("loss", "distillation") if part in training}
     facts = {
-        "CLIP": base or "see `config.json`",
+        "CLIP": _escaped(base) if base else "see `config.json`",
         "images": f"{model.image_processor.size} px",
         "labels": "none" if vocabulary is None else f"{len(vocabulary.seen):,} seen, {len(vocabulary.unseen):,} unseen",
         **{part: f"`{type(getattr(model, part)).__qualname__}`" for part in PARTS},
         **{part: f"`{name}`" for part, name in trained.items()},
         "probabilities": "not calibrated" if model.calibration is None else "calibrated",
-        "stages": ", ".join(map(_class_name, training.get("stages", ()))) or "none",
+        "stages": _escaped(", ".join(map(_class_name, training.get("stages", ())))) or "none",
     }
     split, rows = read_metrics(metrics)
     evaluation = "No metrics were given."
@@ -141,9 +147,21 @@ def model_card(
             f"the seen labels alone.\n\n{metrics_table(rows)}"
         )
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    title = source.rstrip("/").rpartition("/")[2]
-    body = TEMPLATE.format(title=title, version=__version__, source=source, facts=table, evaluation=evaluation)
+    title = _escaped(source.rstrip("/").rpartition("/")[2])
+    code, argument = json.dumps(source, ensure_ascii=False), on_one_line(shlex.quote(source))
+    body = TEMPLATE.format(
+        title=title, version=__version__, source=code, argument=argument, facts=table, evaluation=evaluation
+    )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _escaped(text: str) -> str:
+    r"""Text as Markdown and HTML show it as it is, on one line.
+
+    >>> print(_escaped("<b>a</b> | *b* [c](d)"))
+    &lt;b&gt;a&lt;/b&gt; \| \*b\* \[c\](d)
+    """
+    return html.escape(re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(text.split())), quote=False)
 
 
 def _class_name(description: Mapping[str, Any]) -> str:

@@ -5,10 +5,13 @@ Results go to standard output; notices, errors and progress bars to the error st
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 QUIET = "OVML_QUIET"
 """Environment variable; 1 has the effect of `--quiet`, also in the processes that a command starts."""
@@ -22,7 +25,12 @@ def is_quiet() -> bool:
 def notice(text: str) -> None:
     """Print a line that is neither a result nor an error."""
     if not is_quiet():
-        print(f"ovml: {printable(text)}", file=sys.stderr)
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print a line on the error stream, also with `--quiet`."""
+    print(f"ovml: {printable(text)}", file=sys.stderr)
 
 
 def shows_progress() -> bool:
@@ -34,7 +42,13 @@ def console(stderr: bool = False) -> Any:
     """A `rich.console.Console` that prints strings as they are: no markup, no emoji codes, no highlighting."""
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    made.on_broken_pipe = _reraise  # type: ignore[method-assign]  # its own exits
+    return made
+
+
+def _reraise() -> NoReturn:
+    raise
 
 
 def show(result: Any, style: str | None = None) -> None:
@@ -45,7 +59,44 @@ def show(result: Any, style: str | None = None) -> None:
         style: One of rich's, such as `bold`.
     """
     is_text = isinstance(result, str)
-    console().print(printable(result) if is_text else result, style=style, soft_wrap=is_text)
+    with _naming_output():
+        console().print(printable(result) if is_text else result, style=style, soft_wrap=is_text)
+
+
+def show_line(text: str) -> None:
+    """Print a line of results for another program, at once: neither wrapped nor padded."""
+    with _naming_output():
+        print(text, flush=True)
+
+
+@contextmanager
+def _naming_output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, "standard output") from error
+
+
+def accept_any_text() -> None:
+    """Let standard output escape what its encoding lacks, such as ideographs in ASCII, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def end_results() -> None:
+    """Write what is left of the results.
+
+    Raises:
+        OSError: Standard output is full, or a pipe that was closed. The rest is dropped, so that the interpreter does
+            not fail at it again when it exits.
+    """
+    try:
+        with _naming_output():
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # of a stream that has no file, in tests
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def printable(text: str) -> str:
@@ -54,5 +105,36 @@ def printable(text: str) -> str:
     >>> print(printable(os.fsdecode(b"a\xff.png") + "\x1b[31m"), printable(":smile: [red]"))
     a\xff.png\x1b[31m :smile: [red]
     """
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", utf8(text))
+
+
+def utf8(text: str) -> str:
+    r"""Escape what UTF-8 cannot encode: bytes of a file name that are not UTF-8, and halves of surrogate pairs.
+
+    >>> print(utf8(os.fsdecode(b"a\xff.png")), utf8("\ud800"))
+    a\xff.png \ud800
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return re.sub("[\ud800-\udfff]", escape, text)
+
+
+def on_one_line(text: str) -> str:
+    r"""As `printable`, with tabs and line ends as `\t` and `\n` too.
+
+    >>> print(on_one_line("a\tb\r\nc"))
+    a\tb\r\nc
+    """
+    return printable(text.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n"))
+
+
+def tsv_line(*cells: str) -> str:
+    r"""Separate cells by tabs; backslashes in cells are doubled, tabs, line ends and control characters escaped.
+
+    >>> print(tsv_line("a\\b", "c\td").replace("\t", " | "))
+    a\\b | c\td
+    """
+    return "\t".join(on_one_line(cell.replace("\\", "\\\\")) for cell in cells)

@@ -539,7 +539,7 @@ def test_names_in_the_card_are_text(model, tmp_path):
     prose, code = re.sub("```python.*?```|\n    ovml tag.*?\n", "", card, flags=re.DOTALL), card.split("```")[1]
     assert not re.search("<[a-z]", prose)
     for line in (
-        r"# my &lt;b&gt;model \`x\` \"y\" \# z",
+        r'# my &lt;b&gt;model \`x\` "y" \# z',
         r"| ZSL | &lt;script&gt;alert(1)&lt;/script&gt; | 50.0 |",
         r"| ZSL | a \| b \# c | 50.0 |",
         r"| &lt;i&gt; | \[x\](y) \*z\* | 100.0 |",

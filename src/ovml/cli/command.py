@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
+from ovml.cli.parsing import LONGEST, Parser
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.lists import read_list
 from ovml.utils.resources import DEMO
 from ovml.vocabulary import LabelVocabulary, check_names, check_template, vocabulary_of
-
-
-class UserErrors:
-    """Mixin of parsers, argparse's and jsonargparse's, whose errors are `UserError`s."""
-
-    prog: str
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the error instead of printing the usage."""
-        text = " ".join(str(message).split()).removeprefix("argument ")
-        raise UserError(f"{text}; see '{self.prog} --help'") from ex
-
-
-class Parser(UserErrors, argparse.ArgumentParser):
-    """A parser whose errors are `UserError`s."""
 
 
 class Command(ABC):
@@ -201,7 +187,7 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
 def checkpoint(name: str) -> str:
     """The type of an option that names a checkpoint: what can only be a path must exist."""
     is_path = Path(name).is_absolute() or name.startswith(".") or name.endswith(".ckpt")
-    if is_path and not Path(name).exists():
+    if is_path and not os.path.exists(name):
         raise argparse.ArgumentTypeError(f"{name}: no such checkpoint here; check the path")
     return name
 
@@ -213,15 +199,18 @@ def _template(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number not below `least`."""
+def at_least(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` to `most`."""
 
     def whole_number(text: str) -> int:
-        if not text.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; got {int(text)}")
-        return int(text)
+        try:
+            number = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text[:LONGEST]!r}") from error
+        if not least <= number <= most:
+            limit = f"at least {least}" if number < least else f"at most {most:,}"
+            raise argparse.ArgumentTypeError(f"must be {limit}; got {text[:LONGEST]}")
+        return number
 
     return whole_number
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
@@ -24,7 +25,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import ovml.data
 from ovml.classifier import OVMultiLabelClassifier
-from ovml.cli.command import UserErrors, with_flags
+from ovml.cli.command import with_flags
+from ovml.cli.parsing import UserErrors
+from ovml.cli.settings import MOST_CONFIG_NODES, check_settings
 from ovml.data import MultiLabelDataModule
 from ovml.encoders.image_processor import Preprocessing
 from ovml.metrics.tables import calibration_table, results_table
@@ -37,6 +40,7 @@ from ovml.training.stages import Stage
 from ovml.utils.console import is_quiet, notice, show
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.files import write_text
+from ovml.utils.yaml import check_yaml
 
 ROOMS = "data", "distillation", "heads", "losses", "metrics", "prompts", "training", "training.callbacks"
 """Packages of ovml whose classes may be named without their module."""
@@ -51,7 +55,18 @@ for _room in (import_module(f"ovml.{name}") for name in ROOMS):
 
 
 class _Parser(UserErrors, LightningArgumentParser):
-    pass
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
+def _checked_yaml(text: str) -> Any:
+    check_yaml(text, MOST_CONFIG_NODES)
+    return _load_yaml(text)
+
+
+# Every configuration and value in YAML that jsonargparse loads is checked.
+_load_yaml = get_loader("yaml")
+set_loader("yaml", _checked_yaml, (yaml.YAMLError,))
 
 
 class OVMLCLI(LightningCLI):
@@ -79,6 +94,11 @@ class OVMLCLI(LightningCLI):
             "--plots", action="store_true", help="draw figures of each evaluation; needs pip install 'ovml[plots]'"
         )
         parser.link_arguments("data", "model.labels", compute_fn=lambda data: data.vocabulary, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments and check what Lightning takes in silence, or refuses too late."""
+        super().parse_arguments(parser, args)
+        check_settings(self.config[self.config["subcommand"]])
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the configuration is the one in the run folder, not the checkpoint's."""
@@ -131,8 +151,8 @@ class OVMLCLI(LightningCLI):
         }
         try:
             return super().instantiate_trainer(**changed | kwargs)
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
-            # Options do not go together, or not here.
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            # Options do not go together, or not on this machine.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _given_callbacks(self, stage: Stage | None) -> list[Callback]:

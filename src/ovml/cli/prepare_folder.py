@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import jsonargparse
 import numpy as np
 import pyarrow.compute as pc
+from jsonargparse.typing import PositiveInt
 from rich.table import Table as RichTable
 
-from ovml.cli.command import UserErrors
+from ovml.cli.parsing import UserErrors
 from ovml.data import FolderDataModule, MultiLabelDataModule
 from ovml.data.base import Split
 from ovml.data.cache import Table
@@ -47,7 +48,7 @@ def option_parser(prog: str, data_module: type[FolderDataModule]) -> jsonargpars
         default="full",
         help="full: decode every image; header: read its first bytes; none: only look for the file",
     )
-    parser.add_argument("--workers", type=int | None, default=None, help="threads (default: one per core)")
+    parser.add_argument("--workers", type=PositiveInt | None, default=None, help="threads (default: one per core)")
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the lists (default: the cache)")
     return parser
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ovml.cli.command import Command, add_label_options, add_model_options, at_least, chosen_labels
+from ovml.cli.parsing import LONGEST
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
@@ -116,7 +117,7 @@ def _threshold(text: str) -> float | Literal["calibrated"]:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text[:LONGEST]!r}")
     return value
 
 

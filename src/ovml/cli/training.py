@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from ovml.cli.command import Command, check_extra, checkpoint
+from ovml.cli.settings import check_config
 from ovml.utils.errors import UserError
 from ovml.utils.files import run_folder
 from ovml.utils.resources import config_path
@@ -110,15 +108,10 @@ class Training(Command):
             )
         if args.ckpt_path == "last":
             raise UserError("--ckpt_path last: give --config too, or the run's folder instead of 'last'")
-        return args.argv if run is None else ["--config", str(run / "config.yaml"), *args.argv]
+        return args.argv if run is None else ["--config", _checked_config(str(run / "config.yaml")), *args.argv]
 
 
 def _checked_config(name: str) -> str:
     path = config_path(name)
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not a YAML file ({' '.join(str(error).split())}); fix it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: no configuration; it holds keys such as model and data")
+    check_config(path)
     return path

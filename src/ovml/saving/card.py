@@ -76,8 +76,9 @@ def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
             ) from error
     if isinstance(source, Mapping) and source and all(isinstance(v, (int, float)) for v in source.values()):
         source = {"this model": source}  # type: ignore[dict-item]
-    rows = source.values() if isinstance(source, Mapping) else [source]
-    if not all(isinstance(row, Mapping) and all(isinstance(v, (int, float)) for v in row.values()) for row in rows):
+    if not isinstance(source, Mapping) or not all(
+        isinstance(row, Mapping) and all(isinstance(v, (int, float)) for v in row.values()) for row in source.values()
+    ):
         raise UserError(f"metrics: expected rows such as {{'vision': {{'zsl/mAP': 0.3}}}}; got {source!r}")
     return title, source
 

@@ -128,7 +128,7 @@ def run_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     for folder in (path, *path.parents[:4]):  # as in RUN/STAGE/log/checkpoints/FILE
-        if path.exists() and (folder / "config.yaml").is_file():
+        if os.path.exists(path) and (folder / "config.yaml").is_file():
             return folder
     raise UserError(
         f"ckpt_path {path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ovml.utils.errors import UserError
@@ -21,7 +22,7 @@ def config_path(name: str) -> str:
     """
     configs = RESOURCES / "configs"
     for path in (Path(name), configs / name):
-        if path.is_file():
+        if os.path.isfile(path):  # where Path.is_file raises errors of names that are too long
             return str(path)
     shipped = ", ".join(sorted(p.name for p in configs.glob("*.yaml")))
     raise UserError(f"config {name}: no such file; give a path or one of those that ovml ships: {shipped}")

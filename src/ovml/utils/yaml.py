@@ -67,7 +67,7 @@ def check_yaml(text: str, most_nodes: int = MOST_NODES) -> None:
         parent.children += 1
         parent.nodes += nodes
         if parent.nodes > most_nodes:
-            raise _error(event, f"more than {most_nodes:,} values after the expansion of aliases")
+            raise _error(event, f"more than {most_nodes:,} values and keys, counting what aliases stand for")
 
 
 def load_yaml(text: str, most_nodes: int = MOST_NODES) -> Any:

@@ -27,7 +27,9 @@ class App(Command):
             default="127.0.0.1",
             help="address to listen at; 0.0.0.0 for all (default: 127.0.0.1, this machine only)",
         )
-        parser.add_argument("--port", type=_port, default=7860, help="0 for any that is free (default: 7860)")
+        parser.add_argument(
+            "--port", type=at_least(0, 65535), default=7860, help="0 for any that is free (default: 7860)"
+        )
         parser.add_argument(
             "--allowed-host",
             type=_host_name,
@@ -70,12 +72,6 @@ class App(Command):
             with suppress(KeyboardInterrupt):  # the server may or may not pass it on
                 server.run(sockets=[taken])
             notice("ended")
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, got {text!r}")
-    return int(text)
 
 
 def _host_name(text: str) -> str:

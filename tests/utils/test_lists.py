@@ -159,6 +159,8 @@ def test_a_list_of_paths_may_be_a_pipe_and_is_read_as_needed(tmp_path):
         (None, "a.txt: cannot be read"),
         (b"a.png\0b.png\0", "a.txt: has a NUL character"),
         (b"\xff\xfea", "damaged UTF-16"),
+        (b"a" * 100_000, "a.txt: a line is longer than any path"),
+        (b"a.png\n" + b"a" * 100_000 + b"\n", "a.txt: a line is longer than any path"),
     ],
 )
 def test_what_is_no_list_of_paths_is_one_line(tmp_path, content, message):
@@ -166,6 +168,11 @@ def test_what_is_no_list_of_paths_is_one_line(tmp_path, content, message):
         (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_paths(str(tmp_path / "a.txt")))
+
+
+def test_an_endless_file_is_no_list_of_paths():
+    with pytest.raises(UserError, match="/dev/zero: has a NUL character"):
+        list(read_paths("/dev/zero"))
 
 
 DECOMPOSED = "cafe\u0301 \u00e9 .png "

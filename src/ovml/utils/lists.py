@@ -19,6 +19,8 @@ from ovml.utils.errors import UserError
 from ovml.utils.files import MOST_BYTES, read_text
 from ovml.utils.yaml import load_yaml, yaml_reason
 
+MOST_PATH = 2**16
+"""Bytes of a line that may be a path."""
 SUFFIXES = ("", ".txt", ".csv", ".tsv", ".json", ".yaml", ".yml")
 
 
@@ -140,20 +142,23 @@ def read_paths(file: str, tell: Callable[[str], object] = lambda _: None) -> Ite
         return iter(found.names)
     try:
         lines = sys.stdin.buffer if file == "-" else open(path, "rb")  # noqa: SIM115 - read as needed
-        first = lines.readline()
+        first = lines.readline(MOST_PATH)
         if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             first, lines = (first + lines.read()).decode("utf-16").encode(), io.BytesIO()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: damaged UTF-16 text; save it as UTF-8, one path per line") from error
-    return _paths(chain(first.removeprefix(codecs.BOM_UTF8).splitlines(), lines), file)
+    rest = iter(lambda: lines.readline(MOST_PATH), b"")
+    return _paths(chain(first.removeprefix(codecs.BOM_UTF8).splitlines(), rest), file)
 
 
 def _paths(lines: Iterable[bytes], file: str) -> Iterator[str]:
     for line in lines:
         if b"\0" in line:
             raise UserError(f"{file}: has a NUL character, so it is not text; save it as UTF-8, one path per line")
+        if len(line.rstrip(b"\r\n")) >= MOST_PATH - 3:  # cut there, less a byte order mark
+            raise UserError(f"{file}: a line is longer than any path; give text with one path per line")
         if path := os.fsdecode(line.rstrip(b"\r\n")):
             yield path
 

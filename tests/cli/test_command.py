@@ -47,7 +47,7 @@ CHECKED = {
     "format": (["export", "--format", "tflite"], "--format 'tflite': unknown; it is one of onnx, torch.export"),
     "export": (["export", "--out", "{there}.onnx"], "exists already"),
     "opset": (["export", "--out", "a.pt2", "--opset", "18"], "--opset: only the format onnx has one"),
-    "port": (["app", "--port", "70000"], "--port: must be at most 65,535; got 70000"),
+    "port": (["app", "--port", "70000"], "--port: must be from 0 to 65535; got 70000"),
     "stages": (["import-mkt", "--stage1", "a", "--stage2", "b", "--out", "c"], "--stage1 a: no such file"),
     "data set": (["prepare", "cifar"], "invalid choice: 'cifar'"),
     "configuration": (["fit", "--config", "none.yaml"], "--config none.yaml: no such file"),

@@ -199,16 +199,17 @@ def _template(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def at_least(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """The type of an option that is a whole number from `least` to `most`."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` to `most`; without it, to the largest of 32 bits."""
+    largest = 2**31 - 1 if most is None else most
 
     def whole_number(text: str) -> int:
         try:
             number = int(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"expected a whole number, got {text[:LONGEST]!r}") from error
-        if not least <= number <= most:
-            limit = f"at least {least}" if number < least else f"at most {most:,}"
+        if not least <= number <= largest:
+            limit = f"at least {least}" if number < least and most is None else f"from {least} to {largest}"
             raise argparse.ArgumentTypeError(f"must be {limit}; got {text[:LONGEST]}")
         return number
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ovml.training.stages import PromptStage as PromptStage
     from ovml.training.stages import Stage as Stage
     from ovml.training.stages import VisionStage as VisionStage
+    from ovml.training.trainers import fit as fit
     from ovml.utils.errors import UserError as UserError
     from ovml.vocabulary import LabelVocabulary as LabelVocabulary
 
@@ -35,6 +36,7 @@ _HOME = {
     "Tagger": "ovml.inference.tagger",
     "UserError": "ovml.utils.errors",
     "VisionStage": "ovml.training.stages",
+    "fit": "ovml.training.trainers",
     "load_model": "ovml.saving.load",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "UserError",
     "VisionStage",
     "__version__",
+    "fit",
     "load_model",
 ]
 

@@ -33,6 +33,7 @@ from ovml.training.precision import check_device
 from ovml.training.recipe import training_recipe
 from ovml.training.restore import load_classifier, restore_checkpoint
 from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage, find_stage
+from ovml.utils.console import notice
 from ovml.utils.images import ImageLike
 from ovml.utils.tensors import check_scores
 from ovml.vocabulary import LabelVocabulary
@@ -146,7 +147,9 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
             shard(self, blocks, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Follow a `BatchSizeFinder`, whose batch size changes the number of steps, and so the schedule."""
+        """Say which stage a `Trainer.fit` trains; follow a `BatchSizeFinder`, which changes the number of steps."""
+        if self.stage in self.stages and self.trainer.is_global_zero:
+            notice(f"stage {self.stages.index(self.stage) + 1} of {len(self.stages)}: {self.stage.name}")
         if any(isinstance(callback, BatchSizeFinder) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)
 
@@ -252,9 +255,9 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         check_learned(checkpoint, self.model, self._learned_names, where)
         apply_recipe(self.model, checkpoint["ovml"], where)
 
-    def load_learned(self, path: str | Path) -> None:
+    def load_learned(self, path: str | Path, checkpoint: dict[str, Any] | None = None) -> None:
         """Load learned weights from a checkpoint; raises a `UserError` for one that is missing or does not fit."""
-        checkpoint = read_checkpoint(path)
+        checkpoint = checkpoint or read_checkpoint(path)
         self.on_load_checkpoint(checkpoint, str(path))
         load_weights(self, checkpoint["state_dict"], path)
 

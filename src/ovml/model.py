@@ -166,6 +166,8 @@ class OpenVocabularyModel(nn.Module):
 
 
 def _load_checkpoint(clip: Any, tokenizer: Any) -> tuple[Any, Any, ImageProcessor]:
+    if tokenizer is not None and not callable(tokenizer):
+        raise UserError(f"tokenizer: must be a tokenizer of transformers, made in Python; got {tokenizer!r}")
     if isinstance(clip, str):
         model = load_clip(clip)
         return model, tokenizer or load_tokenizer(clip), load_image_processor(clip, model.config)

@@ -38,8 +38,8 @@ def prepare(root, capsys):
     [
         (["--max-missing", "-1"], "max_missing must be from 0 to 1; got -1"),
         (["--max-missing", "1.5"], "max_missing must be from 0 to 1; got 1.5"),
-        (["--workers", "0"], "workers must be at least 1; got 0"),
-        (["--workers", "-3"], "workers must be at least 1; got -3"),
+        (["--workers", "0"], "--workers: expected positive int or null; got '0'"),
+        (["--workers", "-3"], "--workers: expected positive int or null; got '-3'"),
         (["--out", "{file}"], "file.txt: is a file; --out FOLDER is the folder of the lists"),
     ],
 )

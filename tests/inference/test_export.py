@@ -28,8 +28,10 @@ from ovml.heads import (
     SpatialSoftmaxHead,
     TwoStreamHead,
 )
+from ovml.inference import export
 from ovml.inference.export import export_model, labels_path
 from ovml.prompts import TemplatePrompt
+from ovml.utils.files import folder_beside
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -212,6 +214,51 @@ def test_weights_too_large_for_one_file_lie_beside_it(tiny, tmp_path, monkeypatc
     whole = export_model(model_with(clip=tiny), tmp_path / "model.onnx", overwrite=True)
     assert whole.data is None
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def put(path, version, large):
+    """What `export_model` does with its files; each is a text here, and a large model names its data file."""
+    with folder_beside(path) as folder:
+        written = folder / export._unused_name(path)
+        written.write_text(f"{version} {written.name}.data" if large else version)
+        labels_path(written).write_text(version)
+        if large:
+            Path(f"{written}.data").write_text(version)
+        export._put_in_place(written, path)
+
+
+def whole(path):
+    """The version of a model; its labels, which may be missing, and its data must be of the same."""
+    version, *data = path.read_text().split()
+    for file in [labels_path(path)] * labels_path(path).exists() + [path.with_name(name) for name in data]:
+        assert file.read_text() == version
+    return version
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_stop_while_files_are_replaced_leaves_no_mixture(tmp_path, monkeypatch, before, after):
+    path, rename = tmp_path / "model.onnx", Path.replace
+    put(path, "first", large=True)
+    for moment in range(3 + after):
+        monkeypatch.undo()
+        put(path, "old", before)
+        assert whole(path) == "old"
+        assert len(list(tmp_path.iterdir())) == 2 + before
+        calls = iter([True] * moment)
+
+        def stopping(one, other, calls=calls):
+            if not next(calls, False):
+                raise KeyboardInterrupt
+            return rename(one, other)
+
+        monkeypatch.setattr(Path, "replace", stopping)
+        if moment < 2 + after:
+            with pytest.raises(KeyboardInterrupt):
+                put(path, "new", after)
+        else:
+            put(path, "new", after)
+        assert whole(path) == ("new" if moment > after else "old")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Saving, loading and sharing models."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
 from ovml.losses import RankingLoss
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import TemplatePrompt
+from ovml.utils import files
 from ovml.utils.parts import build, check_importable, describe
 
 LABELS = {"seen": ["cat", "dog"], "unseen": ["black cat"]}
@@ -200,6 +202,34 @@ def test_run_folders_and_checkpoints(tiny, tmp_path):
         assert torch.equal(scores(load(path)), scores(model))
         assert load(path).model.image_processor == model.model.image_processor
     assert "no such checkpoint" in error(tmp_path / "vision" / "last.ckpt")
+
+
+def test_a_checkpoint_is_read_once(tiny, tmp_path, monkeypatch):
+    checkpoint(trained(OVMultiLabelClassifier(tiny, LABELS)), tmp_path / "last.ckpt")
+    read, load_file = [], torch.load
+
+    def reading(path, **options):
+        read.append(path)
+        return load_file(path, **options)
+
+    monkeypatch.setattr(torch, "load", reading)
+    load(tmp_path / "last.ckpt")
+    assert read == [tmp_path / "last.ckpt"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\3\4 no more"])
+def test_the_newest_checkpoint_of_a_run_is_found_beside_damaged_ones(tiny, tmp_path, damage):
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    model = trained(OVMultiLabelClassifier(tiny, LABELS))
+    for stage in ("vision", "prompt"):
+        checkpoint(model, tmp_path / stage / "last.ckpt")
+    (tmp_path / "prompt" / "last.ckpt").write_bytes(damage)  # the newest: an older one is not taken in its place
+    assert f"{tmp_path / 'prompt' / 'last.ckpt'}: not a checkpoint" in error(tmp_path)
+    checkpoint(model, tmp_path / "prompt" / "last.ckpt")
+    (tmp_path / "vision" / "last.ckpt").write_bytes(damage)
+    assert torch.equal(scores(load(tmp_path)), scores(model))
+    (tmp_path / "prompt" / "last.ckpt").write_bytes(damage)
+    assert "not a checkpoint" in error(tmp_path)
 
 
 def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
@@ -467,6 +497,22 @@ def test_a_save_that_stops_leaves_what_was_there(model, saved, monkeypatch, stop
         with pytest.raises(UserError if isinstance(stop, OSError) else KeyboardInterrupt):
             model.save_pretrained(folder)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == ["saved"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed")
+def test_a_kill_between_two_renames_loses_no_model(model, saved, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)  # as on a file system that cannot
+    if not (pid := os.fork()):
+        rename = os.replace
+        os.replace = lambda one, other: rename(one, other) if Path(one) == saved else os._exit(9)
+        with files.atomic_write(saved, replace_folder=True) as beside:
+            beside.mkdir()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert not saved.exists()
+    assert torch.equal(scores(load(saved)), scores(model))
+    model.save_pretrained(saved)
     assert [p.name for p in saved.parent.iterdir()] == ["saved"]
 
 

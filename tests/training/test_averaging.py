@@ -57,9 +57,10 @@ def rows():
     return DataLoader(TensorDataset(torch.randn(20, 3, generator=torch.Generator().manual_seed(1))), batch_size=4)
 
 
-def trainer_with(*callbacks, **options):
+def trainer_with(*callbacks, max_epochs=3, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(accelerator="cpu", max_epochs=3, limit_val_batches=1, callbacks=[*callbacks], **quiet, **options)
+    options = {"max_epochs": max_epochs, "limit_val_batches": 1, "callbacks": [*callbacks], **quiet, **options}
+    return pl.Trainer(accelerator="cpu", **options)
 
 
 @pytest.mark.parametrize("each_epoch", [False, True])
@@ -87,6 +88,16 @@ def test_a_checkpoint_is_the_average_for_the_trainer_that_wrote_it_too(tmp_path)
     trainer.validate(model, rows(), ckpt_path=trainer.checkpoint_callback.best_model_path, verbose=False)
     assert torch.equal(model.validated[-1], average)
     assert torch.equal(model.learning.weight, average)
+
+
+def test_where_nothing_is_left_to_train_the_model_is_the_average(tmp_path):
+    model, again = Regression(), Regression()
+    trainer_with(LearnedEMA(DECAY), ModelCheckpoint(tmp_path, filename="last")).fit(model, rows(), rows())
+    resumed = trainer_with(LearnedEMA(DECAY), enable_checkpointing=False)
+    resumed.fit(again, rows(), rows(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    resumed.validate(again, rows(), verbose=False)
+    assert torch.equal(again.learning.weight, model.learning.weight)
+    assert torch.equal(again.validated[-1], model.learning.weight)
 
 
 @pytest.mark.parametrize("weights_only", [False, True])
@@ -153,20 +164,15 @@ def test_what_was_validated_is_what_the_checkpoint_holds(runs):
         assert found[stage] == pytest.approx(fitted[stage], abs=1e-6, nan_ok=True)
 
 
-def test_a_run_without_the_average_may_go_on_with_it(config, tmp_path):
-    fit = ["fit", "--config", config, *SMALL, "--trainer.default_root_dir", str(tmp_path)]
-    assert main([*fit, *ended_by(ControlC, "vision", 1)]) == 130
-    before = checkpoint(tmp_path, "vision")["state_dict"]
-    still = [
-        "--trainer.callbacks+",
-        "ovml.training.callbacks.LearnedEMA",
-        "--trainer.callbacks.decay",
-        "0.999999",
-    ]
-    assert main([*fit, *still, "--ckpt_path", "last"]) == 0
-    after = checkpoint(tmp_path, "vision")["state_dict"]
+def test_a_training_without_the_average_may_go_on_with_it(tmp_path):
+    model = Regression()
+    trainer_with(ModelCheckpoint(tmp_path, filename="last"), max_epochs=1).fit(model, rows(), rows())
+    before = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    trainer_with(LearnedEMA(0.999999), enable_checkpointing=False).fit(
+        model, rows(), rows(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
     for name in before:
-        torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.state_dict()[name], before[name], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

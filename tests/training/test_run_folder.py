@@ -1,5 +1,8 @@
 """The folder of a run."""
 
+import errno
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -43,3 +46,41 @@ def test_damaged_results_are_one_line(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=r"results\.json: damaged .*; delete it"):
         RunFolder(tmp_path).results  # noqa: B018 - reading it is the test
+
+
+def test_a_run_without_a_configuration_is_one_by_its_results(tmp_path):
+    run = RunFolder.new(tmp_path)
+    run.add_result("zero-shot", {})
+    assert RunFolder.find(run.path, tmp_path) == run
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="another process trains the run")
+def test_a_run_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
+    run = RunFolder.new(tmp_path)
+    read, write = os.pipe()
+    if not (other := os.fork()):
+        with run.held():
+            os.write(write, b"held")
+            signal.pause()
+    try:
+        assert os.read(read, 4) == b"held"
+        with pytest.raises(UserError, match="version_0: another process trains this run; wait for it"), run.held():
+            pass
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    with run.held():
+        pass
+    with run.held():
+        assert run.results == {}
+
+
+def test_a_file_system_without_locks_holds_nothing_up(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    with RunFolder.new(tmp_path).held():
+        pass

@@ -61,7 +61,8 @@ class Export(Command):
         tensors = f"pixel_values [B, 3, {side}, {side}], label_embeds [L, {dim}] -> logits"
         show(f"{out}: {_megabytes(exported.path)}; {tensors}")
         if exported.data is not None:
-            show(f"{out}.data: {_megabytes(exported.data)}; the weights, keep it beside {out.name}")
+            data = out.with_name(exported.data.name)
+            show(f"{data}: {_megabytes(exported.data)}; the weights, keep it beside {out.name}")
         if exported.labels is not None:
             number = len(labels or model.vocabulary or ())
             show(f"{out.with_name(exported.labels.name)}: label embeddings of {number:,} labels")

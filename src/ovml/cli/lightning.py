@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -19,24 +19,25 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import ovml.data
 from ovml.classifier import OVMultiLabelClassifier
 from ovml.cli.command import with_flags
 from ovml.cli.parsing import UserErrors
+from ovml.cli.run_config import check_same_settings, known_classes_only
 from ovml.cli.settings import MOST_CONFIG_NODES, check_settings
 from ovml.data import MultiLabelDataModule
 from ovml.encoders.image_processor import Preprocessing
 from ovml.metrics.tables import calibration_table, results_table
 from ovml.training.callbacks import EvaluationPlots
-from ovml.training.callbacks.run import EpochSeed, PredictionWriter, stage_checkpoint
+from ovml.training.callbacks.run import PredictionWriter
 from ovml.training.distributed import cuts_models
 from ovml.training.fit import fit_stages, split_metrics
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
+from ovml.training.trainers import DEFAULT_ROOT, own_callbacks, stage_options
 from ovml.utils.console import is_quiet, notice, show
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.files import write_text
@@ -84,7 +85,7 @@ class OVMLCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_class=_Parser,
             parser_kwargs={"prog": "ovml"},
-            trainer_defaults={"default_root_dir": "runs/ovml"},
+            trainer_defaults={"default_root_dir": DEFAULT_ROOT},
             args=args,
         )
 
@@ -103,10 +104,33 @@ class OVMLCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the configuration is the one in the run folder, not the checkpoint's."""
 
+    def before_instantiate_classes(self) -> None:
+        """Check that a run is resumed as it was started, before anything is made."""
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit" or not config["ckpt_path"]:
+            return
+        run = RunFolder.find(config["ckpt_path"], config["trainer"]["default_root_dir"])
+        one = _one_checkpoint(config["ckpt_path"])
+        if one is not None and not one.samefile(run.newest_checkpoint()):
+            raise UserError(
+                f"ckpt_path {one}: not the newest checkpoint; to resume the run give its folder, {run.path}"
+            )
+        own = run.path / "config.yaml"
+        if not own.is_file():
+            raise UserError(f"ckpt_path {run.path}: made in Python by ovml.fit, and is resumed by ovml.fit")
+        given = [Path(str(path)) for path in config.get("config") or ()]
+        check_same_settings(self._parser("fit"), own, config, any(path.samefile(own) for path in given))
+
     def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Train every stage, or resume a run; print the results, unless it is a `fast_dev_run`."""
         self._check_options()
-        run = fit_stages(self.model, self.datamodule, self._stage_trainer, self._run_of(ckpt_path) or self._new_run)
+        self._run = self._run_of(ckpt_path)
+        try:
+            run = fit_stages(self.model, self.datamodule, self._stage_trainer, self._run or self._new_run)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if self._run and self.trainer.is_global_zero:
+                vars(stop)["__notes__"] = [_how_to_resume(self._run)]
+            raise
         if not self.trainer.is_global_zero:
             return
         if self._trainer_config.get("fast_dev_run"):
@@ -139,7 +163,8 @@ class OVMLCLI(LightningCLI):
         self, callbacks: Sequence[Callback] = (), stage: Stage | None = None, **kwargs: Any
     ) -> Trainer:
         """Make a trainer with a rich progress bar, unless another is given; loggers are added per stage."""
-        given = self._given_callbacks(stage)
+        given = own_callbacks(self._trainer_config.get("callbacks"), stage, self.model.stages if stage else ())
+        given = [callback for callback in given if not (is_quiet() and isinstance(callback, ProgressBar))]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         shows_bar = not is_quiet() and self._trainer_config.get("enable_progress_bar") is not False
         changed = {
@@ -154,19 +179,6 @@ class OVMLCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             # Options do not go together, or not on this machine.
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-
-    def _given_callbacks(self, stage: Stage | None) -> list[Callback]:
-        """The user's callbacks, for one trainer.
-
-        Of several stages each keeps the checkpoints of a `ModelCheckpoint` with a `dirpath` in a folder of its own.
-        """
-        # A callback or strategy given as a class is one object, and serves one trainer only.
-        found = copy.deepcopy(self._trainer_config.get("callbacks")) or []
-        callbacks = found if isinstance(found, list) else [found]
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath and stage and len(self.model.stages) > 1:
-                callback.dirpath = os.path.join(callback.dirpath, stage.name)
-        return [c for c in callbacks if not (is_quiet() and isinstance(c, ProgressBar))]
 
     def _check_options(self) -> None:
         config, epochs = self._trainer_config, self._trainer_config.get("max_epochs") or 0
@@ -194,7 +206,7 @@ class OVMLCLI(LightningCLI):
     def _new_run(self) -> RunFolder:
         if self._trainer_config.get("fast_dev_run"):  # which writes neither checkpoints nor results
             return RunFolder(self._root / "fast_dev_run")
-        run = RunFolder.new(self._root)
+        run = self._run = RunFolder.new(self._root)
         write_text(run.path / "config.yaml", self._parser("fit").dump(self.config["fit"], skip_unset=False))
         return run
 
@@ -204,27 +216,9 @@ class OVMLCLI(LightningCLI):
     def _stage_trainer(self, stage: Stage | None, run: RunFolder | None) -> Trainer:
         if stage is None or run is None:
             return self.trainer
-        config = self._trainer_config
-        epochs = config.get("max_epochs")
-        callbacks: list[Callback] = [*self._plots(run.path / stage.name)]
-        logger = copy.deepcopy(config.get("logger"))
-        if logger is None or logger is True:
-            # CSVLogger empties the folder that it is given: a resumed stage logs beside its first log.
-            resumed = len(list((run.path / stage.name).glob("log*")))
-            version = f"{stage.name}/log" + (f"_{resumed}" if resumed else "")
-            logger = [cls(str(run.path), name="", version=version) for cls in (CSVLogger, TensorBoardLogger)]
-        if logger and not config.get("fast_dev_run"):
-            callbacks.append(LearningRateMonitor())
-        callbacks.append(EpochSeed(self.model.stages.index(stage)))
-        if config.get("enable_checkpointing") is not False:
-            callbacks.append(stage_checkpoint(run, stage))
-        return self.instantiate_trainer(
-            callbacks,
-            stage,
-            logger=logger,
-            max_epochs=stage.epochs if epochs in (None, -1) else min(stage.epochs, epochs),
-            default_root_dir=str(run.path / stage.name),
-        )
+        options = stage_options(stage, self.model.stages.index(stage), run, self._trainer_config)
+        callbacks = [*self._plots(run.path / stage.name), *options.pop("callbacks")]
+        return self.instantiate_trainer(callbacks, stage, **options)
 
     def _show_results(self, rows: dict[str, dict[str, float]], title: str) -> None:
         if any(rows.values()):
@@ -271,13 +265,24 @@ class OVMLCLI(LightningCLI):
 def _one_checkpoint(ckpt_path: str | None) -> Path | None:
     """The path, if it is that of a checkpoint rather than of a run."""
     path = Path(str(ckpt_path))
-    return path if path.is_file() and path.suffix == ".ckpt" else None
+    return path if os.path.isfile(path) and path.suffix == ".ckpt" else None
 
 
-def run_lightning(argv: list[str]) -> None:
-    """Run one of Lightning's commands."""
+def _how_to_resume(run: RunFolder) -> str:
+    if not list(run.path.glob("*/last.ckpt")):
+        return "no epoch was finished, so there is nothing to resume"
+    return f"'ovml fit --ckpt_path {run.path}' resumes from the last finished epoch"
+
+
+def run_lightning(argv: list[str], own: Path | None = None) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        argv: The arguments.
+        own: The configuration in a run's folder, if it is read without being named.
+    """
     try:
-        with quiet_libraries():
+        with quiet_libraries(), nullcontext() if own is None else known_classes_only(own, argv):
             OVMLCLI(argv)
     except MisconfigurationException as error:  # of a callback that does not fit
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error

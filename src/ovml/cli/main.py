@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ended, code = "interrupted", 128 + signal.SIGINT
         else:
             raise
-        resume = "; 'ovml fit ... --ckpt_path last' resumes from the last finished epoch" if args[:1] == ["fit"] else ""
-        print(f"ovml: {ended}{resume}", file=sys.stderr)
+        print("; ".join([f"ovml: {ended}", *map(printable, getattr(stop, "__notes__", []))]), file=sys.stderr)
         return code
     return 0
 

@@ -45,7 +45,8 @@ class UserErrors:
         inner = next((error for error in _causes(ex) if isinstance(error, OptionError)), None)
         if inner is None:
             text = message[found.end() if found else 0 :]
-            reason = _no_option(text, parser._names()) or _no_class(text) or _no_value(text) or _joined(text)
+            reason = _no_option(text, parser._names()) or _not_allowed(text) or _no_class(text) or _no_value(text)
+            reason = reason or _joined(text)
         else:
             key, reason = ".".join(filter(None, (key, inner.key))), inner.reason
         raise OptionError(key, reason, parser.prog.replace(" [options]", "")) from ex
@@ -101,6 +102,12 @@ def _no_option(text: str, known: list[str]) -> str | None:
         name = found[1].partition(".")[0]
         return f"no argument {name}" + nearest(name, [*known, *(["init_args"] if "." in found[1] else [])])
     return None
+
+
+def _not_allowed(text: str) -> str | None:
+    """Of a function, or of a class that the configuration of a stranger's run must not name."""
+    found = re.search(r"Importing '[\w.]+' is not allowed", text)
+    return found and found[0]
 
 
 _CLASS_NAME = re.compile(

@@ -23,7 +23,7 @@ from ovml.data.base import Split
 from ovml.data.cache import Table
 from ovml.data.image_files import ImageCheck, lost_paths, verify_images
 from ovml.utils.console import show
-from ovml.utils.errors import UserError, check_whole
+from ovml.utils.errors import UserError
 from ovml.utils.files import write_text
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -78,7 +78,6 @@ def prepare_folder(
     """
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; out=FOLDER is the folder of the lists")
-    check_whole("prepare", 1, workers=workers)
     data = data_module(**arguments)
     names = data.vocabulary
     reports = []

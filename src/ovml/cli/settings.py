@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ovml.utils.errors import UserError
-from ovml.utils.files import read_text
+from ovml.utils.files import check_folder, read_text
 from ovml.utils.yaml import load_yaml, yaml_reason
 
 MOST_CONFIG_BYTES = 2**20
@@ -87,21 +85,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
             value = int(value)
         if isinstance(value, (int, float)) and not least <= value <= MOST:
             raise UserError(f"--trainer.{name}: must be from {least} to {MOST:,}; got {_short(value)}")
-    _check_folder("--trainer.default_root_dir", Path(trainer["default_root_dir"]))
+    check_folder(trainer["default_root_dir"], "--trainer.default_root_dir")
 
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) > 2**63 else str(value)
-
-
-def _check_folder(option: str, path: Path) -> None:
-    for folder in (path, *path.parents):
-        try:
-            mode = os.stat(folder).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise UserError(f"{option} {str(path)[:80]}: cannot be used ({error.strerror})") from error
-        if not stat.S_ISDIR(mode):
-            raise UserError(f"{option} {path}: {folder} is not a folder; give another")
-        return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ovml.cli.command import Command, check_extra, checkpoint
@@ -42,7 +43,8 @@ FIT_OPTIONS = {
 FIT_EXAMPLES = (
     "ovml fit --config demo.yaml",
     "ovml fit --config nuswide.yaml --data.root DIR --trainer.devices 2 --trainer.precision bf16-mixed",
-    "ovml fit --config demo.yaml --model.head LocalHead --model.head.top_k 3 --ckpt_path last",
+    "ovml fit --config demo.yaml --model.head LocalHead --model.head.top_k 3",
+    "ovml fit --ckpt_path runs/demo/version_0",
 )
 EXAMPLES = (
     "ovml {name} --ckpt_path runs/demo/version_0",
@@ -89,26 +91,31 @@ class Training(Command):
 
         from ovml.cli.lightning import run_lightning
 
-        run_lightning([self.name, *argv])
+        run_lightning([self.name, *argv], Path(argv[1]) if args.ckpt_path and not args.config else None)
 
     def with_configs(self, args: argparse.Namespace) -> list[str]:
-        """The arguments with paths of configurations; if only a run is given, with the configuration in its folder.
+        """The arguments with paths of configurations; if only a run is given, first the configuration in its folder.
 
         Raises:
             UserError: A configuration or the run does not exist, or a configuration is not YAML.
         """
         paths = {name: _checked_config(name) for name in args.config or ()}
+        argv: list[str] = args.argv
         run = None if args.ckpt_path in (None, "null", "last") else run_folder(args.ckpt_path)
         if paths:
             paths |= {f"--config={name}": f"--config={path}" for name, path in paths.items()}
-            return [paths.get(arg, arg) for arg in args.argv]
-        if not any(arg.startswith(("--data", "--ckpt_path", "--print_")) or ".help" in arg for arg in args.argv):
+            return [paths.get(arg, arg) for arg in argv]
+        if not any(arg.startswith(("--data", "--ckpt_path", "--print_")) or ".help" in arg for arg in argv):
             raise UserError(
                 f"no data set: give --config FILE, such as demo.yaml, or --data CLASS; see 'ovml {self.name} --help'"
             )
         if args.ckpt_path == "last":
             raise UserError("--ckpt_path last: give --config too, or the run's folder instead of 'last'")
-        return args.argv if run is None else ["--config", _checked_config(str(run / "config.yaml")), *args.argv]
+        if run is None:
+            return argv
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"--ckpt_path {run}: made in Python, it has no config.yaml; give --config too")
+        return ["--config", _checked_config(str(run / "config.yaml")), *argv]
 
 
 def _checked_config(name: str) -> str:

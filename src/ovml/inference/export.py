@@ -1,7 +1,8 @@
 """Export of a model to one file that runs without ovml, with the label embeddings as an input.
 
 model.onnx                 `pixel_values [B, 3, H, W]`, `label_embeds [L, D]` -> `logits [B, L]`; model.pt2 likewise
-model.onnx.data            the weights, if they are too large for one ONNX file
+model.onnx.data            the weights, if they are too large for one ONNX file; `model.2.onnx.data` if the file that
+                           was replaced had such weights too
 model.labels.safetensors   `label_embeds`, with the label names in the metadata, if there are labels
 """
 
@@ -12,7 +13,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from ovml.inference.tagger import Tagger
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import PromptLearner
 from ovml.utils.errors import UserError
-from ovml.utils.files import check_output, write_errors
+from ovml.utils.files import check_output, folder_beside, sync, write_errors
 from ovml.utils.version import __version__
 from ovml.vocabulary import LabelVocabulary
 
@@ -117,18 +117,17 @@ def export_model(
     embeds = None if vocabulary is None else Tagger(model, vocabulary, prompt=prompt).label_embeds()
 
     metadata = _metadata(model)
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{path.name}.part-", dir=path.parent) as folder:
-            written = Path(folder, path.name)  # ONNX files hold the name of their data file
-            with tracing(model.head, format):
-                scorer = Scorer(model)
-                write_traced(scorer, _random_inputs(model, 2, 5, seed=0), written, metadata, opset)
-                run = load_traced(written)
-                difference = None if run is None else _difference(scorer, run, model, path.name)
-            if vocabulary is not None and embeds is not None:
-                write_label_embeddings(labels_path(written), vocabulary.names, embeds, metadata)
-            labels_file, data_file = _put_in_place(written, path)
+    with write_errors(path), folder_beside(path) as folder:
+        written = folder / _unused_name(path)  # ONNX files hold the name of their data file
+        with tracing(model.head, format):
+            scorer = Scorer(model)
+            write_traced(scorer, _random_inputs(model, 2, 5, seed=0), written, metadata, opset)
+            run = load_traced(written)
+            difference = None if run is None else _difference(scorer, run, model, path.name)
+        if vocabulary is not None and embeds is not None:
+            write_label_embeddings(labels_path(written), vocabulary.names, embeds, metadata)
+        sync(folder)
+        labels_file, data_file = _put_in_place(written, path)
     return Exported(path, labels_file, data_file, difference)
 
 
@@ -142,7 +141,7 @@ def check_target(path: Path, format: str | None, overwrite: bool) -> str:
         raise UserError(f"format {format!r}: unknown; it is one of {', '.join(FORMATS)}")
     suffixes = {suffix: name for name, suffix in FORMATS.items() if format in (None, name)}
     check_output(path, list(suffixes), overwrite)
-    for file in (labels_path(path), data_path(path)):
+    for file in (labels_path(path), *map(data_path, _names(path))):
         check_output(file, [file.suffix], overwrite)
     return suffixes[path.suffix.lower()]
 
@@ -211,14 +210,30 @@ def _difference(scorer: Scorer, run: Run, model: OpenVocabularyModel, name: str)
     return maximum
 
 
+def _names(path: Path) -> tuple[Path, Path]:
+    """Paths of the model that its data file may be named after."""
+    return path, path.with_name(f"{path.stem}.2{path.suffix}")
+
+
+def _unused_name(path: Path) -> str:
+    """The name whose data file is not that of the model which is replaced."""
+    here = path.read_bytes() if path.exists() and any(data_path(name).exists() for name in _names(path)) else b""
+    return next(name.name for name in _names(path) if os.fsencode(data_path(name).name) not in here)
+
+
 def _put_in_place(written: Path, path: Path) -> list[Path | None]:
-    """Rename the files, the model last; return the paths of labels and data."""
-    beside: list[Path | None] = []
-    for place in (labels_path, data_path):
-        if place(written).exists():
-            beside.append(place(written).replace(place(path)))
-        else:
-            place(path).unlink(missing_ok=True)  # of the model that is replaced
-            beside.append(None)
+    """Rename the files; return the paths of labels and data.
+
+    A kill at any moment leaves the old model or the new one, never with the data or the labels of the other.
+    """
+    found: list[Path | None] = [None, None]
+    labels_path(path).unlink(missing_ok=True)
+    if data_path(written).exists():
+        found[1] = data_path(written).replace(path.with_name(data_path(written).name))
     written.replace(path)
-    return beside
+    for old in map(data_path, _names(path)):
+        if old != found[1]:
+            old.unlink(missing_ok=True)
+    if labels_path(written).exists():
+        found[0] = labels_path(written).replace(labels_path(path))
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from ovml.utils.errors import UserError, first_line
 from ovml.vocabulary import LabelVocabulary
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
+def read_checkpoint(path: Path | str, mmap: bool = False) -> dict[str, Any]:
     """Load a Lightning checkpoint without executing anything in it.
+
+    Args:
+        path: The file.
+        mmap: Read weights when they are used, for checkpoints of which only the recipe is of interest.
 
     Returns:
         The weights under `state_dict`, the recipe under `ovml`, and what else Lightning keeps.
@@ -24,7 +28,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         UserError: The file is missing, is not a checkpoint of ovml, or needs pickled code.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; give a checkpoint in it, or use from_pretrained") from error
     except FileNotFoundError as error:
@@ -43,15 +47,26 @@ def newest_checkpoint(run: Path) -> Path:
     """The checkpoint of the last stage that a run has come to, whatever the files' times, which copying changes.
 
     Raises:
-        UserError: The run has none yet, or one cannot be read.
+        UserError: The run has none yet, or none can be read.
     """
     found = {path.parent.name: path for path in sorted(run.glob("*/last.ckpt"))}
     if not found:
         raise UserError(f"{run}: this run has no checkpoint yet; let ovml fit finish an epoch first")
     if len(found) == 1:
         return next(iter(found.values()))
-    stages = read_checkpoint(next(iter(found.values())))["ovml"].get("stage_names") or []
+    stages = _stage_names(list(found.values()))
     return found[max(found, key=lambda name: stages.index(name) if name in stages else -1)]
+
+
+def _stage_names(checkpoints: Sequence[Path]) -> list[str]:
+    """The names of a run's stages, in order, by the first of its checkpoints that can be read."""
+    for path in checkpoints:
+        try:
+            return list(read_checkpoint(path, mmap=True)["ovml"].get("stage_names") or [])
+        except UserError:
+            if path == checkpoints[-1]:
+                raise
+    return []
 
 
 def model_arguments(recipe: Mapping[str, Any], given: Mapping[str, Any], where: str | Path) -> dict[str, Any]:

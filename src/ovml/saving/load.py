@@ -14,6 +14,7 @@ from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
 from ovml.saving.folder import CARD, CONFIG, WEIGHTS, read_json, read_model
 from ovml.utils.errors import UserError, first_line
+from ovml.utils.files import is_run, restore_replaced
 
 HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError, EntryNotFoundError))
 """Errors that a call of the Hub may raise; the first is the HTTP library's own."""
@@ -63,7 +64,8 @@ def find_model(name: str, hub: Mapping[str, Any] | None = None) -> Path:
         UserError: There is no such checkpoint, or the download fails.
     """
     path = Path(checkpoint_path(name))
-    if path.is_dir() and (path / "config.yaml").is_file():
+    restore_replaced(path)
+    if path.is_dir() and is_run(path):
         return newest_checkpoint(path)
     if path.suffix == ".ckpt" and not path.is_file():
         raise UserError(f"{path}: no such checkpoint; check the path")

@@ -56,12 +56,13 @@ def restore_checkpoint(make: Callable[..., Classifier], path: str | Path, argume
     Raises:
         UserError: The file is missing or unreadable, or was made by a model of other parts.
     """
-    recipe = read_checkpoint(path)["ovml"]
+    checkpoint = read_checkpoint(path)
+    recipe = checkpoint["ovml"]
     own, rest = split_arguments(arguments)
     model = OpenVocabularyModel(**model_arguments(recipe, own, path))
     processor = model.image_processor
     classifier = make(model, **training_arguments(recipe.get("training", {}), rest, str(path)))
-    classifier.load_learned(path)
+    classifier.load_learned(path, checkpoint)
     if "preprocessing" in own:  # replaces the checkpoint's
         model.image_processor = processor
     return classifier

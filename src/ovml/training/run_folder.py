@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +62,30 @@ class RunFolder:
     def checkpoint(self, stage: str) -> Path:
         """Where a stage's newest checkpoint is kept."""
         return self.path / stage / "last.ckpt"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training this run until the block or the process ends, however it ends.
+
+        Raises:
+            UserError: Another process trains it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with open(self.path / ".lock", "w") as file:
+            try:
+                # Not `flock`, which processes that load images would inherit and keep after a kill.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:  # others: the file system has no locks
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise UserError(
+                        f"{self.path}: another process trains this run; wait for it, or leave ckpt_path out to start "
+                        "another run"
+                    ) from error
+            yield
 
     def newest_checkpoint(self) -> Path:
         """The checkpoint of the last stage that the run has come to.

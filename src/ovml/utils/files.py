@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import ctypes
+import errno
+import glob
 import os
+import platform
 import secrets
 import shutil
 import stat
+import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 
 MOST_BYTES = 2**26
 """Size of the largest text file that is read: a million names of 60 characters."""
@@ -19,9 +25,11 @@ MOST_BYTES = 2**26
 
 @contextmanager
 def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or a folder to, and rename it to `path` when the block ends.
+    """Give a path beside `path` to write a file or a folder to, and put it in the place of `path` when the block ends.
 
-    An error in the block removes what was written and leaves `path` as it was. Missing parent folders are made.
+    What was written is on the disk before it takes its place, so a kill or a power cut leaves either the old or the
+    new. An error in the block removes what was written and leaves `path` as it was. What killed processes left beside
+    `path` is removed. Missing parent folders are made.
 
     Args:
         path: Where the file or folder appears. A file that is there is replaced; a folder that is there must be empty.
@@ -36,21 +44,106 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = secrets.token_hex(4)  # processes on other machines, and threads, may write the same file
-    beside, old = (path.with_name(f".{path.name}.{kind}-{own}") for kind in ("part", "old"))
+    restore_replaced(path)
+    beside, old = _hidden_names(path)
     try:
         yield beside
-        if replace_folder and path.is_dir():
-            path.rename(old)  # a folder can be renamed over an empty one only
-        os.replace(beside, path)
+        sync(beside)
+        if not (replace_folder and path.is_dir()):
+            os.replace(beside, path)
+        elif not _exchange(beside, path):
+            os.replace(path, old)  # a folder can be renamed over an empty one only
+            os.replace(beside, path)
+        _fsync(path.parent)
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        for left in (beside, old):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        _remove(beside)
+        _remove(old)
+
+
+@contextmanager
+def folder_beside(path: str | Path) -> Iterator[Path]:
+    """Make a hidden folder beside a path for files that are moved out of it; it is removed when the block ends."""
+    folder, _ = _hidden_names(Path(path))
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all that it holds, is on the disk."""
+    for written in [path, *path.rglob("*")]:
+        _fsync(written)
+
+
+def restore_replaced(path: str | Path) -> None:
+    """Put a folder back that a process was replacing when it was killed; nothing else stands in its place."""
+    path = Path(path)
+    if not os.path.exists(path):
+        for old in filter(Path.is_dir, _left_by_the_dead(path, "old")):
+            old.rename(path)
+            return
+
+
+def _hidden_names(path: Path) -> tuple[Path, Path]:
+    """Names beside a path for what is being written and what is being replaced; remove what killed processes left."""
+    for left in _left_by_the_dead(path):
+        _remove(left)
+    own = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"  # threads may write the same file
+    part, old = (path.with_name(f".{path.name}.{kind}-{own}") for kind in ("part", "old"))
+    return part, old
+
+
+def _machine() -> str:
+    """A name of this machine and its table of processes: containers may share the name, but not the process ids."""
+    table = Path("/proc/self/ns/pid")
+    return f"{zlib.crc32(f'{platform.node()} {table.stat().st_ino if table.exists() else 0}'.encode()):08x}"
+
+
+def _left_by_the_dead(path: Path, kind: str = "*") -> list[Path]:
+    """What processes of this machine left beside a path when they were killed."""
+    found = path.parent.glob(f".{glob.escape(path.name)}.{kind}-{_machine()}-*-*")
+    return [left for left in found if (pid := left.name.split("-")[-2]).isdecimal() and not _is_alive(int(pid))]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk, if the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; false where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def read_text(path: str | Path, kind: str, form: str, most_bytes: int = MOST_BYTES) -> str:
@@ -105,6 +198,29 @@ def check_output(path: Path, suffixes: Sequence[str], overwrite: bool = False) -
         raise UserError(f"{path}: exists already; give another name, or use overwrite=True to start over")
 
 
+def check_folder(path: str | Path, name: str) -> None:
+    """Check that a folder is there or can be made.
+
+    Args:
+        path: The folder.
+        name: The argument's, for errors.
+
+    Raises:
+        UserError: It is, or stands in, something else; or the system does not tell.
+    """
+    path = Path(path)
+    for folder in (path, *path.parents):
+        try:
+            mode = os.stat(folder).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name} {str(path)[:80]}: cannot be used ({first_line(error)})") from error
+        if not stat.S_ISDIR(mode):
+            raise UserError(f"{name} {path}: {folder} is not a folder; give another")
+        return
+
+
 @contextmanager
 def write_errors(path: str | Path, advice: str = "choose another place") -> Iterator[None]:
     """Turn errors of writing a file into a `UserError` that names the file and says what to do."""
@@ -128,8 +244,13 @@ def run_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     for folder in (path, *path.parents[:4]):  # as in RUN/STAGE/log/checkpoints/FILE
-        if os.path.exists(path) and (folder / "config.yaml").is_file():
+        if os.path.exists(path) and is_run(folder):
             return folder
     raise UserError(
         f"ckpt_path {path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
     )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run; `ovml fit` writes the configuration, `ovml.fit` the results alone."""
+    return any((folder / name).is_file() for name in ("config.yaml", "results.json"))

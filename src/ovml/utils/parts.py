@@ -179,7 +179,7 @@ def build(description: Any, base: Any, where: str) -> Any:
     if not isinstance(path, str) or not isinstance(init_args, Mapping) or not is_plain(init_args):
         raise UserError(f"{where}: expected class_path and plain init_args of a {base.__name__}; got {description!r}")
     module, _, name = path.rpartition(".")
-    if not _defines(module, name):
+    if not defines(module, name):
         raise UserError(f"{where}: no class {path!r} here; install the package that has it, or put it on PYTHONPATH")
     try:
         cls = getattr(import_module(module), name, None)
@@ -202,7 +202,7 @@ def _built(value: Any, where: str) -> Any:
     return value
 
 
-def _defines(module: str, name: str) -> bool:
+def defines(module: str, name: str) -> bool:
     """Whether a module is loaded, or its source has the class; found without running anything."""
     if module in sys.modules:
         return hasattr(sys.modules[module], name)

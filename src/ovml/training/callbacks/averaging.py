@@ -43,10 +43,11 @@ class LearnedEMA(Callback):
         self._hook: Any = None
         self._learning: dict[str, nn.Parameter] = {}
         self._average: list[Tensor] = []  # of the same order; empty outside of training
+        self._resumed: list[Tensor] = []  # weights of a checkpoint, until training starts
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find what learns in this stage; forget what an earlier call of the trainer left."""
-        self._learning, self._average = {}, []
+        self._learning, self._average, self._resumed = {}, [], []
         self.teardown(trainer, pl_module, stage)
         if stage == "fit":
             if cuts_models(trainer.strategy):
@@ -54,9 +55,10 @@ class LearnedEMA(Callback):
             self._learning = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the average, if no checkpoint had it."""
-        average = self._average or self._learning.values()
-        self._average = [a.detach().to(p.device, copy=True) for a, p in zip(average, self._weights, strict=True)]
+        """Start the average from the model, whose weights are those of the checkpoint, if it had any."""
+        self._average = [p.detach().clone() for p in self._weights]
+        for weight, resumed in zip(self._weights, self._resumed or self._average, strict=True):
+            weight.copy_(resumed)
         self._last_step = trainer.global_step
         # Not Lightning's `on_save_checkpoint`, which is passed over where a checkpoint holds weights only.
         put_average = partial(self._put_average)  # torch marks the hook, which a method does not let it do
@@ -98,10 +100,9 @@ class LearnedEMA(Callback):
         return {"weights": dict(zip(self._learning, self._weights, strict=True))} if self._average else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the average from the model, which the checkpoint was loaded into, and put the weights there."""
-        if self._learning:
-            self._average = [state_dict["weights"][name] for name in self._learning]
-            self._exchange()
+        """Keep the weights until training starts: the model has the average, the result if nothing is left to train."""
+        if self._learning and state_dict:
+            self._resumed = [state_dict["weights"][name] for name in self._learning]
 
     def _put_average(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
         """Put the average in the place of the weights of a state."""

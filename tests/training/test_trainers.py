@@ -1,0 +1,98 @@
+"""All stages in one call, and whole checkpoints."""
+
+import os
+import tempfile
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
+
+import ovml
+from ovml import OVMultiLabelClassifier, PromptStage, VisionStage, load_model
+from ovml.data import DemoDataModule
+from ovml.training.checkpoint_io import WholeCheckpointIO, write_whole_checkpoints
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+STAGES = [VisionStage(epochs=2, warmup_epochs=0), PromptStage(epochs=1)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("data"))
+    return DemoDataModule(train_size=16, eval_size=8, batch_size=8, num_workers=0, cache_dir=cache)
+
+
+def test_one_call_trains_all_stages_and_resumes(data, tiny, tmp_path, capsys):
+    model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=STAGES)
+    run = ovml.fit(model, data, default_root_dir=tmp_path, max_epochs=1, **QUIET)
+    assert run.path == tmp_path / "version_0"
+    assert list(run.results) == ["zero-shot", "vision", "prompt"]
+    said = capsys.readouterr().err
+    assert "ovml: stage 1 of 2: vision\n" in said
+    assert "ovml: stage 2 of 2: prompt\n" in said
+    assert torch.load(run.checkpoint("vision"), weights_only=True)["epoch"] == 0
+    pixels = torch.randn(1, 3, 48, 48)
+    assert torch.equal(load_model(run.path)(pixels), model.eval()(pixels))
+
+    again = OVMultiLabelClassifier(tiny, data.vocabulary, stages=STAGES)
+    run.checkpoint("prompt").unlink()
+    (run.path / "results.json").write_text('{"zero-shot": {}, "vision": {}}')
+    assert ovml.fit(again, data, "last", default_root_dir=tmp_path, **QUIET) == run
+    assert "ovml: stage 'vision' is finished; its results are kept\n" in capsys.readouterr().err
+    assert torch.equal(again.eval()(pixels), model(pixels))
+    ovml.fit(again, data, run.path, **QUIET)
+    assert f"ovml: {run.path}: this run is finished; nothing was trained\n" in capsys.readouterr().err
+
+
+def test_options_and_callbacks_serve_each_stage(data, tiny, tmp_path):
+    seen = []
+
+    class Count(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append((pl_module.stage.name, self))
+
+    model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=STAGES)
+    ovml.fit(model, data, default_root_dir=tmp_path, callbacks=Count(), fast_dev_run=True, **QUIET)
+    assert [name for name, _ in seen] == ["vision", "prompt"]
+    assert len({id(callback) for _, callback in seen}) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def strategy(**options):
+    return pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options).strategy
+
+
+def test_checkpoints_are_written_beside_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    own = strategy()
+    with pytest.raises(FileNotFoundError):
+        own.save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")  # as Lightning does it
+    write_whole_checkpoints(own)
+    for epoch in (1, 2):
+        own.save_checkpoint({"epoch": epoch}, tmp_path / "last.ckpt")
+        assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"epoch": epoch}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_old_checkpoint_is_whole_until_the_new_one_is(tmp_path, monkeypatch):
+    io, path = WholeCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"epoch": 1}, path)
+
+    def kill(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", kill)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+def test_ways_of_writing_that_the_user_chose_stay():
+    class Own(TorchCheckpointIO):
+        pass
+
+    for plugin in (Own(), AsyncCheckpointIO()):
+        chosen = strategy(plugins=[plugin])
+        write_whole_checkpoints(chosen)
+        assert chosen.checkpoint_io is plugin

@@ -31,7 +31,7 @@ from ovml.training.learning import attach_adapters, learned_names, make_optimize
 from ovml.training.objective import Objective, StepLoss, batch_features
 from ovml.training.precision import check_device
 from ovml.training.recipe import training_recipe
-from ovml.training.restore import load_classifier, restore_checkpoint
+from ovml.training.restore import check_lightning_options, load_classifier, restore_checkpoint
 from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage, find_stage
 from ovml.utils.console import notice
 from ovml.utils.images import ImageLike
@@ -265,6 +265,35 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
     def from_checkpoint(cls, path: str | Path, **arguments: Any) -> Self:
         """Load a classifier from a checkpoint that `ovml fit` or a `Trainer` wrote; see `from_pretrained`."""
         return restore_checkpoint(cls, path, arguments)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **arguments: Any,
+    ) -> Self:
+        """Load a classifier by Lightning's name for `from_checkpoint`.
+
+        Lightning's own method would make a class that the file names, and miss the frozen weights.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            map_location: Device of the classifier. Default: the CPU.
+            hparams_file: Not supported, as are `strict=False` and `weights_only=False`.
+            strict: See `hparams_file`.
+            weights_only: See `hparams_file`.
+            arguments: Constructor arguments in the place of the saved ones.
+
+        Raises:
+            UserError: See `from_pretrained`; or an option is not supported.
+        """
+        check_lightning_options(map_location, hparams_file, strict, weights_only)
+        classifier = cls.from_checkpoint(checkpoint_path, **arguments)
+        return classifier if map_location is None else classifier.to(map_location)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]

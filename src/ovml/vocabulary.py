@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from ovml.utils.errors import UserError
 from ovml.utils.lists import NameList, read_list
+from ovml.utils.schema import check_type, short
 
 
 def label_key(name: str) -> str:
@@ -68,6 +71,14 @@ def check_template(template: str) -> str:
     if template.count("{}") != 1:
         raise UserError(f"template {template!r} must hold {{}} exactly once, where the label's name goes")
     return template
+
+
+class VocabularyLists(TypedDict, total=False):
+    """A vocabulary as plain data; see `LabelVocabulary.to_dict`."""
+
+    seen: list[str] | None
+    unseen: list[str] | None
+    texts: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -157,11 +168,18 @@ class LabelVocabulary:
 
     @classmethod
     def from_any(cls, labels: LabelVocabulary | Mapping[str, Any] | Iterable[str]) -> LabelVocabulary:
-        """Make a vocabulary from a vocabulary, the output of `to_dict`, or a list of (seen) names."""
+        """Make a vocabulary from a vocabulary, the output of `to_dict`, or a list of (seen) names.
+
+        Raises:
+            UserError: They are something else, or not a proper list.
+        """
         if isinstance(labels, LabelVocabulary):
             return labels
         if isinstance(labels, Mapping):
+            check_type(labels, VocabularyLists, "labels")
             return cls(*(tuple(labels.get(key) or ()) for key in ("seen", "unseen", "texts")))
+        if not isinstance(labels, Iterable):
+            raise UserError(f"labels: expected a list of names; got {short(labels)}")
         return cls(check_names(labels if isinstance(labels, str) else tuple(labels)))
 
 

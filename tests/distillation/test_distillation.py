@@ -167,8 +167,8 @@ def test_half_precision_is_computed_in_full(distil):
     ("make", "text"),
     [
         (lambda: PatchDistillation("l2"), "PatchDistillation: distance must be 'cosine' or 'l1'; got 'l2'"),
-        (lambda: SumDistillation(patch=-1), "weights must be at least 0; got patch=-1"),
-        (lambda: SumDistillation(cosine=math.nan), "weights must be at least 0; got cosine=nan"),
+        (lambda: SumDistillation(patch=-1), "patch must be 0 or greater, and finite; got -1"),
+        (lambda: SumDistillation(cosine=math.nan), "cosine must be a finite number; got nan"),
         (lambda: SumDistillation(0), "all weights are 0; to turn distillation off give distillation_weight 0"),
     ],
 )

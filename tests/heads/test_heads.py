@@ -79,7 +79,14 @@ def test_zero_features_give_zeros_and_finite_gradients(head):
 @pytest.mark.parametrize("top_k", [0, 6])
 def test_top_k_beyond_the_patches_is_a_clear_error(top_k):
     with pytest.raises(UserError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"):
-        LocalHead(top_k=top_k)(features(), torch.randn(4, 8))
+        local_scores(features(), torch.randn(4, 8), top_k)
+
+
+@pytest.mark.parametrize("head", [LocalHead, TwoStreamHead])
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, "x", True, None, float("nan")])
+def test_a_top_k_that_is_no_count_is_refused_at_once(head, top_k):
+    with pytest.raises(UserError, match=f"{head.__name__}: top_k must be (a whole number|greater than 0); got"):
+        head(top_k=top_k)
 
 
 def test_head_is_abstract():

@@ -269,9 +269,9 @@ def test_half_precision_is_scored_in_full(dtype):
         ({"epsilon": 0}, "epsilon must be greater than 0"),
         ({"cost_scale": 0}, "cost_scale must be greater than 0"),
         ({"presence_temperature": 0}, "presence_temperature must be greater than 0"),
-        ({"iterations": 0}, "iterations must be at least 1"),
-        ({"tolerance": -1}, "tolerance and knowledge not negative"),
-        ({"knowledge": -1}, "tolerance and knowledge not negative"),
+        ({"iterations": 0}, "iterations must be greater than 0; got 0"),
+        ({"tolerance": -1}, "tolerance must be 0 or greater, and finite; got -1"),
+        ({"knowledge": -1}, "knowledge must be 0 or greater, and finite; got -1"),
     ],
 )
 def test_bad_arguments_of_the_head_are_one_line(arguments, message):

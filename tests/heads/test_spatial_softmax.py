@@ -103,7 +103,7 @@ def test_half_precision(dtype):
     ("arguments", "message"),
     [
         ({"temperature": 0}, "SpatialSoftmaxHead: temperature must be greater than 0; got 0"),
-        ({"temperature": float("nan")}, "temperature must be greater than 0; got nan"),
+        ({"temperature": float("nan")}, "temperature must be a finite number; got nan"),
         ({"scale": -1.0}, r"scale must be greater than 0; got -1\.0"),
         ({"global_weight": 1.5}, r"global_weight must be from 0 to 1; got 1\.5"),
     ],

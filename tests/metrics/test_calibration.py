@@ -139,9 +139,36 @@ def test_plain_values_and_back():
     calibration = Calibration(1.5, -0.5, 0.25, LABELS, (0.5,) * 7)
     assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
     broken = {**calibration.to_dict(), "label_thresholds": [0.5]}
-    for values in (broken, {}, None, {**calibration.to_dict(), "slope": "steep"}):
-        with pytest.raises(UserError, match="x: not a calibration .*evaluate the model again"):
+    for values in (broken, {}, None):
+        with pytest.raises(UserError, match="x: not a calibration: .*evaluate the model again"):
             Calibration.from_dict(values, "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("slope", "steep", "slope must be a finite number; got 'steep'"),
+        ("slope", float("nan"), "slope must be a finite number; got nan"),
+        ("slope", -1, "slope must be 0 or greater"),
+        ("slope", 1e300, "slope must be at most"),
+        ("offset", float("inf"), "offset must be a finite number"),
+        ("offset", -(10**400), "offset must be a finite number"),
+        ("offset", True, "offset must be a finite number; got True"),
+        ("threshold", 99, "threshold must be from 0 to 1; got 99"),
+        ("threshold", None, "threshold must be a finite number; got None"),
+        ("label_thresholds", [0.5] * 6 + [2], "label_thresholds, 6 must be from 0 to 1; got 2"),
+        ("label_thresholds", "abc", "label_thresholds must be a list or null; got 'abc'"),
+        ("vocabulary", 5, "vocabulary must be a mapping; got 5"),
+        ("vocabulary", {"seen": "abc"}, "seen must be a list"),
+        ("vocabulary", {"seen": []}, "the list is empty"),
+        ("other", 1, "without the key 'other'"),
+    ],
+)
+def test_damaged_values_end_in_one_line(name, value, message):
+    values = Calibration(1.5, -0.5, 0.25, LABELS, (0.5,) * 7).to_dict()
+    with pytest.raises(UserError, match=f"x: not a calibration: .*{message}.*; evaluate the model again") as info:
+        Calibration.from_dict({**values, name: value}, "x")
+    assert "\n" not in str(info.value)
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +225,10 @@ def test_interrupted_output_of_scores_is_none_of_probabilities(model):
 
 
 def test_wrong_settings_end_in_one_line():
-    for options in ({"thresholds": "some"}, {"min_present": 0}):
-        with pytest.raises(UserError, match="thresholds must be 'global' or 'per-label'"):
-            PlattScaling(**options)
+    with pytest.raises(UserError, match="PlattScaling: thresholds must be 'global' or 'per-label'; got 'some'"):
+        PlattScaling(thresholds="some")
+    with pytest.raises(UserError, match="PlattScaling: min_present must be greater than 0; got 0"):
+        PlattScaling(min_present=0)
 
 
 def test_without_a_returned_label_there_is_nothing_to_judge():

@@ -204,7 +204,7 @@ def test_images_without_a_present_label_in_the_protocol_scored_can_be_left_out()
             expected = {"mAP": MultilabelMeanAveragePrecision()(*part), **PrecisionRecallF1AtK(2)(*part)}
             assert values == pytest.approx({f"{protocol}/{k}": float(v) for k, v in expected.items()}, abs=1e-7)
     assert plain(every) != plain(labelled)
-    with pytest.raises(ValueError, match="images must be 'all' or 'labelled'"):
+    with pytest.raises(UserError, match="images must be 'all' or 'labelled'"):
         OpenVocabularyEvaluation(images="some")
 
 

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ovml import UserError
 from ovml.metrics import PrecisionRecallF1AtK
 from ovml.metrics.functional import count_at_k, precision_recall_f1
 
@@ -111,7 +112,7 @@ def test_k_beyond_the_labels():
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_k_below_one(k):
-    with pytest.raises(ValueError, match=f"k must be at least 1; got {k}"):
+    with pytest.raises(UserError, match=f"k must be at least 1; got {k}"):
         PrecisionRecallF1AtK(k)
 
 

@@ -284,10 +284,10 @@ def test_a_torch_model_is_loaded_from_every_kind_of_name(tiny, tmp_path):
 
 
 def test_a_checkpoint_names_what_it_lacks(tiny, tmp_path):
-    model = OVMultiLabelClassifier(tiny, LABELS, head=OfAnother(torch.zeros(3)))
+    model = OVMultiLabelClassifier(tiny, LABELS, head=OfAnything(torch.zeros(3)))
     checkpoint(model, tmp_path / "last.ckpt")
     assert "inner: cannot be saved, it is a Tensor" in error(tmp_path / "last.ckpt")
-    given = OfAnother(torch.zeros(3))
+    given = OfAnything(torch.zeros(3))
     assert torch.equal(scores(load(tmp_path / "last.ckpt", head=given).eval()), scores(model.eval()))
 
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
@@ -413,6 +413,12 @@ class OfAnother(CosineHead):
         self.inner = inner
 
 
+class OfAnything(CosineHead):
+    def __init__(self, inner=None) -> None:
+        super().__init__()
+        self.inner = inner
+
+
 class Swallowed(TwoStreamHead):
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -443,7 +449,7 @@ def test_what_became_of_an_argument_since_counts():
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (OfAnother(torch.zeros(3)), "inner: cannot be saved, it is a Tensor"),
+        (OfAnything(torch.zeros(3)), "inner: cannot be saved, it is a Tensor"),
         (Random(), "made again from {} it is another one"),
     ],
 )
@@ -645,7 +651,7 @@ def test_push_and_load_from_the_hub(model, tmp_path, monkeypatch):
 
 def test_no_repository_is_made_for_a_model_that_cannot_be_saved(model, tmp_path, monkeypatch):
     hub = FakeHub(tmp_path, monkeypatch)
-    model.model.head = OfAnother(torch.zeros(3))
+    model.model.head = OfAnything(torch.zeros(3))
     with pytest.raises(UserError, match="cannot be saved"):
         model.push_to_hub("me/my-model")
     assert hub.calls == []

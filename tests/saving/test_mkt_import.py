@@ -9,6 +9,7 @@ from reference_clip import reference_clip, reference_tokenizer
 from ovml import UserError, load_model
 from ovml.cli.main import command
 from ovml.encoders import ImageFeatures
+from ovml.encoders.checkpoints import load_clip
 from ovml.heads import GlobalHead, TwoStreamHead
 from ovml.saving.mkt import import_mkt
 
@@ -234,3 +235,36 @@ def test_the_command_says_what_is_wrong():
         command("import-mkt")([])
     with pytest.raises(UserError, match="--unseen-file needs --labels-file"):
         command("import-mkt")(["--stage1", "a", "--stage2", "b", "--out", "c", "--unseen-file", "d"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value", "message"),
+    [
+        (1, "positional_embedding", torch.zeros(0, 64), "positional_embedding is [0, 64], expected 2 dimensions"),
+        (1, "positional_embedding", torch.zeros(()), "positional_embedding is [], expected 2 dimensions"),
+        (1, "conv1.weight", torch.zeros(3), "conv1.weight is [3], expected 4 dimensions"),
+        (1, "conv1.weight", torch.zeros(64, 3, 0, 0), "conv1.weight is [64, 3, 0, 0]"),
+        (1, "projection_dist", torch.zeros(3), "projection_dist is [3], expected 2 dimensions"),
+        (1, "class_embedding", torch.zeros(()), "class_embedding is []"),
+        (1, "transformer.resblocks.0.mlp.c_fc.weight", torch.zeros(3), "c_fc.weight is [3], expected 2 dimensions"),
+        (1, "transformer.resblocks.0.mlp.c_fc.weight", torch.zeros(8, 200), "blocks of width 200"),
+        (1, "transformer.resblocks.0.attn.in_proj_weight", torch.zeros(()), "in_proj_weight is []"),
+        (1, "transformer.resblocks.999999999.x", torch.zeros(1), "attn.in_proj_weight' is missing"),
+        (2, "token_embedding.weight", torch.zeros(3), "token_embedding.weight is [3], expected 2 dimensions"),
+        (2, "token_embedding.weight", torch.zeros(1, 1).expand(10**9, 10**6), "'token_embedding.weight' is missing"),
+        (2, "text_projection", torch.zeros(2, 2, 2), "text_projection is [2, 2, 2], expected 2 dimensions"),
+        (2, "positional_embedding", torch.zeros(5), "positional_embedding is [5], expected 2 dimensions"),
+    ],
+)
+def test_tensors_of_odd_shapes_are_one_line(tiny, tmp_path, stage, name, value, message):
+    clip = load_clip(tiny)
+    states = [first_stage(clip), second_stage(clip, clip.text_model.embeddings.token_embedding.weight)]
+    states[stage - 1][name] = value
+    paths = [tmp_path / f"stage{i}.pth" for i in (1, 2)]
+    for state, path in zip(states, paths, strict=True):
+        torch.save({key: tensor.detach() for key, tensor in state.items()}, path)
+    with pytest.raises(UserError) as info:
+        import_mkt(*paths, tokenizer=tiny)
+    assert message in str(info.value)
+    assert f"stage{stage}.pth" in str(info.value)
+    assert "\n" not in str(info.value)

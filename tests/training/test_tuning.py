@@ -235,7 +235,7 @@ def test_plain_state_keeps_what_has_no_adapter(tiny):
         (lambda: [LoRAStage(dropout=1.0)], "dropout from 0 to below 1"),
         (lambda: [LoRAStage(targets=["qkv"])], "targets: no 'qkv'; a block has fc1, fc2, k_proj"),
         (lambda: [LoRAStage(num_layers=4)], "from 0 to 3, the tower's blocks; got 4"),
-        (lambda: [VisualPromptStage(num_prompts=0)], "num_layers and num_prompts must be at least 1"),
+        (lambda: [VisualPromptStage(num_prompts=0)], "num_prompts must be greater than 0; got 0"),
         (lambda: [VisualPromptStage(), VisionStage()], "'visual_prompt' and 'vision' change the same tower"),
         (lambda: [LoRAStage(), VisualPromptStage()], "'lora' and 'visual_prompt' change the same tower"),
     ],

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from ovml.distillation.base import Distillation, cosine_distance
 from ovml.encoders import ImageFeatures
-from ovml.utils.errors import UserError
 from ovml.utils.tensors import full_precision
 
 
@@ -37,8 +36,6 @@ class PatchDistillation(Distillation):
 
     def __init__(self, distance: Literal["cosine", "l1"] = "cosine") -> None:
         super().__init__()
-        if distance not in ("cosine", "l1"):
-            raise UserError(f"PatchDistillation: distance must be 'cosine' or 'l1'; got {distance!r}")
         self.distance = distance
 
     def forward(self, student: ImageFeatures, teacher: ImageFeatures) -> Tensor:

@@ -10,7 +10,7 @@ from ovml.distillation.feature import CosineDistillation, FeatureL1
 from ovml.distillation.patch import PatchDistillation
 from ovml.distillation.relational import RelationalDistillation
 from ovml.encoders import ImageFeatures
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_not_negative
 
 
 class SumDistillation(Distillation):
@@ -37,9 +37,7 @@ class SumDistillation(Distillation):
     def __init__(self, feature: float = 1.0, cosine: float = 0.0, relational: float = 0.0, patch: float = 0.0) -> None:
         super().__init__()
         weights = {"feature": feature, "cosine": cosine, "relational": relational, "patch": patch}
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise UserError(f"SumDistillation: weights must be at least 0; got {name}={weight}")
+        check_not_negative(self, **weights)
         if not any(weights.values()):
             raise UserError("SumDistillation: all weights are 0; to turn distillation off give distillation_weight 0")
         self.feature = feature

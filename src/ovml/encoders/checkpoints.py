@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from ovml.encoders.config import model_config
 from ovml.encoders.image_processor import ImageProcessor
-from ovml.utils.errors import UserError, first_line
+from ovml.utils.errors import UserError, error_at, first_line
 from ovml.utils.resources import DEFAULT as DEFAULT
 from ovml.utils.resources import DEMO as DEMO
 from ovml.utils.resources import RESOURCES
+
+WEIGHTS = "model.safetensors"
+MOST_SHOWN = 300
+"""Characters of a name and of a library's message in an error."""
+DOWNLOAD_AGAIN = "save or download the checkpoint again"
 
 
 def checkpoint_path(name: str) -> str:
@@ -21,51 +28,103 @@ def checkpoint_path(name: str) -> str:
 def load_clip(name: str) -> Any:
     """Load a `CLIPModel` or `SiglipModel` (safetensors only) in evaluation mode, in float32 whatever the file has.
 
-    SigLIP 2's checkpoints of one resolution are `SiglipModel`s too.
+    SigLIP 2's checkpoints of one resolution are `SiglipModel`s too. The configuration is compared with the shapes of
+    the weights before memory is taken.
 
     Args:
         name: `ovml-demo`, a folder written by `save_pretrained`, or a name on the Hugging Face Hub.
 
     Raises:
-        UserError: Nothing of that name can be loaded, or it is a checkpoint of another type.
+        UserError: Nothing of that name can be loaded, it is a checkpoint of another type, or it is damaged.
     """
     import torch
     import transformers
 
-    config = _load_config(name)
+    config, path = _load_config(name), checkpoint_path(name)
     # transformers imports a class when it is asked for.
     model_class = transformers.SiglipModel if config.model_type == "siglip" else transformers.CLIPModel
-    return _load(model_class.from_pretrained, name, config=config, use_safetensors=True, dtype=torch.float32).eval()
+    with _checkpoint_errors(name, WEIGHTS):
+        _check_shapes(name, model_class, config)
+        options = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
+        return model_class.from_pretrained(path, config=config, **options).eval()
 
 
 def _load_config(name: str) -> Any:
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
-    config = _load(AutoConfig.from_pretrained, name)
-    if config.model_type == "siglip2":
-        raise UserError(
-            f"{name}: a SigLIP 2 of any resolution (NaFlex), which ovml does not run; take one of a fixed resolution, "
-            "such as google/siglip2-base-patch16-224"
-        )
-    if config.model_type not in ("clip", "siglip"):
-        raise UserError(
-            f"{name}: a checkpoint of type {config.model_type!r}; ovml needs a CLIPModel ('clip') or SiglipModel "
-            "('siglip')"
-        )
-    return config
+    with _checkpoint_errors(name, "config.json"):
+        settings, _ = PreTrainedConfig.get_config_dict(checkpoint_path(name))
+        if not settings:
+            raise OSError("the file is missing or empty")
+        with error_at(f"{name}, config.json"):
+            return model_config(settings)
 
 
-def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a checkpoint; arguments and errors as for `load_clip`."""
-    from transformers import AutoTokenizer
+def _check_shapes(name: str, model_class: Any, config: Any) -> None:
+    """Check that the weights' file has every tensor that a configuration asks for, in its shape."""
+    import torch
+
+    shapes = _weight_shapes(checkpoint_path(name))
+    if not shapes:
+        return  # transformers finds other names of the file, or says that there is none
+    for tower in (config.vision_config, config.text_config):
+        if tower.num_hidden_layers > len(shapes):
+            raise UserError(
+                f"{name}: config.json asks for {tower.num_hidden_layers:,} blocks, and {WEIGHTS} has {len(shapes):,} "
+                f"tensors; {DOWNLOAD_AGAIN}"
+            )
+    with torch.device("meta"):  # shapes without memory
+        expected = {key: list(value.shape) for key, value in model_class(config).state_dict().items()}
+    for key, shape in expected.items():
+        if shapes.get(key, shape if key.startswith("logit_") else None) != shape:
+            found = f"has {key!r} as {shapes[key]}" if key in shapes else f"lacks {key!r}"
+            raise UserError(f"{name}: {WEIGHTS} {found}, config.json asks for {shape}; {DOWNLOAD_AGAIN}")
+
+
+def _weight_shapes(path: str) -> dict[str, list[int]]:
+    """The shapes of a checkpoint's tensors by name, from the headers of its files; none if there are no such files."""
+    from safetensors import safe_open
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
 
     try:
-        return _load(AutoTokenizer.from_pretrained, name)
-    except ImportError as error:  # transformers says which package, over many lines
-        raise UserError(
-            f"{name}: its tokenizer needs more packages; pip install sentencepiece protobuf, or give a folder with a "
-            "tokenizer.json"
-        ) from error
+        files = [cached_file(path, WEIGHTS)]
+    except OSError:
+        try:
+            files, _ = get_checkpoint_shard_files(path, cached_file(path, SAFE_WEIGHTS_INDEX_NAME))
+        except OSError:
+            return {}
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            shapes |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
+def load_tokenizer(name: str, config: Any = None) -> Any:
+    """Load the tokenizer of a checkpoint, or of a folder without a model; see `load_image_processor`."""
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    path = checkpoint_path(name)
+    if config is None:
+        try:
+            config = _load_config(name)
+        except UserError:  # the files of the tokenizer may do without
+            config = PreTrainedConfig()
+    with _checkpoint_errors(name, "tokenizer"):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=False)
+        except ImportError as error:  # transformers says which package, over many lines
+            raise UserError(
+                f"{name}: its tokenizer needs more packages; pip install sentencepiece protobuf, or give a folder with "
+                "a tokenizer.json"
+            ) from error
+        (found,) = tokenizer(["a"], verbose=False)["input_ids"]  # damaged ones may raise any error here
+        if not set(found) - set(tokenizer.all_special_ids):  # transformers makes an empty one where files are missing
+            raise UserError(
+                f"{name}: its tokenizer knows no letters; get tokenizer.json, or vocab.json and merges.txt, again"
+            )
+    return tokenizer
 
 
 def load_image_processor(name: str, config: Any = None) -> ImageProcessor:
@@ -76,33 +135,40 @@ def load_image_processor(name: str, config: Any = None) -> ImageProcessor:
         config: The checkpoint's configuration, if it is loaded already.
 
     Raises:
-        UserError: Nothing of that name can be loaded, or images are not square.
+        UserError: Nothing of that name can be loaded, images are not square, or a setting is damaged.
 
     >>> load_image_processor("ovml-demo").size
     72
     """
     import transformers
 
-    config = config or _load_config(name)
-    settings, _ = _load(transformers.CLIPImageProcessorPil.get_image_processor_dict, name)
-    kind = settings.get("image_processor_type", "")
-    squash = "Siglip" in kind or (config.model_type == "siglip" and "CLIP" not in kind)
-    loader = transformers.SiglipImageProcessorPil if squash else transformers.CLIPImageProcessorPil
-    processor, where = _load(loader.from_pretrained, name), f"{name}: preprocessor_config.json"
-    return ImageProcessor.of_transformers(processor, config.vision_config.image_size, where)
+    config, path = config or _load_config(name), checkpoint_path(name)
+    with _checkpoint_errors(name, "preprocessor_config.json"):
+        settings, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(path, trust_remote_code=False)
+        kind = settings.get("image_processor_type", "")
+        squash = "Siglip" in kind or (config.model_type == "siglip" and "CLIP" not in kind)
+        loader = transformers.SiglipImageProcessorPil if squash else transformers.CLIPImageProcessorPil
+        processor = loader.from_pretrained(path, trust_remote_code=False)
+        where = f"{name}, preprocessor_config.json"
+        return ImageProcessor.of_transformers(processor, config.vision_config.image_size, where)
 
 
-def _load(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Call a `from_pretrained` of transformers, and turn its errors into a `UserError`."""
+@contextmanager
+def _checkpoint_errors(name: str, file: str) -> Iterator[None]:
+    """Turn the errors of transformers into a `UserError`; which it raises for a damaged file is not documented."""
     path = checkpoint_path(name)
     try:
-        return load(path, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        if Path(path).is_dir():
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        name, reason = name[:MOST_SHOWN], first_line(error)[:MOST_SHOWN]
+        if not isinstance(error, (OSError, ValueError)):
+            reason = f"{type(error).__name__}: {reason}"
+        if os.path.isdir(path):
             raise UserError(
-                f"{name}: not a complete CLIP checkpoint ({reason}); write the folder with the model's, tokenizer's "
-                "and image processor's save_pretrained"
+                f"{name}: not a complete CLIP checkpoint ({file}: {reason}); write the folder with the model's, "
+                "tokenizer's and image processor's save_pretrained"
             ) from error
         if name.count("/") > 1 or "\\" in name or name.startswith("."):  # which no name on the Hub has
             raise UserError(f"{name}: no such folder; check the path") from error

@@ -209,11 +209,17 @@ class TextEncoder(nn.Module):
             UserError: A text has more tokens than the tower has positions.
         """
         encoded = self.tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
-        self._check_lengths(texts, encoded["input_ids"])
+        self._check_tokens(texts, encoded["input_ids"])
         return encoded["input_ids"], encoded["offset_mapping"]
 
-    def _check_lengths(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    def _check_tokens(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        known = self.token_embedding.num_embeddings
         for text, ids in zip(texts, rows, strict=True):
+            if not ids or min(ids) < 0 or max(ids) >= known:
+                raise UserError(
+                    f"tokenizer: {text!r} has tokens {list(ids)[:20]}, the text tower has those from 0 to {known - 1}; "
+                    "take the tokenizer that belongs to the checkpoint"
+                )
             if len(ids) > self.context_length:
                 raise UserError(
                     f"label too long: {text!r} is {len(ids)} tokens, the text tower takes {self.context_length}; "

@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_at_most, check_positive, error_at
+from ovml.utils.schema import check_type, short
 
 MOST_RESIZED = 16
 """Pixels of a resized image, as a multiple of the crop's, up to which all of it is resized."""
+MOST_SIDE = 2**14
+"""Pixels of a side of resized images."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -48,6 +51,17 @@ class ImageProcessor:
     resample: int = 3
     resize: int | None = None
 
+    def __post_init__(self) -> None:
+        check_positive("image processor", size=self.size, resize=1 if self.resize is None else self.resize)
+        check_at_most("image processor", MOST_SIDE, size=self.size, resize=self.short_side)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(map(isfinite, values)):
+                raise UserError(f"image processor: {name} must be three finite numbers; got {short(values)}")
+        if 0 in self.std:
+            raise UserError(f"image processor: std must not be 0; got {short(self.std)}")
+        if self.resample not in list(Image.Resampling):
+            raise UserError(f"image processor: resample must be from 0 to 5, a filter of Pillow; got {self.resample}")
+
     @classmethod
     def of_config(cls, config: Any) -> ImageProcessor:
         """The default image processor for a model's configuration."""
@@ -66,10 +80,12 @@ class ImageProcessor:
             where: What to call the processor in an error.
 
         Raises:
-            UserError: It has a setting that ovml does not follow, such as images that are not square.
+            UserError: It has a setting that is damaged, or that ovml does not follow, such as images that are not
+                square.
         """
+        with error_at(where):
+            crops = _check_settings(processor)
         resized, side = processor.size, tower_size
-        crops = getattr(processor, "do_center_crop", False)
         crop = processor.crop_size if crops else resized
         squash = resized.get("shortest_edge") is None
         if not processor.do_resize:
@@ -86,10 +102,9 @@ class ImageProcessor:
         scale = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
         normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
         mean, std = (_three(values, scale, where) for values in normalization)
-        if not min(map(abs, std)) > 0:
-            raise UserError(f"{where}: image_std must not be 0; got {processor.image_std}")
         short_side = int(resized["height"] if squash else resized["shortest_edge"])
-        return cls(side, mean, std, squash, int(processor.resample), None if short_side == side else short_side)
+        with error_at(where):
+            return cls(side, mean, std, squash, int(processor.resample), None if short_side == side else short_side)
 
     @property
     def short_side(self) -> int:
@@ -181,6 +196,26 @@ def _kept(resized: int, original: int, size: int) -> tuple[int, int, int, int]:
     end, scale = min(resized, begin + size), original / resized
     margin = 3 * max(1, ceil(scale)) + 1  # what the filters reach over
     return begin, end, max(0, floor(begin * scale) - margin), min(original, ceil(end * scale) + margin)
+
+
+def _check_settings(processor: Any) -> bool:
+    """Check the types of an image processor's settings that are used; returns whether it crops."""
+    flags = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
+    does = {flag: getattr(processor, flag, None) or False for flag in flags}
+    check_type(does, dict[str, bool], "settings")
+    used: dict[str, Any] = {"size": dict[str, int], "resample": int}
+    if does["do_center_crop"]:
+        used["crop_size"] = dict[str, int]
+    if does["do_rescale"]:
+        used["rescale_factor"] = float
+    if does["do_normalize"]:
+        used["image_mean"] = used["image_std"] = float | list[float]
+    for name, kind in used.items():
+        value: Any = getattr(processor, name, None)
+        check_type(dict(value) if hasattr(value, "shortest_edge") else value, kind, name)
+    if does["do_rescale"] and not processor.rescale_factor:
+        raise UserError("rescale_factor must not be 0")
+    return bool(does["do_center_crop"])
 
 
 def _three(values: Any, scale: float, where: str) -> tuple[float, ...]:

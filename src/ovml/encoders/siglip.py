@@ -158,7 +158,7 @@ class SiglipTextEncoder(TextEncoder):
         if self.tokenizer.is_fast:
             return super().tokenize(lowered)
         rows = self.tokenizer(lowered, verbose=False)["input_ids"]
-        self._check_lengths(texts, rows)
+        self._check_tokens(texts, rows)
         special = set(self.tokenizer.all_special_tokens) - {self.tokenizer.unk_token}
         pieces = [self.tokenizer.convert_ids_to_tokens(row) for row in rows]
         words = [[None if piece in special else piece for piece in row] for row in pieces]

@@ -8,7 +8,7 @@ from torch import Tensor
 from ovml.encoders import ImageFeatures
 from ovml.heads.base import Head, normalize_over_labels
 from ovml.heads.chunks import chunks
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_positive
 
 
 def local_scores(features: ImageFeatures, label_embeds: Tensor, top_k: int, budget: int | None = None) -> Tensor:
@@ -55,6 +55,7 @@ class LocalHead(Head):
 
     def __init__(self, top_k: int = 16) -> None:
         super().__init__()
+        check_positive(self, top_k=top_k)
         self.top_k = top_k
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ovml.encoders import ImageFeatures
 from ovml.heads.base import Head
 from ovml.heads.chunks import chunks
 from ovml.heads.sinkhorn import sinkhorn
-from ovml.utils.errors import UserError, check_positive
+from ovml.utils.errors import check_at_most, check_not_negative, check_positive
 from ovml.utils.tensors import full_precision
 
 
@@ -78,11 +78,9 @@ class OptimalTransportHead(Head):
         super().__init__()
         check_positive(self, temperature=temperature, local_temperature=local_temperature, epsilon=epsilon)
         check_positive(self, cost_scale=cost_scale, presence_temperature=presence_temperature)
-        if iterations < 1 or not tolerance >= 0 or not knowledge >= 0:
-            raise UserError(
-                f"{type(self).__name__}: iterations must be at least 1, tolerance and knowledge not negative; "
-                f"got {iterations}, {tolerance} and {knowledge}"
-            )
+        check_positive(self, iterations=iterations)
+        check_at_most(self, 10_000, iterations=iterations)
+        check_not_negative(self, tolerance=tolerance, knowledge=knowledge)
         self.temperature = temperature
         self.local_temperature = local_temperature
         self.epsilon = epsilon

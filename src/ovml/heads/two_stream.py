@@ -8,6 +8,7 @@ from ovml.encoders import ImageFeatures
 from ovml.heads.base import Head, normalize_over_labels
 from ovml.heads.global_ import global_scores
 from ovml.heads.local import local_scores
+from ovml.utils.errors import check_positive
 
 
 class TwoStreamHead(Head):
@@ -29,6 +30,7 @@ class TwoStreamHead(Head):
 
     def __init__(self, top_k: int = 16, normalize: bool = True) -> None:
         super().__init__()
+        check_positive(self, top_k=top_k)
         self.top_k = top_k
         self.normalize = normalize
 

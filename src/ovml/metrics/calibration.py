@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_at_most, check_not_negative, check_share, error_at
+from ovml.utils.schema import check_type
 from ovml.vocabulary import LabelVocabulary, label_key
 
 
@@ -69,13 +70,15 @@ class Calibration:
         Raises:
             UserError: They are not what `to_dict` gives.
         """
-        try:
-            numbers = {name: float(values[name]) for name in ("slope", "offset", "threshold")}
-            own = values["label_thresholds"]
-            thresholds = None if own is None else tuple(map(float, own))
-            vocabulary = LabelVocabulary.from_any(values["vocabulary"])
-            if thresholds is not None and len(thresholds) != len(vocabulary):
-                raise ValueError(f"{len(thresholds)} thresholds for {len(vocabulary)} labels")
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: not a calibration ({error}); evaluate the model again, and save it") from error
-        return cls(**numbers, vocabulary=vocabulary, label_thresholds=thresholds)
+        with error_at(f"{where}: not a calibration", "evaluate the model again, and save it"):
+            check_type(values, Calibration, "calibration")
+            vocabulary, own = LabelVocabulary.from_any(values["vocabulary"]), values.get("label_thresholds")
+            if own is not None and len(own) != len(vocabulary):
+                raise UserError(f"{len(own)} thresholds for {len(vocabulary)} labels")
+            check_share("calibration", threshold=values["threshold"])
+            check_share("calibration", **{f"label_thresholds, {i}": value for i, value in enumerate(own or ())})
+            check_not_negative("calibration", slope=values["slope"])
+            for name in ("slope", "offset"):  # which are used in float32
+                check_at_most("calibration", 10**30, **{name: abs(values[name])})
+        numbers = {name: float(values[name]) for name in ("slope", "offset", "threshold")}
+        return cls(**numbers, vocabulary=vocabulary, label_thresholds=None if own is None else tuple(map(float, own)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
 from ovml.metrics.calibration import Calibration
 from ovml.metrics.score_counts import ScoreCounts
-from ovml.utils.errors import UserError
+from ovml.utils.errors import check_positive
 from ovml.utils.parts import Part
 from ovml.vocabulary import LabelVocabulary
 
@@ -42,11 +42,7 @@ class Calibrator(Part, ABC):
     """
 
     def __init__(self, thresholds: Literal["global", "per-label"] = "global", min_present: int = 10) -> None:
-        if thresholds not in ("global", "per-label") or min_present < 1:
-            raise UserError(
-                "calibrator: thresholds must be 'global' or 'per-label' and min_present at least 1; "
-                f"got {thresholds!r}, {min_present}"
-            )
+        check_positive(self, min_present=min_present)
         self.thresholds = thresholds
         self.min_present = min_present
 

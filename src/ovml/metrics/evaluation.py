@@ -19,6 +19,7 @@ from ovml.metrics.calibration import Calibration
 from ovml.metrics.calibrators import Calibrator, PlattScaling, evaluate_calibration
 from ovml.metrics.f1_at_k import PrecisionRecallF1AtK
 from ovml.metrics.protocols import CALIBRATION, EvaluationProtocol, chosen_protocols, label_columns
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,7 @@ class OpenVocabularyEvaluation(nn.Module):
         columns: Columns of the vocabulary by protocol; protocols without labels in the vocabulary are left out.
 
     Raises:
-        UserError: Names of protocols are repeated or unusable.
-        ValueError: `images` is neither `all` nor `labelled`.
+        UserError: Names of protocols are repeated or unusable, or `images` is neither `all` nor `labelled`.
 
     Example:
         >>> evaluation = OpenVocabularyEvaluation(ks=(1,))
@@ -64,7 +64,7 @@ class OpenVocabularyEvaluation(nn.Module):
     ) -> None:
         super().__init__()
         if images not in ("all", "labelled"):
-            raise ValueError(f"images must be 'all' or 'labelled'; got {images!r}")
+            raise UserError(f"images must be 'all' or 'labelled'; got {images!r}")
         self.protocols = chosen_protocols(protocols)
         self.ks = tuple(ks)
         self.images = images

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovml.metrics.functional.f1_at_k import CountsAtK, count_at_k, precision_recall_f1
+from ovml.utils.errors import UserError
 
 
 class PrecisionRecallF1AtK(Metric):
@@ -39,7 +40,7 @@ class PrecisionRecallF1AtK(Metric):
         super().__init__(**kwargs)
         self.ks = (k,) if isinstance(k, int) else tuple(k)
         if not self.ks or min(self.ks) < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
+            raise UserError(f"k must be at least 1; got {k}")
         self.add_state("hits", default=torch.zeros(len(self.ks), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("positives", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("images", default=torch.tensor(0), dist_reduce_fx="sum")

@@ -52,8 +52,6 @@ class CoOpPrompt(PromptLearner):
     ) -> None:
         super().__init__()
         check_context(num_context, (init,))
-        if name_position not in ("end", "middle"):
-            raise UserError(f"name_position must be 'end' or 'middle' of the context; got {name_position!r}")
         self.num_context = num_context
         self.init = init
         self.name_position = name_position

@@ -9,8 +9,17 @@ from typing import Any
 import torch
 
 from ovml.model import OpenVocabularyModel
-from ovml.saving.recipe import PARTS, apply_recipe, build_parts, checked_recipe, described_or_named, part_weights
-from ovml.utils.errors import UserError, first_line
+from ovml.saving.recipe import (
+    PARTS,
+    SAVE_AGAIN,
+    apply_recipe,
+    build_parts,
+    checked_recipe,
+    described_or_named,
+    part_weights,
+)
+from ovml.utils.errors import UserError, error_at, first_line
+from ovml.utils.schema import check_type
 from ovml.vocabulary import LabelVocabulary
 
 
@@ -39,6 +48,8 @@ def read_checkpoint(path: Path | str, mmap: bool = False) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: holds no state_dict; give a checkpoint that ovml fit wrote")
+    with error_at(path, SAVE_AGAIN):
+        check_type(checkpoint["state_dict"], dict[str, torch.Tensor], "state_dict")
     checked_recipe(checkpoint.get("ovml"), path)
     return checkpoint
 
@@ -76,12 +87,9 @@ def model_arguments(recipe: Mapping[str, Any], given: Mapping[str, Any], where: 
         UserError: A part cannot be built, or the CLIP was made in Python and is not given.
     """
     labels = recipe.get("labels")
-    arguments = {
-        "clip": recipe.get("clip"),
-        "labels": None if labels is None else LabelVocabulary.from_any(labels),
-        **build_parts(recipe, given, where),
-        **given,
-    }
+    with error_at(where):
+        vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
+    arguments = {"clip": recipe.get("clip"), "labels": vocabulary, **build_parts(recipe, given, where), **given}
     if arguments["clip"] is None:
         raise UserError(f"{where}: made of a CLIPModel in Python; pass the same one as clip=")
     return arguments
@@ -139,7 +147,9 @@ def load_checkpoint(path: str | Path, **given: Any) -> OpenVocabularyModel:
     """
     checkpoint = read_checkpoint(path)
     recipe, prefix = checkpoint["ovml"], "model."
-    model = OpenVocabularyModel(**model_arguments(recipe, given, path))
+    arguments = model_arguments(recipe, given, path)
+    with error_at(path):
+        model = OpenVocabularyModel(**arguments)
     processor = model.image_processor
     state = {name.removeprefix(prefix): v for name, v in checkpoint["state_dict"].items() if name.startswith(prefix)}
     expected = part_weights(model).keys() | (state.keys() & model.state_dict().keys())
@@ -160,4 +170,5 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, Any], where: str |
     try:
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{where}: weights that do not fit the model ({reason}); {SAVE_AGAIN}") from error

@@ -11,6 +11,7 @@ README.md                 the model card
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,9 @@ from ovml.encoders.adapters import plain_state
 from ovml.metrics.calibration import Calibration
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import check_names
-from ovml.saving.recipe import PARTS, base_model, build_parts, checked_recipe, part_weights, parts_recipe
-from ovml.utils.errors import UserError, first_line
+from ovml.saving.recipe import PARTS, SAVE_AGAIN, base_model, build_parts, checked_recipe, part_weights, parts_recipe
+from ovml.utils.errors import UserError, error_at, first_line
+from ovml.utils.files import read_text
 from ovml.utils.parts import check_importable, describe
 from ovml.vocabulary import LabelVocabulary
 
@@ -31,7 +33,6 @@ CONFIG, WEIGHTS, LABELS, CARD = "config.json", "model.safetensors", "labels.json
 CALIBRATION = "calibration.json"
 TRAINING_PARTS = ("loss", "distillation")
 """Parts of the training whose weights are saved too."""
-SAVE_AGAIN = "the folder is not as save_pretrained wrote it, save or download it again"
 
 
 def saved_config(model: OpenVocabularyModel, training: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +141,9 @@ def read_model(folder: Path, recipe: Any, given: Mapping[str, Any]) -> tuple[Ope
     file = folder / WEIGHTS
     arguments = {**build_parts(checked_recipe(recipe, folder / CONFIG), given, folder / CONFIG), **given}
     if "labels" not in given and (folder / LABELS).is_file():
-        arguments["labels"] = LabelVocabulary.from_any(read_json(folder / LABELS))
+        lists = read_json(folder / LABELS)
+        with error_at(folder / LABELS, SAVE_AGAIN):
+            arguments["labels"] = LabelVocabulary.from_any(lists)
     replaced = tuple(f"{part}." for part in PARTS if part in given)
     try:
         with safe_open(file, "pt") as opened:
@@ -168,12 +171,13 @@ def read_model(folder: Path, recipe: Any, given: Mapping[str, Any]) -> tuple[Ope
 
 def read_json(file: Path, missing: Any = None) -> Any:
     """Read a JSON object; `missing` replaces a file that does not exist."""
-    if missing is not None and not file.is_file():
+    if missing is not None and not os.path.isfile(file):
         return missing
+    text = read_text(file, "model's", "JSON")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); save or download the model again") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({first_line(error)}); save or download the model again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: expected a JSON object; save or download the model again")
     return content

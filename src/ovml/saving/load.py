@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -40,11 +41,11 @@ def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
         ('red circle',)
     """
     place = find_model(str(name))
-    if place.is_file():
+    if os.path.isfile(place):
         return load_checkpoint(place, **given)
     recipe = saved_recipe(place)
     if recipe is None:
-        return OpenVocabularyModel(str(place) if place.is_dir() else str(name), **given).eval()
+        return OpenVocabularyModel(str(place) if os.path.isdir(place) else str(name), **given).eval()
     return read_model(place, recipe, given)[0]
 
 
@@ -65,11 +66,12 @@ def find_model(name: str, hub: Mapping[str, Any] | None = None) -> Path:
     """
     path = Path(checkpoint_path(name))
     restore_replaced(path)
-    if path.is_dir() and is_run(path):
+    # Functions of `os`: methods of `Path` raise an error for a name that is too long.
+    if os.path.isdir(path) and is_run(path):
         return newest_checkpoint(path)
-    if path.suffix == ".ckpt" and not path.is_file():
+    if path.suffix == ".ckpt" and not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint; check the path")
-    if path.exists():
+    if os.path.exists(path):
         return path
     return download(name, hub or {}) or Path(name)
 

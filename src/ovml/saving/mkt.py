@@ -82,9 +82,20 @@ class TowerFile:
             raise UserError(f"{self.path}: the key {name!r} is missing; the file is cut short or of another model")
         return self.tensors[name]
 
-    def either(self, *names: str) -> Tensor:
-        """Return the tensor of the first of these names that the file has."""
-        return self[next((name for name in names if name in self.tensors), names[0])]
+    def sized(self, dimensions: int, *names: str) -> Tensor:
+        """Return the tensor of the first of these names that the file has.
+
+        Raises:
+            UserError: It is missing, or has another number of dimensions, or no values.
+        """
+        name = next((name for name in names if name in self.tensors), names[0])
+        value = self[name]
+        if value.ndim != dimensions or not value.numel():
+            raise UserError(
+                f"{self.path}: {name} is {list(value.shape)}, expected {dimensions} dimensions; the file is damaged or "
+                "of another model"
+            )
+        return value
 
     @property
     def num_layers(self) -> int:
@@ -96,7 +107,7 @@ class TowerFile:
         """Iterate over the tensors of the transformer blocks by Hugging Face's names, starting with `layers.0.`."""
         for i in range(self.num_layers):
             for kind in ("weight", "bias"):
-                stacked = self[f"transformer.resblocks.{i}.attn.in_proj_{kind}"]
+                stacked = self.sized(1 + (kind == "weight"), f"transformer.resblocks.{i}.attn.in_proj_{kind}")
                 for name, value in zip("qkv", stacked.tensor_split(3), strict=True):
                     yield f"layers.{i}.self_attn.{name}_proj.{kind}", value.contiguous()
                 for theirs, ours in BLOCK.items():
@@ -165,9 +176,9 @@ def build_clip(vision: TowerFile, text: TowerFile) -> Any:
     """
     from transformers import CLIPConfig, CLIPModel
 
-    patches, projection = vision["conv1.weight"], vision.either("projection_dist", "proj")
-    table, positions = text["token_embedding.weight"], text["positional_embedding"]
-    grid = math.isqrt(len(vision["positional_embedding"]) - 1)
+    patches, projection = vision.sized(4, "conv1.weight"), vision.sized(2, "projection_dist", "proj")
+    table, positions = text.sized(2, "token_embedding.weight"), text.sized(2, "positional_embedding")
+    grid = math.isqrt(len(vision.sized(2, "positional_embedding")) - 1)
     config = CLIPConfig(
         vision_config={
             **_tower_config(vision),
@@ -201,7 +212,7 @@ def build_clip(vision: TowerFile, text: TowerFile) -> Any:
 def _state(vision: TowerFile, text: TowerFile, projection: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Iterate over all tensors by Hugging Face's names; projections are transposed to weights of `nn.Linear`."""
     yield "visual_projection.weight", projection.T.contiguous()
-    yield "text_projection.weight", text["text_projection"].T.contiguous()
+    yield "text_projection.weight", text.sized(2, "text_projection").T.contiguous()
     yield "vision_model.embeddings.class_embedding", vision["class_embedding"]
     yield "vision_model.embeddings.patch_embedding.weight", vision["conv1.weight"]
     yield "vision_model.embeddings.position_embedding.weight", vision["positional_embedding"]
@@ -217,14 +228,22 @@ def _state(vision: TowerFile, text: TowerFile, projection: Tensor) -> Iterator[t
 
 
 def _tower_config(tower: TowerFile) -> dict[str, Any]:
-    inner, width = tower["transformer.resblocks.0.mlp.c_fc.weight"].shape
+    inner, width = tower.sized(2, "transformer.resblocks.0.mlp.c_fc.weight").shape
+    heads = max(1, width // HEAD_DIM)
+    if width % heads:
+        raise UserError(f"{tower.path}: blocks of width {width}, no multiple of {HEAD_DIM}; give OpenAI's CLIP")
     return {
         "hidden_size": width,
         "num_hidden_layers": tower.num_layers,
-        "num_attention_heads": max(1, width // HEAD_DIM),
+        "num_attention_heads": heads,
         "intermediate_size": inner,
         "hidden_act": "quick_gelu",
     }
+
+
+def _is_stored(value: Tensor) -> bool:
+    """Whether every value of a tensor is in the file; a few may be repeated to fill the memory."""
+    return value.layout is torch.strided and value.untyped_storage().nbytes() >= value.numel() * value.itemsize
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -243,7 +262,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     tensors = {
         name.removeprefix("module."): value
         for name, value in (content.items() if isinstance(content, Mapping) else ())
-        if isinstance(name, str) and isinstance(value, Tensor)
+        if isinstance(name, str) and isinstance(value, Tensor) and _is_stored(value)
     }
     if not tensors:
         raise UserError(f"{path}: holds no tensors by name; give the .pth file as the published code wrote it")

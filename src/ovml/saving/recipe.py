@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
+from typing_extensions import Required, TypedDict
 
 from ovml.encoders.adapters import TowerAdapter
 from ovml.encoders.image_processor import ImageProcessor
@@ -16,12 +18,49 @@ from ovml.heads import Head
 from ovml.metrics.calibration import Calibration
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import PromptLearner
-from ovml.utils.errors import UserError
-from ovml.utils.parts import Part, build, class_path, describe
+from ovml.utils.errors import UserError, error_at
+from ovml.utils.parts import Description, Part, build, class_path, describe
+from ovml.utils.schema import check_type
 from ovml.utils.version import __version__
+from ovml.vocabulary import VocabularyLists
 
 FORMAT = 1
 """Grows when older versions of ovml cannot read what is written."""
+
+
+SAVE_AGAIN = "the file is not as ovml wrote it: save, train or download the model again"
+
+
+class TrainingRecipe(TypedDict, total=False):
+    """How a model was trained and evaluated; see `OVMultiLabelClassifier`."""
+
+    loss: Description
+    distillation: Description
+    calibrator: Description
+    stages: list[Description]
+    protocols: list[Description]
+    distillation_weight: float
+    ks: list[int]
+    images: Literal["all", "labelled"]
+
+
+class Recipe(TypedDict, total=False):
+    """What `config.json` holds under `ovml`, and a checkpoint in more detail."""
+
+    format: Required[int]
+    version: str
+    head: Required[Description]
+    prompt: Required[Description]
+    adapters: list[Description] | None
+    clip: str | None
+    base_model: str | None
+    labels: VocabularyLists | None
+    image_processor: ImageProcessor
+    calibration: dict[str, Any] | None
+    training: TrainingRecipe
+    stage_names: list[str]
+
+
 PARTS: dict[str, type[Part]] = {"head": Head, "prompt": PromptLearner}
 """Parts of a model that have weights of their own beside the CLIP's."""
 
@@ -64,7 +103,10 @@ def checked_recipe(recipe: Any, where: str | Path) -> dict[str, Any]:
     if not isinstance(recipe, dict) or not PARTS.keys() <= recipe.keys():
         raise UserError(f"{where}: holds no ovml recipe; give a checkpoint or a model that ovml wrote")
     if recipe.get("format") not in range(1, FORMAT + 1):
-        raise UserError(f"{where}: in another format (written by ovml {recipe.get('version')}); upgrade ovml")
+        version = str(recipe.get("version"))[:20]
+        raise UserError(f"{where}: in another format (written by ovml {version}); upgrade ovml")
+    with error_at(where, SAVE_AGAIN):
+        check_type(recipe, Recipe, "ovml")
     return recipe
 
 
@@ -89,10 +131,15 @@ def apply_recipe(model: OpenVocabularyModel, recipe: Mapping[str, Any], where: s
     Raises:
         UserError: One of them is damaged.
     """
-    try:
-        model.image_processor = ImageProcessor(**recipe["image_processor"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{where}: image_processor is damaged ({error}); train or save the model again") from error
+    with error_at(where, SAVE_AGAIN):
+        check_type(recipe.get("image_processor"), ImageProcessor, "ovml, image_processor")  # folders have none
+        processor = ImageProcessor(**recipe["image_processor"])
+    if processor.size != model.image_encoder.image_size:
+        raise UserError(
+            f"{where}, image_processor: size is {processor.size}, the image tower of {model.clip_name} takes "
+            f"{model.image_encoder.image_size}; load the checkpoint with the CLIP that it was trained with"
+        )
+    model.image_processor = processor
     calibration = recipe.get("calibration")
     model.calibration = None if calibration is None else Calibration.from_dict(calibration, str(where))
 
@@ -107,5 +154,5 @@ def part_weights(model: OpenVocabularyModel) -> dict[str, Tensor]:
 def base_model(model: OpenVocabularyModel) -> str | None:
     """The Hub name of the CLIP that the model began as, where it is known."""
     name = model.base_model or model.clip_name
-    known = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    known = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name)
     return name if known else None

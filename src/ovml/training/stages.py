@@ -95,6 +95,7 @@ class Stage(Part, ABC):
             )
         check_positive(f"stage {self.name!r}", lr=self.lr)
         check_not_negative(f"stage {self.name!r}", min_lr=self.min_lr, weight_decay=self.weight_decay)
+        check_not_negative(f"stage {self.name!r}", num_layers=self.num_layers)
 
     @property
     def adapter(self) -> TowerAdapter | None:

@@ -1,6 +1,8 @@
 """The one error that means: the input is at fault, and the message says what to do."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MOST = 2**63 - 1
 """The largest whole number of an argument."""
@@ -29,6 +31,25 @@ def one_line(error: UserError) -> str:
     'a.png: broken'
     """
     return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+
+
+@contextmanager
+def error_at(where: object, advice: str = "") -> Iterator[None]:
+    """Name the place in each `UserError` of a block, and what to do.
+
+    Args:
+        where: Such as the file that is read.
+        advice: Added at the end of the message.
+
+    >>> with error_at("labels.json", "save the model again"):
+    ...     raise UserError("no label")
+    Traceback (most recent call last):
+    ovml.utils.errors.UserError: labels.json: no label; save the model again
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}" + (f"; {advice}" if advice else "")) from error
 
 
 def check_positive(owner: object, **arguments: float) -> None:
@@ -75,14 +96,24 @@ def check_whole(owner: object, least: int, **arguments: int | None) -> None:
             raise UserError(f"{_name(owner)}: {name} must be at {bound}; got {value}")
 
 
+def check_at_most(owner: object, most: int, **arguments: float) -> None:
+    """Raise a `UserError` for arguments above a bound, which keeps a wrong number from filling the memory."""
+    for name, value in arguments.items():
+        if value > most:
+            raise UserError(f"{_name(owner)}: {name} must be at most {most:,}; got {value:,}")
+
+
 def _name(owner: object) -> str:
     return owner if isinstance(owner, str) else type(owner).__name__
 
 
 def first_line(error: BaseException) -> str:
-    r"""The first line of an error's message, to be part of another one.
+    r"""The first line of an error's message, to be part of another one; two lines where the first ends in a colon.
 
     >>> first_line(ValueError("too long.\nsee below")), first_line(KeyboardInterrupt())
     ('too long', 'KeyboardInterrupt')
     """
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    if first.endswith(":") and others:
+        first = f"{first} {others[0].strip()}"
+    return first.rstrip(".")

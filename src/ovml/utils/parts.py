@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, error_at, first_line
+from ovml.utils.schema import MOST_DEPTH, check_type, constructor_types, short
 
 Description = dict[str, Any]
 """`{"class_path": str, "init_args": {name: plain value}}`, as in the YAML of the command line."""
@@ -19,7 +20,11 @@ Description = dict[str, Any]
 class Part:
     """Base of all that a model and its training are made of: heads, prompts, losses, distillations, stages and so on.
 
-    A part remembers its constructor's arguments, so that `describe` can tell how it was made.
+    A part checks its constructor's arguments against their type annotations, and remembers them, so that `describe` can
+    tell how it was made.
+
+    Raises:
+        UserError: An argument is of another type than its annotation says, or is not a finite number.
 
     Example:
         >>> class Scale(Part):
@@ -38,6 +43,9 @@ class Part:
             made_with = inspect.signature(cls).bind_partial(*args, **kwargs).arguments
         except TypeError:  # the constructor says what is wrong
             made_with = {}
+        types = constructor_types(cls)
+        for name in made_with.keys() & types.keys():
+            check_type(made_with[name], types[name], f"{cls.__name__}: {name}")
         object.__setattr__(part, "_made_with", dict(made_with))
         return part
 
@@ -84,16 +92,16 @@ class Part:
         return f"{type(self).__name__}({arguments})"
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: Any, depth: int = MOST_DEPTH) -> bool:
     """Whether a value can be kept as JSON: numbers, strings, and lists and mappings of them.
 
     >>> is_plain({"ks": [3, 5]}), is_plain(object())
     (True, False)
     """
     if isinstance(value, Mapping):
-        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+        return depth > 0 and all(isinstance(k, str) and is_plain(v, depth - 1) for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        return all(is_plain(v) for v in value)
+        return depth > 0 and all(is_plain(v, depth - 1) for v in value)
     return value is None or isinstance(value, (bool, int, float, str))
 
 
@@ -177,21 +185,27 @@ def build(description: Any, base: Any, where: str) -> Any:
     path = description.get("class_path") if isinstance(description, Mapping) else None
     init_args = description.get("init_args", {}) if isinstance(description, Mapping) else None
     if not isinstance(path, str) or not isinstance(init_args, Mapping) or not is_plain(init_args):
-        raise UserError(f"{where}: expected class_path and plain init_args of a {base.__name__}; got {description!r}")
+        raise UserError(
+            f"{where}: expected class_path and plain init_args of a {base.__name__}; got {short(description)}"
+        )
     module, _, name = path.rpartition(".")
     if not defines(module, name):
         raise UserError(f"{where}: no class {path!r} here; install the package that has it, or put it on PYTHONPATH")
     try:
         cls = getattr(import_module(module), name, None)
     except Exception as error:  # a module of the user's may raise any
-        raise UserError(f"{where}: {module} cannot be imported ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{where}: {module} cannot be imported ({reason}); install what it needs") from error
     if not (isinstance(cls, type) and issubclass(cls, base)) or inspect.isabstract(cls):
         raise UserError(f"{where}: {path!r} is no {base.__name__} that can be made; only subclasses of it are")
     arguments = {key: _built(value, f"{where}, {key}") for key, value in init_args.items()}
     try:
-        return cls(**arguments)
+        with error_at(where):
+            return cls(**arguments)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {path} does not take {dict(init_args)} ({error})") from error
+        raise UserError(f"{where}: {path} does not take {short(dict(init_args))} ({first_line(error)})") from error
 
 
 def _built(value: Any, where: str) -> Any:
@@ -206,8 +220,8 @@ def defines(module: str, name: str) -> bool:
     """Whether a module is loaded, or its source has the class; found without running anything."""
     if module in sys.modules:
         return hasattr(sys.modules[module], name)
-    if not all(part.isidentifier() for part in (*module.split("."), name)):
-        return False
+    if not all(part.isidentifier() and not part.startswith("__") for part in (*module.split("."), name)):
+        return False  # no name of a class, or `__main__`, which would run
     if module.split(".")[0] == "ovml":
         return True
     full, places, origin = "", None, None

@@ -8,7 +8,7 @@ from torch import nn
 
 from ovml.encoders.adapters.base import TowerAdapter
 from ovml.encoders.clip import ImageEncoder
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_at_most
 
 
 class LoRA(TowerAdapter):
@@ -45,6 +45,7 @@ class LoRA(TowerAdapter):
                 f"not empty; got num_layers={num_layers}, rank={rank}, alpha={alpha}, dropout={dropout}, "
                 f"targets={targets}"
             )
+        check_at_most(self, 2**12, rank=rank)
         self.num_layers = num_layers
         self.rank = rank
         self.alpha = alpha

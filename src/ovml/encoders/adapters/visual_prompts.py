@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ovml.encoders.adapters.base import TowerAdapter
 from ovml.encoders.clip import ImageEncoder
-from ovml.utils.errors import UserError
+from ovml.utils.errors import check_at_most, check_positive
 
 
 class VisualPrompts(TowerAdapter):
@@ -37,11 +37,8 @@ class VisualPrompts(TowerAdapter):
     added = frozenset({"visual_prompts"})
 
     def __init__(self, num_layers: int = 2, num_prompts: int = 10, deep: bool = True) -> None:
-        if num_layers < 1 or num_prompts < 1:
-            raise UserError(
-                f"VisualPrompts: num_layers and num_prompts must be at least 1; got num_layers={num_layers}, "
-                f"num_prompts={num_prompts}"
-            )
+        check_positive(self, num_layers=num_layers, num_prompts=num_prompts)
+        check_at_most(self, 2**12, num_prompts=num_prompts)
         self.num_layers = num_layers
         self.num_prompts = num_prompts
         self.deep = deep

@@ -12,6 +12,7 @@ from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError
 from ovml.encoders.checkpoints import load_clip, load_tokenizer
 from ovml.heads import GlobalHead, LocalHead
 from ovml.losses import RankingLoss, ranking_loss
+from ovml.prompts import ContextPrompt, TemplatePrompt
 from ovml.saving.checkpoint import newest_checkpoint
 from ovml.training.objective import scored_labels
 
@@ -235,6 +236,7 @@ def test_the_stages_order_decides_which_checkpoint_is_newest(tiny, tmp_path, ord
     model = OVMultiLabelClassifier(tiny, VOCABULARY, stages=[made[name] for name in order])
     for name in ("prompt", "vision"):  # as a copied folder has them
         save(model, tmp_path / name / "last.ckpt")
+    save(model, tmp_path / "zero" / "last.ckpt")  # of no stage of the run
     assert newest_checkpoint(tmp_path) == tmp_path / order[-1] / "last.ckpt"
     (tmp_path / order[-1] / "last.ckpt").unlink()
     assert newest_checkpoint(tmp_path) == tmp_path / order[0] / "last.ckpt"
@@ -258,6 +260,13 @@ def test_zero_shot_is_transformers_clip(model, tiny):
         theirs = clip(**tokens, pixel_values=pixels).logits_per_image / clip.logit_scale.exp()
         ours = model.zero_shot()(pixels)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_zero_shot_keeps_the_template_of_the_prompt(tiny):
+    model = OVMultiLabelClassifier(tiny, VOCABULARY, prompt=ContextPrompt("a {} here"))
+    torch.nn.init.zeros_(model.model.prompt.context)
+    expected = TemplatePrompt("a {} here").bind(model.model.prompt.text_encoder)(VOCABULARY)
+    assert torch.equal(model.zero_shot().model.embed_labels(), expected)
 
 
 def test_evaluation_scores_each_protocol_on_its_own_labels(model):

@@ -107,7 +107,8 @@ def test_its_clip_is_made_by_one_command(pictures, tmp_path):
     out = tmp_path / "clip"
     sizes = ["--steps", "3", "--scenes", "16", "--batch-size", "4", "--eval-scenes", "8", "--eval-every", "3"]
     places = ["--font", pictures, "--cache-dir", str(tmp_path / "cache"), "--out", str(out)]
-    path = os.pathsep.join(map(str, (tmp_path, ROOT / "benchmarks", ROOT / "examples")))
+    places_of_code = (tmp_path, ROOT / "benchmarks", ROOT / "examples", os.environ.get("PYTHONPATH", ""))
+    path = os.pathsep.join(map(str, places_of_code))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "worlds.emoji.pretrain_clip", *sizes, *places]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

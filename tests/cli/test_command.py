@@ -195,6 +195,17 @@ def test_what_is_the_machines_fault_is_one_line(capsys, monkeypatch, error, mess
         main(["doctor"])
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(capsys, monkeypatch):
+    """As in `ovml tag ... | head -1`."""
+
+    def closed(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ovml.cli.doctor.Doctor.run", closed)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_fault_of_ovml_is_not_hidden(monkeypatch):
     monkeypatch.setattr("ovml.cli.doctor.Doctor.run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

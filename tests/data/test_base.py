@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -9,7 +10,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from ovml import OVMultiLabelClassifier
-from ovml.data import DemoDataModule, MultiLabelDataModule
+from ovml.data import DemoDataModule, MultiLabelDataModule, RandAugment
 from ovml.data.rows import RowReader
 from ovml.encoders.checkpoints import load_image_processor
 from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -94,6 +95,7 @@ def test_order_depends_on_seed_and_epoch_alone(tiny):
     assert order(0, 1) == order(0, 1)
     assert sorted(order(0, 1)) == ["x", "y", "z"]
     assert len({tuple(order(0, epoch)) for epoch in range(8)}) > 1
+    assert len({tuple(order(seed, 1)) for seed in range(8)}) > 1
 
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone(tiny, tmp_path):
@@ -115,6 +117,60 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(tiny, tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not torch.equal(pixels(epoch=2), first)
     assert not torch.equal(pixels(seed=1), first)
+
+
+def test_the_seed_is_that_of_the_run_unless_it_is_given(tiny, monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert Spots(clip=tiny).seed == 0
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert Spots(clip=tiny).seed == 7
+    assert Spots(clip=tiny, seed=3).seed == 3
+
+
+def test_settings_of_the_training_crops_are_handed_on(tiny):
+    operations = RandAugment()
+    transform = Spots(clip=tiny, crop_scale=(0.5, 0.6), rand_augment=operations).train_transform
+    assert (transform.scale, transform.rand_augment) == ((0.5, 0.6), operations)
+    plain = Spots(clip=tiny, augment=False)
+    assert plain.train_transform is plain.eval_transform
+
+
+def test_images_of_an_evaluation_are_not_augmented(tiny, tmp_path):
+    data = DemoDataModule(3, 3, cache_dir=str(tmp_path), clip=tiny, batch_size=3)
+    for split, loader in (("validation", data.val_dataloader()), ("test", data.test_dataloader())):
+        (batch,) = loader
+        expected = [data.image_processor(row["image"].convert("RGB")) for row in data.dataset(split)]
+        assert torch.equal(batch["pixel_values"], torch.stack(expected))
+    (batch,) = data.train_dataloader()
+    rows = {row["image_id"]: row["image"].convert("RGB") for row in data.dataset("train")}
+    for image_id, pixels in zip(batch["image_id"], batch["pixel_values"], strict=True):
+        assert not torch.allclose(pixels, data.image_processor(rows[image_id]), atol=0.1)
+
+
+def test_each_split_has_its_batch_size(tiny):
+    data = Spots(clip=tiny, batch_size=2, eval_batch_size=3)
+    assert [len(batch["image_id"]) for batch in data.train_dataloader()] == [2, 1]
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        (batch,) = loader
+        assert batch["image_id"] == ["x", "y", "z"]
+        expected = [data.image_processor(Image.new("RGB", (40, 30), (40 * i,) * 3)) for i in range(3)]
+        assert torch.equal(batch["pixel_values"], torch.stack(expected))
+    assert Spots(clip=tiny, batch_size=2).eval_batch_size == 2
+    loaders = [getattr(Spots(clip=tiny, num_workers=2), f"{name}_dataloader")() for name in ("train", "val", "test")]
+    assert [loader.num_workers for loader in loaders] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_process_reads_its_share_only(tiny, world):
+    data = Spots(clip=tiny, batch_size=1)
+    shares = {"train": [], "validation": []}
+    for rank in range(world):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=None, training=False)
+        for split, loader in (("train", data.train_dataloader()), ("validation", data.val_dataloader())):
+            shares[split].append([i for batch in loader for i in batch["image_id"]])
+    assert sorted(i for share in shares["validation"] for i in share) == ["x", "y", "z"]
+    assert {len(share) for share in shares["train"]} == {-(-3 // world)}
+    assert {i for share in shares["train"] for i in share} == {"x", "y", "z"}
 
 
 def test_demo_rows_become_batches(tiny, tmp_path):

@@ -9,6 +9,7 @@ import tarfile
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -170,6 +171,30 @@ def test_pictures_are_neither_copied_nor_decoded(tmp_path, tiny, monkeypatch):
     written = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert written
     assert all(b"PNG" not in path.read_bytes() for path in written)
+
+
+def test_rows_beyond_the_first_chunk_have_their_own_labels_and_numbers(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("ovml.data.hub.rows.CHUNK", 4)
+    given = write_parquet(tmp_path / "set")
+    data = HubDataModule(**given, clip=tiny)
+    found = data.dataset("train").remove_columns("image")
+    assert found["image_id"][:] == [str(i) for i in range(14)]
+    assert [[NAMES[i] for i in positive] for positive in found["positive"][:]] == [
+        sorted(set(labels or ())) for labels in LISTED
+    ]
+    few = HubDataModule(**given, labels=["cat", "dog", "red car"], clip=tiny)
+    with pytest.raises(UserError, match=r"split 'train', row 3: label 'boat'"):
+        few.dataset("train")
+    few = HubDataModule(**{**given, "splits": {"test": "train"}}, labels=["cat", "dog", "boat"], clip=tiny)
+    few.source.splits["train"] = few.source.splits["train"].select([0, 1, 2, 4, 5, 6, 3])
+    with pytest.raises(UserError, match=r"row 6: label 'red car'"):
+        few.dataset("train")
+
+
+@pytest.mark.parametrize("label", [True, False, np.bool_(True), 0.0, [0]])
+def test_labels_that_are_neither_numbers_nor_names(label):
+    with pytest.raises(UserError, match="x: label .* is neither an id nor a name"):
+        LabelReader(LabelVocabulary(tuple(NAMES))).read([label], "x")
 
 
 def test_labels_are_read_once(tmp_path, tiny, monkeypatch):

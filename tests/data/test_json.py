@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from fake_json import GZSL, SEEN, TRAIN, UNSEEN, unseen_only, write_json, write_tree
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from ovml import UserError
 from ovml.data.json.datamodule import IGNORED, REPEATED, JSONDataModule
@@ -109,7 +111,12 @@ def test_protocols_score_only_what_is_known(tmp_path, tiny):
     model = OVMultiLabelClassifier(tiny, labels=data.vocabulary)
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_checkpointing=False)
     (metrics,) = trainer.test(model, data, verbose=False)
-    assert 0 < metrics["test/zsl/mAP"] <= 1
+    (batch,) = data.test_dataloader()
+    with torch.no_grad():
+        scores = model.eval()(batch["pixel_values"], data.vocabulary.unseen)
+    expected = average_precision_score(batch["labels"][:, 3:].numpy(), scores.double().numpy(), average="macro")
+    assert metrics["test/zsl/mAP"] == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(metrics["test/seen/mAP"])
 
 
 def test_held_out_training_images_tell_nothing_of_unseen_labels(tmp_path, tiny):
@@ -237,6 +244,11 @@ GOOD = {"classes": SEEN, "images": TRAIN}
             {"classes": UNSEEN, "images": [["test/1.png", ["boat", "zebra"]]]},
             r"zsl.json and .*gzsl.json disagree whether test/1.png shows 'boat'",
         ),
+        (  # on the first of the unseen labels
+            "zsl",
+            {"classes": ["zebra", "boat"], "images": [["test/1.png", []]]},
+            r"zsl.json and .*gzsl.json disagree whether test/1.png shows 'zebra'",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, tiny, role, content, message):
@@ -264,3 +276,13 @@ def test_arguments_that_do_not_fit(tmp_path, tiny):
     with pytest.raises(UserError, match=r"1 of the 3 images of the test split .*are missing.*test/1.png"):
         JSONDataModule(**tree, clip=tiny).dataset("test")
     assert len(JSONDataModule(**tree, clip=tiny, max_missing=0.5).dataset("test")) == 2
+
+
+def test_images_held_out_have_a_cache_of_their_own(tmp_path, tiny):
+    """The absent labels that a row lists depend on which labels every evaluation image knows."""
+    tree = write_tree(tmp_path)
+    whole = JSONDataModule(**tree, clip=tiny)
+    assert targets(whole, "train")["train/0.png"] == [1, 0, 0, 0, 0]
+    held = JSONDataModule(**tree, clip=tiny, validation_size=1)
+    assert targets(held, "train")["train/0.png"] == [1, 0, 0, -1, -1]
+    assert targets(JSONDataModule(**tree, clip=tiny), "train")["train/0.png"] == [1, 0, 0, 0, 0]

@@ -322,3 +322,13 @@ def test_missing_pictures_are_left_out_up_to_a_share(module, root):
     with pytest.raises(UserError, match=r"1 of the 3 images of the test split"):
         module(root).dataset("test")
     assert module(root, max_missing=0.5).dataset("test")["image_id"][:] == ["c1", "c3"]
+
+
+def test_another_choice_of_labels_has_a_cache_of_its_own(module, root):
+    for number in (3, 1, 2):
+        labels = fake.TRAINABLE + fake.UNSEEN[:number]
+        data = module(root, num_unseen=number)
+        for split in ("train", "test"):
+            assert fake.targets(data.dataset(split), labels) == fake.naive_targets(
+                fake.annotations(root, split), labels
+            )

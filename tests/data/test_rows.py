@@ -2,6 +2,7 @@
 
 import io
 import logging
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -128,6 +129,29 @@ def test_broken_pictures_are_logged_once_and_counted(tiny, caplog):
     assert len(caplog.messages) == 2
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_broken_pictures_of_an_evaluation_are_skipped_where_it_is_asked_for(tiny, streamed):
+    broken = rows(broken=[2, 3])
+    for skip_broken in (True, False):
+        data = Greys(clip=tiny, batch_size=3, skip_broken=skip_broken)
+        data.rows = broken.to_iterable_dataset() if streamed else broken
+        if skip_broken:
+            ids = [i for batch in data.val_dataloader() for i in batch["image_id"]]
+            assert ids == ["p0", "p1", "p4", "p5"]
+        else:
+            with pytest.raises(UserError, match=r"p2\.png: broken image"):
+                list(data.val_dataloader())
+
+
+def test_what_became_of_a_broken_picture_is_said(tiny, caplog):
+    data = Greys(clip=tiny)
+    for training, said in ((True, "a (replaced by another image)"), (False, "b (skipped)")):
+        data.trainer = SimpleNamespace(training=training)
+        with caplog.at_level(logging.WARNING, "ovml"):
+            data.on_before_batch_transfer({"broken": [said[0]]}, 0)
+        assert caplog.messages[-1] == said
+
+
 def test_an_error_in_a_worker_is_still_one_line(tiny):
     data = Greys(clip=tiny, batch_size=2, num_workers=1)
     data.rows = rows(broken=[5])
@@ -158,6 +182,36 @@ def test_a_stream_is_read_exactly_once(world, workers):
         )
         seen += [i for batch in loader for i in batch["image_id"]]
     assert sorted(seen) == sorted(f"p{i}" for i in range(12))
+
+
+def draw(image):
+    return torch.rand(1)
+
+
+def test_no_two_rows_of_a_stream_draw_the_same_numbers():
+    """Over workers, processes and epochs; and an epoch draws the same again."""
+    reader, drawn = RowReader(draw, 3, exhaustive=True), []
+    for epoch in (0, 1, 1):
+        for rank in range(2):
+            source = TensorStream(rows(size=12).to_iterable_dataset(num_shards=4), reader, rank=rank, world_size=2)
+            source.set_epoch(epoch)
+            loader = torch.utils.data.DataLoader(source, batch_size=2, collate_fn=collate, num_workers=2)
+            drawn.append([float(value) for batch in loader for value in batch["pixel_values"]])
+    assert len({value for part in drawn[:4] for value in part}) == 24
+    assert drawn[2:4] == drawn[4:]
+
+
+def test_drawing_leaves_the_generator_as_it_was():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    source = TensorRows(rows(), RowReader(draw, 3, exhaustive=True))
+    first = [float(source[0, i]["pixel_values"]) for i in range(6)]
+    assert len(set(first)) == 6
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_label_that_is_listed_both_ways_is_present():
+    assert RowReader(value, 3, exhaustive=False).targets([1], [1, 2]).tolist() == [-1, 1, 0]
 
 
 def test_a_training_stream_has_a_length_and_an_order_of_its_own():

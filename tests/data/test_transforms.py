@@ -96,3 +96,37 @@ def test_normalisation_is_the_plain_formula(spec, width, height):
     assert values.dtype == torch.float32
     assert values.is_contiguous()
     np.testing.assert_allclose(values.numpy(), plain.transpose(2, 0, 1), atol=1e-6, rtol=0)
+
+
+def test_crops_have_both_orientations_and_all_of_the_range():
+    torch.manual_seed(0)
+    boxes = [TrainTransform(SPEC).crop_box(400, 400) for _ in range(300)]
+    ratios = [(right - left) / (bottom - top) for left, top, right, bottom in boxes]
+    areas = [(right - left) * (bottom - top) / 400**2 for left, top, right, bottom in boxes]
+    assert 0.74 < min(ratios) < 0.77
+    assert 1.3 < max(ratios) < 1.35
+    assert 0.07 < min(areas) < 0.12
+    assert 0.9 < max(areas) <= 1
+    assert 0.4 < sum(ratio < 1 for ratio in ratios) / 300 < 0.6
+
+
+def test_half_of_the_crops_are_flipped():
+    torch.manual_seed(0)
+    image, transform = noise(32, 32), TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1))
+    plain = sum(torch.allclose(transform(image), SPEC(image), atol=1e-6) for _ in range(200))
+    assert 70 < plain < 130
+    always = TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1), flip=0.95)
+    assert sum(torch.allclose(always(image), SPEC(image), atol=1e-6) for _ in range(100)) < 20
+
+
+def test_crops_are_resampled_as_the_checkpoint_says():
+    image = noise(64, 64)
+    for resample in (2, 3):
+        spec = replace(SPEC, resample=resample)
+        torch.testing.assert_close(TrainTransform(spec, scale=(1, 1), ratio=(1, 1), flip=0)(image), spec(image))
+
+
+def test_imagenets_numbers_are_transformers_own():
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    assert (list(IMAGENET_MEAN), list(IMAGENET_STD)) == (list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))

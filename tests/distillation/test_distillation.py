@@ -163,6 +163,14 @@ def test_half_precision_is_computed_in_full(distil):
         torch.testing.assert_close(distil(*full), expected)
 
 
+@pytest.mark.parametrize("kind", [FeatureL1, CosineDistillation, RelationalDistillation, PatchDistillation])
+def test_parts_of_weight_zero_are_not_computed(kind, monkeypatch):
+    names = {FeatureL1: "feature", CosineDistillation: "cosine", RelationalDistillation: "relational"}
+    weights = {"feature": 1.0, "cosine": 1.0, "relational": 1.0, "patch": 1.0, names.get(kind, "patch"): 0.0}
+    monkeypatch.setattr(kind, "forward", lambda *_: pytest.fail("computed"))
+    assert SumDistillation(**weights)(features(0), features(1)) > 0
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

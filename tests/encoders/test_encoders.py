@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from hypothesis import given
@@ -96,3 +98,11 @@ def test_a_label_longer_than_the_context_is_named(tiny):
     encoder = TextEncoder(load_clip(tiny), load_tokenizer(tiny))
     with pytest.raises(UserError, match="'x{90}' is 92 tokens, the text tower takes 77"):
         encoder(["short", "x" * 90])
+
+
+def test_weights_that_are_a_pickle_are_not_read(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    torch.save(load_clip(tiny).state_dict(), tmp_path / "clip" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="not a complete CLIP checkpoint"):
+        load_clip(str(tmp_path / "clip"))

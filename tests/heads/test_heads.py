@@ -76,6 +76,14 @@ def test_zero_features_give_zeros_and_finite_gradients(head):
         assert embeds.grad is None or embeds.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-4, 1.0, 1e4])
+def test_scores_of_any_size_become_rows_of_length_one(size):
+    image, embeds = features(), torch.randn(37, 8)
+    tiny = ImageFeatures(*(size * part for part in image))
+    torch.testing.assert_close(GlobalHead()(tiny, embeds).norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(TwoStreamHead(top_k=2)(tiny, embeds), TwoStreamHead(top_k=2)(image, embeds))
+
+
 @pytest.mark.parametrize("top_k", [0, 6])
 def test_top_k_beyond_the_patches_is_a_clear_error(top_k):
     with pytest.raises(UserError, match=f"top_k must be from 1 to 5, the number of patches of an image; got {top_k}"):

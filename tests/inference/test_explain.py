@@ -19,6 +19,7 @@ from ovml.heads import CosineHead, TwoStreamHead
 from ovml.inference.explain import draw_explanation, explain
 from ovml.inference.patches import PatchGrid, find_evidence
 from ovml.metrics.plots.files import save_png
+from ovml.utils.images import load_image
 
 SPEC = ImageProcessor(48, (0.0,) * 3, (1.0,) * 3)
 SIDE = 4  # patches of 12 pixels
@@ -135,6 +136,20 @@ def test_the_command_writes_a_picture(tmp_path, picture, capsys):
         assert image.format == "PNG"
         assert image.width > 800
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_options_of_the_command_are_those_of_the_function(tmp_path, picture, model):
+    labels, shown = ["red heart", "blue star", "green fish"], load_image(picture)
+    cases = {(): {}, ("--top-k", "1"): {"top_k": 1}, ("--prompt", "no {}"): {"prompt": ["no {}"]}}
+    drawn = []
+    for options, arguments in cases.items():
+        out = tmp_path / "why.png"
+        command("explain")([str(picture), "--labels", ",".join(labels), "--out", str(out), *options])
+        with Image.open(out) as image:
+            drawn.append(np.asarray(image.convert("RGB")))
+        plain = {"top_k": 8, **arguments}
+        assert np.array_equal(drawn[-1], np.asarray(explain(model, shown, labels, **plain).convert("RGB")))
+    assert not np.array_equal(drawn[0], drawn[2])
 
 
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Exported models: the same logits without ovml, and in ONNX without torch."""
 
 import json
+import logging
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from safetensors import safe_open
 from ovml import OpenVocabularyModel, Tagger, UserError
 from ovml.cli.main import command
 from ovml.data.synthetic.scenes import draw_scene
+from ovml.encoders.image_processor import ImageProcessor
 from ovml.heads import (
     CosineHead,
     GlobalHead,
@@ -30,7 +33,9 @@ from ovml.heads import (
 )
 from ovml.inference import export
 from ovml.inference.export import export_model, labels_path
+from ovml.inference.export_formats import load_traced
 from ovml.prompts import TemplatePrompt
+from ovml.saving import load_model, save_model
 from ovml.utils.files import folder_beside
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -155,12 +160,104 @@ def test_the_files_hold_labels_and_how_pictures_are_prepared(exported, tmp_path)
     prompt = TemplatePrompt("a drawing of a {}").bind(model.prompt.text_encoder)
     assert torch.equal(embeds, prompt(model.vocabulary))
     in_onnx = onnxruntime.InferenceSession(str(files.path)).get_modelmeta().custom_metadata_map
+    for found in (metadata, in_onnx, metadata_of(export_model(model, tmp_path / "model.pt2").path)):
+        assert prepared(found) == model.image_processor
+
+
+def metadata_of(path):
     extra = {"ovml.json": ""}
-    torch.export.load(export_model(model, tmp_path / "model.pt2").path, extra_files=extra)
-    for found in (metadata, in_onnx, json.loads(extra["ovml.json"])):
-        assert json.loads(found["image_size"]) == json.loads(found["image_resize"]) == model.image_processor.size
-        assert tuple(json.loads(found["image_mean"])) == tuple(model.image_processor.mean)
-        assert tuple(json.loads(found["image_std"])) == tuple(model.image_processor.std)
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra["ovml.json"])
+
+
+def prepared(metadata):
+    """The image processor that metadata describe."""
+    found = {name.removeprefix("image_"): json.loads(v) for name, v in metadata.items() if name.startswith("image_")}
+    resize = found.pop("resize")
+    found |= {name: tuple(found[name]) for name in ("mean", "std")}
+    return ImageProcessor(**found, resize=None if resize == found["size"] else resize)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"resize": 60}, {"squash": True}, {"resample": 2}, {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}],
+    ids=str,
+)
+def test_an_image_processor_of_the_models_own_is_described(own, tiny, tmp_path):
+    model = model_with(labels=["cat"], clip=tiny)
+    model.image_processor = replace(model.image_processor, **own)
+    files = export_model(model, tmp_path / "model.pt2")
+    with safe_open(files.labels, "pt") as file:
+        for found in (file.metadata(), metadata_of(files.path)):
+            assert prepared(found) == model.image_processor
+
+
+class Dropping(Head):
+    """A head that is another one in training."""
+
+    def forward(self, features, label_embeds):
+        return torch.nn.functional.dropout(features.global_embeds, 0.5, self.training) @ label_embeds.T
+
+
+def test_a_model_in_training_is_exported_as_it_is_used(tiny, tmp_path):
+    model = model_with(Dropping(), clip=tiny).train()
+    files = export_model(model, tmp_path / "model.pt2")
+    pixel_values, label_embeds = torch.randn(2, 3, 48, 48), torch.randn(4, 16)
+    with torch.no_grad():
+        expected = model.eval()(pixel_values, ["a", "b"]).shape
+        plain = model.head(model.image_encoder(pixel_values), label_embeds)
+    assert expected == (2, 2)
+    torch.testing.assert_close(run_torch(files.path, pixel_values, label_embeds), plain, atol=1e-4, rtol=0)
+
+
+def with_differences(monkeypatch, *differences):
+    """Let the written file differ from the model by so much of the largest logit, at each of the sizes checked."""
+    load, rest = load_traced, list(differences)
+
+    def other(path):
+        run = load(path)
+
+        def differs(*inputs):
+            found = run(*inputs)
+            return found + rest.pop(0) * max(1.0, found.abs().max().item())
+
+        return differs
+
+    monkeypatch.setattr("ovml.inference.export.load_traced", other)
+
+
+@pytest.mark.parametrize("differences", [(5e-5, 1e-5), (1e-5, 5e-5)])
+def test_the_largest_difference_of_all_sizes_is_told(tiny, tmp_path, monkeypatch, differences):
+    with_differences(monkeypatch, *differences)
+    assert export_model(model_with(clip=tiny), tmp_path / "model.pt2").difference == pytest.approx(5e-5, rel=0.1)
+
+
+def test_a_file_of_another_shape_is_not_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "ovml.inference.export.load_traced", lambda _: lambda pixels, labels: torch.zeros(len(pixels), 1)
+    )
+    with pytest.raises(UserError, match=r"the exported file gives \[1, 1\] for 1 images and 2 labels; not written"):
+        export_model(model_with(clip=tiny), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logging_is_as_before_after_an_export(tiny, tmp_path, caplog):
+    for head in (None, Branching()):
+        logging.disable(logging.INFO)
+        try:
+            with suppress(UserError):
+                export_model(model_with(head, clip=tiny), tmp_path / f"{head is None}.pt2")
+            assert logging.root.manager.disable == logging.INFO
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("differences", [(2e-4, 0), (0, 2e-4), (float("nan"), 0)])
+def test_a_file_that_differs_at_one_size_is_not_written(tiny, tmp_path, monkeypatch, differences):
+    with_differences(monkeypatch, *differences)
+    with pytest.raises(UserError, match="the exported file differs from the model by .* on [13] images"):
+        export_model(model_with(clip=tiny), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_model_itself_is_left_as_it_is(tiny, tmp_path):
@@ -314,6 +411,22 @@ def test_the_command_writes_both_files_and_nothing_else(format, tiny, tmp_path, 
     assert "2 labels" in out
     assert "checked" in out
     assert err == ""
+
+
+def test_labels_and_prompt_of_the_command_take_the_place_of_the_models_own(tiny, tmp_path, capsys):
+    save_model(OpenVocabularyModel(tiny, ["cat", "dog", "sky"]), tmp_path / "saved")
+    model, out = load_model(tmp_path / "saved"), tmp_path / "model.pt2"
+    for options, labels, prompt in (
+        ([], ["cat", "dog", "sky"], None),
+        (["--labels", "a,b", "--prompt", "the {}"], ["a", "b"], "the {}"),
+        (["--prompt", "the {}", "--prompt", "{} x"], ["cat", "dog", "sky"], ["the {}", "{} x"]),
+    ):
+        command("export")(["--model", str(tmp_path / "saved"), "--out", str(out), "--overwrite", *options])
+        assert f"label embeddings of {len(labels)} labels" in capsys.readouterr().out
+        with safe_open(labels_path(out), "pt") as file:
+            assert json.loads(file.metadata()["labels"]) == labels
+            expected = Tagger(model, labels, prompt=prompt).label_embeds()
+            torch.testing.assert_close(file.get_tensor("label_embeds"), expected)
 
 
 def test_overwriting_takes_the_old_labels_away(tiny, tmp_path, capsys):

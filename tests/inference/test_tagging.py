@@ -1,4 +1,5 @@
 import itertools
+import json
 import threading
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ovml import OpenVocabularyModel, Tagger, UserError
+from ovml import LabelVocabulary, OpenVocabularyModel, Tagger, UserError
+from ovml.encoders.image_processor import Preprocessing
 from ovml.heads import CosineHead, LocalHead
+from ovml.metrics.calibration import Calibration
 from ovml.prompts import ContextPrompt, TemplatePrompt
 from ovml.utils.images import load_image
 
@@ -167,6 +170,22 @@ def test_an_error_of_the_stream_of_pictures_is_not_hidden(model, pictures):
         list(Tagger(model, batch_size=2).tag(stream()))
 
 
+class Dropping(CosineHead):
+    """A head that is another one in training."""
+
+    def forward(self, features, label_embeds):
+        return super().forward(features, label_embeds) * (0 if self.training else 1)
+
+
+def test_a_model_in_training_tags_as_it_does_afterwards(tiny, pictures):
+    model = OpenVocabularyModel(tiny, LABELS, head=Dropping()).train()
+    scores = Tagger(model).score(pictures)
+    assert scores.any()
+    assert model.head.training
+    assert torch.equal(Tagger(model.eval()).score(pictures), scores)
+    assert not scores.requires_grad
+
+
 def test_the_model_stays_in_its_mode(model, pictures):
     model.train()
     list(Tagger(model).tag(pictures))
@@ -199,6 +218,13 @@ def test_scores_that_cannot_be_ranked_are_no_tags(tiny, pictures):
     for call in (lambda: list(Tagger(model).tag(pictures, on_error="row")), lambda: Tagger(model).score(pictures)):
         with pytest.raises(UserError, match="NaN for image 0 of the batch and label 0 .35 in all.; the weights are"):
             call()
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (3, 3), (64, 8)])
+def test_one_thread_per_core_and_at_most_eight_read_images(model, monkeypatch, cores, threads):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert Tagger(model).num_workers == threads
+    assert Tagger(model, num_workers=2).num_workers == 2
 
 
 @pytest.mark.parametrize("image", ["x.png", Path("x.png"), b"x", Image.new("RGB", (4, 4))])
@@ -251,3 +277,27 @@ def test_a_matrix_of_scores_has_the_numbers_of_the_ranking(model, pictures, tmp_
         tagger.score([images[0], tmp_path / "bad.png"])
     with pytest.raises(UserError, match="expected several images, got one"):
         tagger.score(images[0])
+
+
+def test_settings_tell_apart_texts_image_processors_and_calibrations(tiny):
+    def settings(texts=("bank", "cat"), preprocessing=None, calibration=None):
+        vocabulary = LabelVocabulary(("bank (/m/1)", "cat"), texts=texts)
+        model = OpenVocabularyModel(tiny, vocabulary, preprocessing=preprocessing)
+        model.calibration = None if calibration is None else Calibration(*calibration, vocabulary)
+        return Tagger(model, probabilities=calibration is not None).settings()
+
+    first, calibrated = settings(), settings(calibration=(2.0, -1.0, 0.5))
+    assert first == settings()
+    assert calibrated == settings(calibration=(2.0, -1.0, 0.5))
+    others = [
+        settings(texts=("river bank", "cat")),
+        *(
+            settings(preprocessing=Preprocessing(**one))
+            for one in ({"resize": 60}, {"squash": True}, {"mean": (0.1,) * 3})
+        ),
+        calibrated,
+        settings(calibration=(2.5, -1.0, 0.5)),
+        settings(calibration=(2.0, -1.5, 0.5)),
+        settings(calibration=(2.0, -1.0, 0.6)),
+    ]
+    assert len({json.dumps(found, sort_keys=True) for found in (first, *others)}) == 1 + len(others)

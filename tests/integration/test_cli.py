@@ -5,17 +5,22 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import pandas
 import pytest
 import torch
 import yaml
 from commands import SMALL, ovml, ovml_here
+from lightning.pytorch import Callback
 from PIL import Image
 from stopper import ControlC, FullDisk, PowerCut, Terminate, ended_by
 
-from ovml.cli.main import main
+from ovml import Tagger, load_model
+from ovml.cli.main import COMMANDS, main
+from ovml.data import DemoDataModule
 from ovml.inference import tag_output
 
 
@@ -61,6 +66,9 @@ def test_a_killed_run_resumes_to_the_same_weights(run, config, tmp_path, stage, 
     for name in ("vision", "prompt"):
         unbroken, again = learned(run, name), learned(tmp_path / "version_0", name)
         assert all(torch.equal(unbroken[key], again[key]) for key in unbroken)
+        logs = sorted(path.name for path in (tmp_path / "version_0" / name).glob("log*"))
+        assert logs == (["log", "log_1"] if name == stage else ["log"])
+        assert all((tmp_path / "version_0" / name / log / "metrics.csv").is_file() for log in logs)
     assert json.loads((run / "results.json").read_text()) == json.loads(
         (tmp_path / "version_0" / "results.json").read_text()
     )
@@ -155,6 +163,58 @@ def test_predict_writes_a_line_per_image(run):
     assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize("checkpoint", ["", "vision/last.ckpt"])
+def test_predictions_are_the_ranking_of_the_checkpoint_that_is_named(run, checkpoint):
+    assert main(["predict", "--ckpt_path", str(run / checkpoint)]) == 0
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    config = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
+    data = DemoDataModule(**{name: config[name] for name in ("train_size", "eval_size", "cache_dir", "scene_seed")})
+    images = [row["image"] for row in data.dataset("test")]
+    model = load_model(run / (checkpoint or "prompt/last.ckpt"))
+    for line, tags in zip(lines, Tagger(model, top_k=10).predict(images), strict=True):
+        assert [tag["label"] for tag in line["labels"]] == [tag.label for tag in tags]
+        assert [tag["score"] for tag in line["labels"]] == pytest.approx([tag.score for tag in tags], abs=1e-5)
+
+
+class Seeds(Callback):
+    """Notes what each epoch was seeded with."""
+
+    seen: ClassVar[list[int]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.seen.append(torch.initial_seed())
+
+
+def test_each_epoch_of_each_stage_has_a_seed_of_its_own(config, tmp_path):
+    stages = "[{class_path: VisionStage, init_args: {epochs: 2}}, {class_path: PromptStage, init_args: {epochs: 2}}]"
+    arguments = ["--model.stages", stages, "--trainer.callbacks+", "test_cli.Seeds"]
+    Seeds.seen.clear()
+    assert main(["fit", "--config", config, *SMALL, *arguments, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    assert len(Seeds.seen) == len(set(Seeds.seen)) == 4
+
+
+def test_figures_of_each_evaluation_and_no_more_epochs_than_the_stage_has(config, tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stages = "[{class_path: ovml.training.PromptStage, init_args: {epochs: 2}}]"
+    arguments = ["--trainer.max_epochs", "9", "--trainer.log_every_n_steps", "1", "--model.stages", stages, "--plots"]
+    assert main(["fit", "--config", config, *SMALL, *arguments, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    run = tmp_path / "version_0"
+    said = capsys.readouterr().out
+    assert f"run: {run}\n" in said
+    assert f"--model {run}\n" in said
+    assert torch.load(run / "prompt" / "last.ckpt", weights_only=True)["epoch"] == 1
+    log = EventAccumulator(str(run / "prompt" / "log"), {"images": 0}).Reload()
+    assert [event.step for event in log.Images("val/precision_recall")] == [3, 6]
+    (rate,) = (name for name in log.Tags()["scalars"] if name.startswith("lr-"))
+    assert len(log.Scalars(rate)) == 6
+    assert main(["test", "--ckpt_path", str(run), "--plots"]) == 0
+    assert f"figures: {run / 'test_plots'}" in capsys.readouterr().out
+    for row in ("zero-shot", "prompt"):
+        assert (run / "test_plots" / row / "precision_recall.png").is_file()
+
+
 def test_tag_with_a_trained_model(run, picture, tmp_path, capsys):
     assert main(["tag", str(picture), "--labels", "red circle,blue star", "--model", str(run)]) == 0
     one = capsys.readouterr().out
@@ -235,6 +295,45 @@ def test_tag_of_nothing_but_broken_images_fails(tiny, tmp_path, capsys, monkeypa
     assert "ovml: error: no image could be read, of 2; each has its reason beside it" in capsys.readouterr().err
 
 
+def test_options_of_tag_are_those_of_the_tagger(album, tiny, tmp_path):
+    """Each option by itself, against the same argument in Python."""
+    labels, model, images = ["cat", "dog", "sky", "a", "b", "c"], load_model(tiny), [album / "a.png", album / "c.png"]
+    scores = Tagger(model, labels).score(images)
+    cases = {
+        (): {},
+        ("--top-k", "2"): {"top_k": 2},
+        ("--threshold", f"{scores.median()}"): {"threshold": float(scores.median())},
+        ("--prompt", "the {}"): {"prompt": "the {}"},
+        ("--prompt", "the {}", "--prompt", "{} x"): {"prompt": ["the {}", "{} x"]},
+        ("--batch-size", "1", "--num-workers", "0"): {"batch_size": 1, "num_workers": 0},
+    }
+    found = {}
+    for options, arguments in cases.items():
+        out = tmp_path / "tags.jsonl"
+        command = ["tag", *map(str, images), "--model", tiny, "--labels", ",".join(labels), "--out", str(out)]
+        assert main([*command, "--overwrite", *options]) == 0
+        found[options] = [
+            [(tag["label"], tag["score"]) for tag in json.loads(line)["labels"]] for line in out.open(encoding="utf-8")
+        ]
+        assert found[options] == [
+            [(label, pytest.approx(score, abs=2e-6)) for label, score in tags]
+            for tags in Tagger(model, labels, **arguments).predict(images)
+        ]
+    assert {len(tags) for tags in found[()]} == {5}
+    assert found[("--prompt", "the {}")] != found[()]
+
+
+def test_what_the_embedded_model_knows_is_said(picture, tiny, capsys):
+    for options, said in (([], True), (["--model", "ovml-demo"], True), (["--model", tiny], False)):
+        assert main(["tag", str(picture), "--labels", "heart", *options]) == 0
+        assert ("knows drawn shapes only; for photographs give --model" in capsys.readouterr().err) == said
+
+
+def test_one_image_that_cannot_be_read_is_an_error(album, tiny, capsys):
+    assert main(["tag", str(album / "b.png"), "--model", tiny, "--labels", "cat"]) == 2
+    assert "no image could be read, of 1" in capsys.readouterr().err
+
+
 def test_tag_says_what_it_understood_and_what_it_passed_over(album, tiny, tmp_path, capsys):
     (tmp_path / "names.csv").write_text("id;name\n1;fish\n2;moon\n")
     (album / "notes.txt").write_text("")
@@ -264,9 +363,10 @@ def test_an_interrupted_tag_goes_on_by_the_same_command(album, tiny, tmp_path, c
     monkeypatch.undo()
     assert main([*command, "--out", str(out), "--threshold", "0"]) == 2
     assert "begun with another threshold" in capsys.readouterr().err
+    monkeypatch.setattr("rich.progress.Task.elapsed", property(lambda _: 2.0))  # seconds
     assert main([*command, "--out", str(out)]) == 0
     assert "going on after 4 images" in (err := capsys.readouterr().err)
-    assert "7 images (4 of them before)" in err
+    assert "7 images (4 of them before), 1.5 images/s" in err
     assert [json.loads(line)["image"] for line in out.open()] == [json.loads(line)["image"] for line in whole.open()]
 
 
@@ -284,9 +384,11 @@ def test_tag_takes_labels_with_ids_and_a_threshold(picture, tiny, tmp_path, caps
 def test_help_and_version(capsys):
     for arguments in ([], ["--help"]):
         assert main(arguments) == 0
-        assert "train the stages" in capsys.readouterr().out
+        page = capsys.readouterr().out
+        assert [line.split()[0] for line in page.splitlines() if re.match("  [a-z]", line)] == list(COMMANDS)
+        assert all(f" {text}\n" in page for _, text in COMMANDS.values())
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("ovml ")
+    assert capsys.readouterr().out == f"ovml {metadata.version('ovml')}\n"
 
 
 BAD = {

@@ -7,13 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
+from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_calibration_error
 
 from ovml import LabelVocabulary, OVMultiLabelClassifier, Tagger, UserError
 from ovml.data.synthetic.scenes import draw_scene
-from ovml.metrics import MultilabelMeanAveragePrecision
+from ovml.metrics import MultilabelMeanAveragePrecision, OpenVocabularyEvaluation
 from ovml.metrics.calibration import Calibration
 from ovml.metrics.calibrators import PlattScaling, TemperatureScaling, best_f1_score, evaluate_calibration
 from ovml.metrics.tables import calibration_table
@@ -44,6 +46,7 @@ def test_platt_scaling_is_logistic_regression_on_the_known_targets(known):
     calibration = PlattScaling().calibrate(metric_of(scores, targets), LABELS)
     kept = targets >= 0
     theirs = LogisticRegression(C=np.inf, tol=1e-8).fit(scores[kept][:, None].double().numpy(), targets[kept].numpy())
+    assert calibration.label_thresholds is None
     assert calibration.slope == pytest.approx(float(theirs.coef_[0, 0]), rel=0.02)
     assert calibration.offset == pytest.approx(float(theirs.intercept_[0]), rel=0.02)
 
@@ -239,3 +242,61 @@ def test_without_a_returned_label_there_is_nothing_to_judge():
     table = calibration_table({"zero-shot": {"zsl/mAP": 0.2}, "prompt": metrics}, "test")
     assert [next(iter(column.cells)) for column in table.columns[2:]] == ["", "0.00"]
     assert calibration_table({"zero-shot": {"zsl/mAP": 0.2}}, "test") is None
+
+
+def test_the_calibrator_of_a_model_fits_its_probabilities(tiny):
+    vocabulary = LabelVocabulary(("cat", "dog"), ("sea",))
+    model = OVMultiLabelClassifier(tiny, vocabulary, stages=[], calibrator=TemperatureScaling("per-label", 2))
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0]] * 2)
+    batch = {"pixel_values": torch.randn(4, 3, 48, 48), "labels": labels, "image_id": ["x"] * 4}
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.validate(model, DataLoader([batch], batch_size=None), verbose=False)
+    found = model.model.calibration
+    assert found.offset == 0
+    assert len(found.label_thresholds) == 3
+    trainer.test(model, DataLoader([{**batch, "labels": 1 - labels}], batch_size=None), verbose=False)
+    assert model.model.calibration is found, "a test judges the calibration, and fits none"
+    assert {f"test/calibration/{name}" for name in ("ECE", "F1")} <= set(trainer.callback_metrics)
+
+
+def test_scores_far_out_count_in_the_outermost_bins():
+    """Probabilities of exactly 0 and 1."""
+    scores, targets = torch.tensor([[1e4, -1e4, 1e4, 0.0]] * 3), torch.tensor([[1, 0, 0, 1]] * 3)
+    found = evaluate_calibration(Calibration(4.0, 0.0, 0.9, LabelVocabulary(tuple("abcd"))), metric_of(scores, targets))
+    # Two of probability 1, one of them present; one of one half, present.
+    assert found == pytest.approx({"ECE": (2 * 0.5 + 0.5) / 4, "ECE given": 0.5, "F1": 2 * 1 / (2 + 2)})
+    probabilities = torch.sigmoid(4 * scores).flatten()
+    theirs = binary_calibration_error(probabilities, targets.flatten(), n_bins=15)
+    assert found["ECE"] == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_a_probability_equal_to_the_threshold_is_returned():
+    scores, targets = torch.zeros(4, 2), torch.tensor([[1, 0]] * 4)
+    found = evaluate_calibration(Calibration(1.0, 0.0, 0.5, LabelVocabulary(("a", "b"))), metric_of(scores, targets))
+    assert found == pytest.approx({"ECE": 0.0, "ECE given": 0.0, "F1": 2 * 4 / (8 + 4)})
+
+
+def test_of_thresholds_that_are_equally_good_the_highest_is_taken():
+    scores, present = np.array([0.9, 0.8, 0.7, 0.3]), np.array([True, False, False, True])
+    assert f1_score(present, scores >= 0.9) == f1_score(present, scores >= 0.3)
+    assert best_f1_score(scores, present) == 0.9
+
+
+def test_labels_are_embedded_by_their_texts_when_they_are_scored_together():
+    own = LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "bank", "/m/2": "cat", "/m/3": "bank"})
+    asked = LabelVocabulary.from_ids(["/m/4", "/m/5"], [], {"/m/4": "sea", "/m/5": "sea"})
+    assert own.texts != own.names
+    joint = Calibration(1.0, 0.0, 0.5, own).together(asked)
+    assert joint.names == (*asked.names, *own.names)
+    assert joint.texts == ("sea", "sea", "bank", "cat", "bank")
+
+
+def test_a_calibration_of_other_labels_is_not_evaluated():
+    evaluation = OpenVocabularyEvaluation()
+    evaluation.prepare(LABELS)
+    scores, targets = drawn(50)
+    evaluation.update(lambda columns: scores[:, columns], targets)
+    own, other = (Calibration(4.0, -1.0, 0.3, names) for names in (LABELS, LabelVocabulary(LABELS.names[::-1])))
+    assert set(evaluation.calibration_metrics(own)) == {f"calibration/{name}" for name in ("ECE", "ECE given", "F1")}
+    assert evaluation.calibration_metrics(other) == {}
+    assert evaluation.calibration_metrics(None) == {}

@@ -12,7 +12,16 @@ from torch.utils.data import DataLoader
 from ovml import LabelVocabulary, OVMultiLabelClassifier, UserError
 from ovml.cli.main import main
 from ovml.heads import GlobalHead
-from ovml.metrics.protocols import EvaluationProtocol, NamedLabels, NewWords, TextLabels, ZeroShot, chosen_protocols
+from ovml.metrics.protocols import (
+    EvaluationProtocol,
+    NamedLabels,
+    NewWords,
+    TextLabels,
+    ZeroShot,
+    chosen_protocols,
+    label_columns,
+    shown_protocols,
+)
 from ovml.metrics.tables import results_table
 
 VOCABULARY = LabelVocabulary(
@@ -123,3 +132,37 @@ def test_text_labels_from_the_command_line(tmp_path, capsys):
     command = ["test", "--config", "demo.yaml", "--model.protocols+", "ovml.metrics.TextLabels", *SMALL]
     assert main([*command, "--trainer.default_root_dir", str(tmp_path)]) == 0
     assert "text" in capsys.readouterr().out
+
+
+class Turned(EvaluationProtocol):
+    """Its columns in any order."""
+
+    name = "turned"
+
+    def __init__(self, found):
+        self.found = found
+
+    def columns(self, vocabulary):
+        return self.found
+
+
+@pytest.mark.parametrize("found", [[3, 2, 1], [1, 3, 2], [2, 1, 3], [1, 3], [5, 0]])
+def test_columns_keep_their_order(found):
+    assert list(label_columns(Turned(found), VOCABULARY)) == found
+
+
+@pytest.mark.parametrize("found", [[1, 1], [-1, 0], [9, 10], [0, 1, 0]])
+def test_columns_that_are_repeated_or_none_of_the_vocabulary_are_refused(found):
+    with pytest.raises(UserError, match="protocol 'turned': columns must differ and be from 0 to 9"):
+        label_columns(Turned(found), VOCABULARY)
+
+
+def test_seen_labels_are_shown_where_no_label_is_unseen():
+    rows = {"vision": {"seen/mAP": 0.25}}
+    assert [list(column.cells) for column in results_table(rows, "test").columns] == [
+        ["seen"],
+        ["MKT stage 1"],
+        ["25.0"],
+    ]
+    assert shown_protocols(["seen"]) == ["seen"]
+    assert shown_protocols(["seen", "gzsl"]) == ["gzsl"]

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from ovml.data import DemoDataModule
 from ovml.encoders.checkpoints import load_clip, load_image_processor
 from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ovml.heads import CosineHead, GlobalHead, Head, LocalHead, TwoStreamHead
-from ovml.losses import RankingLoss
+from ovml.losses import RankingLoss, ZLPRLoss
+from ovml.metrics import NewWords, TemperatureScaling, TextLabels
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import TemplatePrompt
 from ovml.utils import files
@@ -84,6 +87,7 @@ def error(name, **parts):
         {},
         {"head": MaxPatchHead(2.0), "prompt": TemplatePrompt(["a {}", "{} b"]), "loss": RankingLoss(0.5)},
         {"head": LocalHead(2), "stages": [VisionStage(epochs=3, num_layers=1)], "ks": [1], "images": "labelled"},
+        {"calibrator": TemperatureScaling("per-label", 3), "protocols": [NewWords(), TextLabels(False)], "ks": [2, 1]},
         {"head": CosineHead(), "stages": [], "labels": None, "distillation_weight": 0.0},
     ],
 )
@@ -99,6 +103,9 @@ def test_a_loaded_model_scores_the_same_to_the_last_bit(tiny, tmp_path, parts):
     assert list(map(describe, again.stages)) == list(map(describe, model.stages))
     assert again.objective.loss.margin == model.objective.loss.margin
     assert again.evaluation.images == model.evaluation.images
+    assert again.evaluation.ks == model.evaluation.ks
+    assert describe(again.evaluation.calibrator) == describe(model.evaluation.calibrator)
+    assert list(again.evaluation.titles) == list(model.evaluation.titles)
     assert again.objective.distillation_weight == model.objective.distillation_weight
     assert {n for n, p in again.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
@@ -146,6 +153,10 @@ def test_the_teacher_is_not_in_the_file_and_nothing_is_there_twice(model, saved)
     assert not torch.equal(weights[tail], model.teacher.layers[-1].mlp.fc1.weight)
 
 
+def test_whoever_may_read_one_file_may_read_all(saved):
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+
+
 def test_the_folder_is_a_plain_clip_checkpoint_too(model, saved):
     theirs = CLIPModel.from_pretrained(saved).eval()
     with torch.no_grad():
@@ -175,6 +186,22 @@ def test_arguments_take_the_place_of_what_was_saved(model, saved):
     assert again.model.vocabulary.names == ("zebra",)
     model.model.head = GlobalHead()
     assert torch.equal(scores(again, ["a", "b"]), scores(model, ["a", "b"]))
+
+
+def test_weights_of_the_loss_are_saved_unless_another_one_is_given(tiny, tmp_path):
+    model = trained(OVMultiLabelClassifier(tiny, LABELS, loss=ZLPRLoss(3.0, learned=True)))
+    model.save_pretrained(tmp_path / "saved")
+    scale = model.objective.loss.log_scale.detach()
+    assert scale.exp() != pytest.approx(3)
+    assert torch.equal(load(tmp_path / "saved").objective.loss.log_scale, scale)
+    other = load(tmp_path / "saved", loss=ZLPRLoss(2.0, learned=True))
+    assert other.objective.loss.log_scale.detach().exp() == pytest.approx(2)
+    assert other.objective.loss.learned_offset == 0
+    assert load(tmp_path / "saved", loss=RankingLoss()).objective.state_dict() == {}
+    plain = trained(OVMultiLabelClassifier(tiny, LABELS))
+    plain.save_pretrained(tmp_path / "plain")
+    assert load(tmp_path / "plain", loss=ZLPRLoss(2.0, learned=True)).objective.loss.scale == 2
+    assert torch.equal(scores(other), scores(model))
 
 
 def test_texts_of_labels_that_share_a_name_are_kept(tiny, tmp_path):
@@ -268,6 +295,14 @@ def test_preprocessing_is_saved_and_can_be_replaced(tiny, tmp_path, preprocessin
             assert found.image_processor == replaced
 
 
+def test_the_resampling_filter_is_saved(model, tmp_path):
+    model.model.image_processor = replace(model.model.image_processor, resample=2)
+    model.save_pretrained(tmp_path / "saved")
+    checkpoint(model, tmp_path / "last.ckpt")
+    for name in (tmp_path / "saved", tmp_path / "last.ckpt"):
+        assert load(name).model.image_processor == model.model.image_processor
+
+
 def test_a_torch_model_is_loaded_from_every_kind_of_name(tiny, tmp_path):
     model = trained(OVMultiLabelClassifier(tiny, LABELS, head=MaxPatchHead(2.0)))
     model.model.calibration = Calibration(3.0, -1.0, 0.3, model.model.vocabulary, (0.1, 0.2, 0.3))
@@ -343,9 +378,15 @@ def test_weights_that_no_part_takes_and_other_shapes(saved):
     assert "cannot be read" in error(saved)
 
 
-def test_a_newer_format_says_so(saved):
-    edit(saved, lambda config: config.update(format=99, version="9.9"))
+@pytest.mark.parametrize("number", [99, 2, 0, -1, "1", None, [1]])
+def test_an_unknown_format_says_so(saved, number):
+    edit(saved, lambda config: config.update(format=number, version="9.9"))
     assert "written by ovml 9.9); upgrade ovml" in error(saved)
+    edit(saved, lambda config: config.pop("format"))
+    assert "written by ovml 9.9); upgrade ovml" in error(saved)
+
+
+def test_a_configuration_that_is_no_json_says_so(saved):
     (saved / "config.json").write_text("{")
     assert "config.json: cannot be read" in error(saved)
 
@@ -570,8 +611,10 @@ def test_the_card_shows_the_runs_test_results(model, tmp_path):
     card = ModelCard.load(tmp_path / "saved" / "README.md")
     assert card.data.library_name == "ovml"
     assert "multi-label" in card.data.tags
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
     for line in (
         "# my-model",
+        "| probabilities | not calibrated |",
         'from_pretrained("me/my-model")',
         "| labels | 2 seen, 1 unseen |",
         "Percent of the test split",
@@ -610,13 +653,55 @@ def test_what_holds_no_metrics_is_named(model, tmp_path, rows):
         model.save_pretrained(tmp_path / "saved", metrics=rows)
 
 
+@pytest.mark.parametrize("names", [("results.json",), ("results.json", "test_results.json")])
+def test_the_split_of_the_results_is_said(model, tmp_path, names):
+    (tmp_path / "run").mkdir()
+    for number, name in enumerate(names):
+        (tmp_path / "run" / name).write_text(json.dumps({"prompt": {"zsl/mAP": 0.5 + number / 4}}))
+    model.save_pretrained(tmp_path / "saved", metrics=tmp_path / "run")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    split, value = ("test", "75.0") if len(names) > 1 else ("validation", "50.0")
+    assert f"Percent of the {split} split" in card
+    assert f"| ZSL | MKT stage 2 | {value} |" in card
+
+
+def test_the_card_says_whether_probabilities_are_calibrated(model, tmp_path):
+    model.model.calibration = Calibration(3.0, -1.0, 0.3, model.model.vocabulary)
+    model.save_pretrained(tmp_path / "saved")
+    assert "| probabilities | calibrated |" in (tmp_path / "saved" / "README.md").read_text()
+
+
+def base_models(folder):
+    """The base model in `config.json` and in the card."""
+    from huggingface_hub import ModelCard
+
+    config = json.loads((folder / "config.json").read_text())["ovml"]
+    return config["base_model"], ModelCard.load(folder / "README.md").data.base_model
+
+
+def test_the_base_model_is_known_after_any_number_of_saves(model, tmp_path):
+    model.model.clip_name = "openai/clip-vit-base-patch16"
+    model.save_pretrained(tmp_path / "once")
+    load(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    load(tmp_path / "twice").save_pretrained(tmp_path / "thrice")
+    for name in ("once", "twice", "thrice"):
+        assert base_models(tmp_path / name) == ("openai/clip-vit-base-patch16",) * 2
+
+
+def test_a_local_folder_is_no_base_model_on_the_hub(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, "mine/clip")
+    OVMultiLabelClassifier("mine/clip", LABELS).save_pretrained("saved")
+    assert base_models(tmp_path / "saved") == (None, None)
+
+
 class FakeHub:
     """Keeps what is uploaded in a folder, and gives it back."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.calls = folder, []
         monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", lambda token=None: self)
-        monkeypatch.setattr("ovml.saving.load.hf_hub_download", lambda name, file, **_: str(folder / name / file))
+        monkeypatch.setattr("ovml.saving.load.hf_hub_download", self.download)
         monkeypatch.setattr("ovml.saving.load.snapshot_download", self.snapshot)
 
     def create_repo(self, repo_id, **kwargs):
@@ -626,16 +711,20 @@ class FakeHub:
     repo_id = "me/my-model"
 
     def upload_folder(self, folder_path, repo_id, **kwargs):
-        import shutil
-
         shutil.copytree(folder_path, self.folder / repo_id)
         return f"https://hub/{repo_id}"
 
-    def snapshot(self, name, allow_patterns, **_):
+    def download(self, name, file, **options):
+        self.options = [options]
+        return str(self.folder / name / file)
+
+    def snapshot(self, name, allow_patterns, **options):
         from fnmatch import fnmatch
 
+        self.options.append(options)
         for path in (self.folder / name).iterdir():
-            assert any(fnmatch(path.name, pattern) for pattern in allow_patterns), path
+            asked = any(fnmatch(path.name, pattern) for pattern in allow_patterns)
+            assert asked == (path.suffix != ".bin"), path
         return str(self.folder / name)
 
 
@@ -647,6 +736,42 @@ def test_push_and_load_from_the_hub(model, tmp_path, monkeypatch):
     assert "| ZSL | MKT stage 2 | 37.5 |" in (tmp_path / "me/my-model/README.md").read_text()
     assert torch.equal(scores(load("me/my-model")), scores(model))
     assert torch.equal(scores(load("me/my-model", revision="main")), scores(model))
+
+
+OF_THE_HUB = {"revision": "v1", "token": "x", "cache_dir": "y", "force_download": True, "local_files_only": True}
+
+
+@pytest.mark.parametrize("option", OF_THE_HUB)
+def test_options_of_a_download_reach_the_hub(model, tmp_path, monkeypatch, option):
+    hub = FakeHub(tmp_path, monkeypatch)
+    model.push_to_hub("me/my-model")
+    (tmp_path / "me/my-model" / "spiece.model").write_text("")  # SigLIP's tokenizer
+    load("me/my-model", **{option: OF_THE_HUB[option]}, labels=["other"])
+    assert hub.options == [{option: OF_THE_HUB[option]}] * 2
+
+
+def test_a_plain_clip_of_another_revision_is_downloaded_whole(tiny, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path, monkeypatch)
+    shutil.copytree(tiny, tmp_path / "me" / "clip")
+    (tmp_path / "me" / "clip" / "README.md").write_text("a plain CLIP")
+    (tmp_path / "me" / "clip" / "pytorch_model.bin").write_text("not asked for")
+    model = load("me/clip", revision="v1", labels=["cat"])
+    assert hub.options == [{"revision": "v1"}] * 2
+    assert model.stages == []
+
+
+def test_the_name_of_the_repository_stands_in_the_card(model, tmp_path, monkeypatch):
+    FakeHub(tmp_path, monkeypatch)
+    model.push_to_hub("me/my-model")
+    assert 'from_pretrained("me/my-model")' in (tmp_path / "me/my-model/README.md").read_text()
+
+
+def test_no_repository_is_made_for_metrics_that_are_none(model, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path, monkeypatch)
+    for metrics in (tmp_path / "none.json", [1, 2], {"zsl/mAP": "high"}):
+        with pytest.raises(UserError, match="metrics"):
+            model.push_to_hub("me/my-model", metrics=metrics)
+    assert hub.calls == []
 
 
 def test_no_repository_is_made_for_a_model_that_cannot_be_saved(model, tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ from commands import SMALL
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from ovml import OVMultiLabelClassifier
+from ovml import OVMultiLabelClassifier, PromptStage
 from ovml.cli.main import main
 from ovml.data import DemoDataModule
 from ovml.data.features import FeatureStore
-from ovml.training import PromptStage
+from ovml.encoders.image_processor import Preprocessing
 from ovml.training.callbacks import FeatureCache
 from ovml.utils.errors import UserError
 
@@ -120,3 +120,30 @@ def test_data_loaders_without_a_data_module_are_refused_in_one_line(tiny, tmp_pa
     loaders = data.train_dataloader(), data.val_dataloader()
     with pytest.raises(UserError, match=r"^FeatureCache: needs a data module of ovml.*remove the callback$"):
         trainer.fit(model, *loaders)
+
+
+def test_features_of_other_settings_are_others(tiny, tmp_path):
+    """Each thing that features depend on: with another one they are computed anew, with the same they are found."""
+
+    def kept(size=4, scene_seed=0, precision="32-true", dtype="float32", mean=None, factor=1.0):
+        data = DemoDataModule(size, size, scene_seed, str(tmp_path / "data"), tiny, batch_size=4, augment=False)
+        preprocessing = Preprocessing(mean=mean)
+        model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=[PromptStage(1)], preprocessing=preprocessing)
+        with torch.no_grad():
+            model.model.image_encoder.visual_projection.weight.mul_(factor)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+        callbacks = [FeatureCache(str(tmp_path / "cache"), dtype)]
+        Trainer(max_epochs=1, precision=precision, callbacks=callbacks, num_sanity_val_steps=0, **quiet).fit(
+            model, data
+        )
+        return {path.name for path in (tmp_path / "cache").iterdir()}
+
+    found = kept()
+    assert sorted(name.split("-")[1] for name in found) == ["train", "validation"]
+    assert kept() == found
+    for other in ({"size": 5}, {"scene_seed": 1}, {"precision": "bf16-mixed"}, {"dtype": "float16"},
+                  {"mean": (0.1, 0.2, 0.3)}, {"factor": 1.1}):  # fmt: skip
+        more = kept(**other)
+        assert len(more - found) == 2, other
+        assert kept(**other) == more
+        found = more

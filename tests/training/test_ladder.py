@@ -180,6 +180,26 @@ def test_only_the_ladder_and_the_head_learn(tiny, stage, checkpointing):
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {"model.prompt.context"}
 
 
+def test_the_gradient_of_the_tokens_by_finite_differences(tiny):
+    encoder = trained(make(tiny, TOKENS)).double().model.image_encoder
+    weights = [torch.randn_like(part) for part in encoder(PIXELS.double())]
+
+    def loss():
+        return sum((part * weight).sum() for part, weight in zip(encoder(PIXELS.double()), weights, strict=True))
+
+    tokens = [p for name, p in encoder.named_parameters() if name.endswith(".adapt_tokens")]
+    for parameter, grad in zip(tokens, torch.autograd.grad(loss(), tokens), strict=True):
+        for place in ((0, 0), (3, 7)):
+            with torch.no_grad():
+                parameter[place] += 1e-6
+                above = float(loss())
+                parameter[place] -= 2e-6
+                slope = (above - float(loss())) / 2e-6
+                parameter[place] += 1e-6
+            assert float(grad[place]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+    assert len(tokens) == TOKENS.num_adapters
+
+
 def test_no_graph_is_kept_of_the_towers_own_path(tiny):
     """Frozen weights are never needed for a gradient: their blocks may be changed before it is computed."""
     model = trained(make(tiny, WHOLE)).train()

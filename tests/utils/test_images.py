@@ -162,6 +162,16 @@ def test_bad_files_are_named(tmp_path, picture):
         load_image(3)
 
 
+def test_an_image_of_too_many_pixels_is_named_and_not_decoded(picture, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # the picture has three times as many
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    for source in (picture, picture.read_bytes()):
+        with pytest.raises(UserError) as info:
+            load_image(source, name="huge.png")
+        assert str(info.value).startswith("huge.png: ")
+        assert "\n" not in str(info.value)
+
+
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A folder of empty files, and the working directory in it."""

@@ -250,3 +250,9 @@ def test_anything_is_a_vocabulary_or_one_line(tmp_path_factory, lines, suffix):
         assert len(vocabulary) > 0
         assert all(name == name.strip() and name for name in vocabulary.names)
     assert "\n" not in message
+
+
+def test_blanks_and_bytes_that_are_no_text_are_part_of_a_path(tmp_path):
+    names = [b" a.png", b"b.png ", b"\tc.png", b"d\xff\xe9.png", "漢字.png".encode(), b"e f.png"]
+    (tmp_path / "paths.txt").write_bytes(b"\n".join(names) + b"\n")
+    assert list(map(os.fsencode, read_paths(str(tmp_path / "paths.txt")))) == names

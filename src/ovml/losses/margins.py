@@ -38,7 +38,7 @@ class LearnedMarginRankingLoss(Loss):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over images; logits and targets are `[B, L]`, and unknown labels are ignored."""
-        return ranking_loss(logits.float() / self.log_margin.exp(), targets)
+        return ranking_loss(full_precision(logits) / self.log_margin.exp(), targets)
 
 
 class SpreadMarginRankingLoss(Loss):

@@ -456,3 +456,10 @@ def test_a_disk_that_fills_up_while_the_set_is_prepared_is_named(tmp_path, tiny,
         HubDataModule(**given, clip=tiny).dataset("train")
     assert isinstance(caught.value.__cause__, datasets.exceptions.DatasetGenerationError)
     assert machine_fault(caught.value).startswith("cache/set.arrow: No space left on device; make room")
+
+
+def test_labels_that_were_skipped_once_are_not_skipped_where_that_is_not_asked_for(tmp_path, tiny):
+    given = {**write_parquet(tmp_path / "set"), "labels": ["dog", "cat"], "clip": tiny}
+    assert len(HubDataModule(**given, unknown_labels="skip").dataset("test")) == SIZES["test"]
+    with pytest.raises(UserError, match="label 'red car' is not in the vocabulary"):
+        HubDataModule(**given).dataset("test")

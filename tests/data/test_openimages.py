@@ -332,3 +332,7 @@ def test_another_choice_of_labels_has_a_cache_of_its_own(module, root):
             assert fake.targets(data.dataset(split), labels) == fake.naive_targets(
                 fake.annotations(root, split), labels
             )
+
+
+def test_no_missing_image_is_fine_where_none_may_be_missing(module, root):
+    assert len(module(root, max_missing=0.0).dataset("test")) == 3

@@ -27,7 +27,14 @@ from ovml.saving.recipe import apply_recipe, model_recipe
 from ovml.saving.save import card_options, check_savable, hub_errors, save_model
 from ovml.training.callback_checks import check_callbacks
 from ovml.training.distributed import shard
-from ovml.training.learning import attach_adapters, learned_names, make_optimizer, make_zero_shot, start_learning
+from ovml.training.learning import (
+    attach_adapters,
+    check_learns,
+    learned_names,
+    make_optimizer,
+    make_zero_shot,
+    start_learning,
+)
 from ovml.training.objective import Objective, StepLoss, batch_features
 from ovml.training.precision import check_device
 from ovml.training.recipe import training_recipe
@@ -136,6 +143,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         check_device(self.trainer, self.model.image_encoder.execution.compile)
         self.evaluation.prepare(self.model.vocabulary_of(None))
         if stage == "fit":
+            check_learns(self.stage, self.learning_parts)
             check_callbacks(self.trainer, self, [self.stage])
         self.model.forget_labels()
 

@@ -146,6 +146,8 @@ def test_a_training_without_validation_has_no_results_and_says_so(fit, tmp_path,
     [
         (["--trainer.barebones", "true"], "--trainer.barebones: keeps neither checkpoints nor results"),
         (callback("LearningRateFinder"), "LearningRateFinder: a stage has several learning rates"),
+        (callback("BackboneFinetuning"), "BackboneFinetuning: stages choose which weights learn"),
+        (["--model.prompt", "TemplatePrompt"], "stage 'prompt': nothing learns in it, of ImageEncoder, TwoStreamHead"),
         (callback("ModelCheckpoint", monitor="val/nope"), "has no metric 'val/nope' to monitor; it has train/loss, "),
         (callback("EarlyStopping", monitor="val_loss"), "EarlyStopping: stage 'prompt' has no metric 'val_loss'"),
         (
@@ -158,7 +160,17 @@ def test_a_training_without_validation_has_no_results_and_says_so(fit, tmp_path,
         ),
         (callback("ModelCheckpoint") + callback("ModelCheckpoint"), "more than one stateful callback"),
     ],
-    ids=["barebones", "rate", "checkpoint", "stopping", "other stage", "no validation", "twice"],
+    ids=[
+        "barebones",
+        "rate",
+        "backbone",
+        "nothing learns",
+        "checkpoint",
+        "stopping",
+        "other stage",
+        "no validation",
+        "twice",
+    ],
 )
 def test_what_cannot_work_is_one_line_before_anything_runs(fit, tmp_path, capsys, options, message):
     assert fit(*options) == 2

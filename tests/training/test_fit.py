@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import shutil
 
 import pytest
@@ -12,6 +11,7 @@ from test_classifier import VOCABULARY, batch, rows
 from torch.utils.data import DataLoader
 
 from ovml import OVMultiLabelClassifier, PromptStage, UserError, VisionStage
+from ovml.prompts import TemplatePrompt
 from ovml.training.callbacks.run import stage_checkpoint
 from ovml.training.fit import fit_stages
 from ovml.training.run_folder import RunFolder
@@ -95,9 +95,19 @@ def test_a_checkpoint_that_would_run_code_is_refused_on_resume(tiny, tmp_path):
     run.checkpoint("vision").parent.mkdir()
     content = {"state_dict": {}, "evil": MakesAFolder(str(tmp_path / "made"))}
     torch.save(content, run.checkpoint("vision"))
-    with pytest.raises((UserError, pickle.UnpicklingError)):
+    with pytest.raises(UserError, match="not a checkpoint that ovml can read safely"):
         fitted(made(tiny), run)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_stage_in_which_nothing_learns_is_refused_before_another_one_is_trained(tiny, tmp_path):
+    model = made(tiny, prompt=TemplatePrompt())
+    with pytest.raises(UserError, match="stage 'prompt': nothing learns in it, .*TemplatePrompt.*leave the stage out"):
+        fitted(model, lambda: RunFolder.new(tmp_path))
+    assert not list(tmp_path.iterdir())
+    model.start_stage("prompt")
+    with pytest.raises(UserError, match="stage 'prompt': nothing learns"):
+        Trainer(max_epochs=1, enable_checkpointing=False, **QUIET).fit(model, datamodule=Images())
 
 
 class AtSanityCheck(Callback):

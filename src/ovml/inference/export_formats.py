@@ -54,7 +54,9 @@ def write_traced(
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains file paths of this machine
     if path.suffix.lower() == FORMATS["torch.export"]:
-        torch.export.save(program, path, extra_files={"ovml.json": json.dumps(metadata)})
+        buffer = io.BytesIO()  # torch's own writing to a file aborts the process if the disk is full
+        torch.export.save(program, buffer, extra_files={"ovml.json": json.dumps(metadata)})
+        path.write_bytes(buffer.getbuffer())
         return
     names: dict[str, Any] = {
         "input_names": ["pixel_values", "label_embeds"],

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.callbacks import LearningRateFinder, LearningRateMonitor
+from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, LearningRateMonitor
 
 from ovml.metrics.evaluation import OpenVocabularyEvaluation
 from ovml.training.objective import Objective
 from ovml.training.stages import Stage
 from ovml.utils.errors import UserError
+
+REFUSED = {
+    LearningRateFinder: "a stage has several learning rates, which follow a schedule, so there is none to find; remove "
+    "the callback and set lr of the stage",
+    BackboneFinetuning: "stages choose which weights learn; remove the callback and list stages, such as VisionStage",
+}
+"""Callbacks of Lightning that cannot work, and why."""
 
 
 def check_callbacks(trainer: Any, model: Any, stages: Sequence[Stage]) -> None:
@@ -27,11 +34,9 @@ def check_callbacks(trainer: Any, model: Any, stages: Sequence[Stage]) -> None:
         UserError: A callback does not.
     """
     for callback in trainer.callbacks:
-        if isinstance(callback, LearningRateFinder):
-            raise UserError(
-                f"{type(callback).__name__}: a stage has several learning rates, which follow a schedule, so "
-                "there is none to find; remove the callback and set lr of the stage"
-            )
+        for refused, reason in REFUSED.items():
+            if isinstance(callback, refused):
+                raise UserError(f"{type(callback).__name__}: {reason}")
     if not all(map(_is_shipped, [model, *trainer.callbacks])):
         return
     for stage in stages:

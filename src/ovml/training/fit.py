@@ -17,9 +17,10 @@ from ovml.saving.checkpoint import read_checkpoint
 from ovml.training.callback_checks import check_callbacks
 from ovml.training.checkpoint_io import write_whole_checkpoints
 from ovml.training.distributed import cuts_models
+from ovml.training.learning import check_learns
 from ovml.training.objective import Objective
 from ovml.training.run_folder import RunFolder
-from ovml.training.stages import Stage
+from ovml.training.stages import LearningParts, Stage
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError
 
@@ -30,6 +31,11 @@ class StagedModule(Protocol):
     stages: list[Stage]
     objective: Objective
     evaluation: OpenVocabularyEvaluation
+
+    @property
+    def learning_parts(self) -> LearningParts:
+        """All parts that a stage can train."""
+        ...
 
     def start_stage(self, stage: Stage) -> None:
         """Make a stage's parameters, and no others, learn."""
@@ -81,6 +87,8 @@ def _fit_stages(
 ) -> RunFolder:
     if not model.stages:
         raise UserError("model.stages is empty: there is nothing to train; list at least one stage")
+    for stage in model.stages:
+        check_learns(stage, model.learning_parts)
     folder = run if isinstance(run, RunFolder) else None
     if folder is not None:
         _hold(folder, held)

@@ -66,6 +66,20 @@ def start_learning(module: nn.Module, stage: Stage, parts: LearningParts) -> Gro
     return groups
 
 
+def check_learns(stage: Stage, parts: LearningParts) -> None:
+    """Check that something learns in a stage.
+
+    Raises:
+        UserError: The parts that it trains have no parameters.
+    """
+    if not any(group["params"] for group in stage.parameter_groups(parts)):
+        names = ", ".join(type(part).__name__ for part in vars(parts).values())
+        raise UserError(
+            f"stage {stage.name!r}: nothing learns in it, of {names}; take a part with parameters, such as "
+            "ContextPrompt for the prompt stage, or leave the stage out"
+        )
+
+
 def make_optimizer(module: nn.Module, stage: Stage, groups: Groups, trainer: Any) -> dict[str, Any]:
     """AdamW with warm-up and half-cosine, stepped per batch.
 

@@ -216,3 +216,14 @@ def test_a_debugged_error_of_the_user_is_raised(monkeypatch):
     monkeypatch.setenv("OVML_DEBUG", "1")
     with pytest.raises(UserError, match="no command"):
         main(["train"])
+
+
+@pytest.mark.parametrize(
+    "labels", ["x" * 20_000, "red " * 10_000, "\x1b" * 20_000], ids=["one word", "words", "escapes"]
+)
+def test_an_error_about_a_name_of_any_length_is_short(labels, picture, capsys):
+    assert main(["tag", str(picture), "--labels", labels]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert len(line) < 1020
+    assert line.startswith("ovml: error: label too long: 'There is a ")
+    assert line.endswith("shorten it")

@@ -10,7 +10,7 @@ from importlib import metadata
 from pkgutil import resolve_name
 
 from ovml.cli.command import Command
-from ovml.utils.console import QUIET, accept_any_text, end_results, printable, show_line
+from ovml.utils.console import QUIET, accept_any_text, end_results, printable, shortened, show_line
 from ovml.utils.errors import UserError, first_line, one_line
 
 COMMANDS = {
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = one_line(error) if isinstance(error, UserError) else machine_fault(error)
         if message is None or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
-        print(f"ovml: error: {printable(message)}", file=sys.stderr)
+        print(f"ovml: error: {shortened(printable(message))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns both signals into an exit.

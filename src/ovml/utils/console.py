@@ -108,6 +108,18 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", utf8(text))
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """The beginning and the end of a text that repeats a name of any length.
+
+    >>> shortened("label too long: " + "x" * 10_000 + "; shorten it", most=40)
+    'label too long: xxxxxxxx [...] horten it'
+    """
+    if len(text) <= most:
+        return text
+    end = most // 4 - 1
+    return f"{text[: most - end - 7]} [...] {text[-end:]}"
+
+
 def utf8(text: str) -> str:
     r"""Escape what UTF-8 cannot encode: bytes of a file name that are not UTF-8, and halves of surrogate pairs.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, beginning
 from ovml.utils.lists import NameList, read_list
 from ovml.utils.schema import check_type, short
 
@@ -56,8 +56,9 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
             raise UserError(f"{where}: name {position} is empty; remove it or give it a name")
         if key in first:
             other = names[first[key]]
-            same = "is repeated" if other == name else f"and {other!r} differ only in case or blanks"
-            raise UserError(f"{where}: {name!r} (name {position}) {same} (name {first[key]}); keep one of them")
+            same = "is repeated" if other == name else f"and {beginning(other)!r} differ only in case or blanks"
+            shown = f"{beginning(name)!r} (name {position})"
+            raise UserError(f"{where}: {shown} {same} (name {first[key]}); keep one of them")
         first[key] = position
     return tuple(name.strip() for name in names)
 

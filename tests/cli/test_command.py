@@ -179,6 +179,7 @@ def test_a_command_is_a_class_and_a_line(monkeypatch, capsys):
         (MemoryError(), "out of memory (MemoryError); take a smaller batch size"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory (CUDA out of memory"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "DataLoader worker (pid 7) is killed"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "DataLoader worker (pid(s) 7, 8) exited"),
     ],
     ids=repr,
 )

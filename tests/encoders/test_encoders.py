@@ -98,6 +98,11 @@ def test_a_label_longer_than_the_context_is_named(tiny):
     encoder = TextEncoder(load_clip(tiny), load_tokenizer(tiny))
     with pytest.raises(UserError, match="'x{90}' is 92 tokens, the text tower takes 77"):
         encoder(["short", "x" * 90])
+    with pytest.raises(
+        UserError, match=r"'a (red ){24}re\.{3}' is 30003 tokens, the text tower takes 77; shorten it"
+    ) as info:
+        encoder(["a " + "red " * 10_000])
+    assert len(str(info.value)) < 250
 
 
 def test_weights_that_are_a_pickle_are_not_read(tiny, tmp_path):

@@ -252,6 +252,23 @@ def test_logging_is_as_before_after_an_export(tiny, tmp_path, caplog):
             logging.disable(logging.NOTSET)
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(suffix, tiny, tmp_path):
+    """A limit to the size of files stands for it; torch's own writing would end the process."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = model_with(clip=tiny)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(
+            UserError, match=rf"model\{suffix}: cannot be written \(File too large\); choose another place"
+        ):
+            export_model(model, tmp_path / f"model{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("differences", [(2e-4, 0), (0, 2e-4), (float("nan"), 0)])
 def test_a_file_that_differs_at_one_size_is_not_written(tiny, tmp_path, monkeypatch, differences):
     with_differences(monkeypatch, *differences)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -283,6 +284,12 @@ def test_tag_reads_paths_from_a_file_or_from_standard_input(album, tiny, tmp_pat
     assert table.index("z.png") < table.index("none.png: no such file") < table.index("a.png")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths.encode())))
     assert main([*command, "-"]) == 0
+    assert capsys.readouterr().out == table
+    reader, writer = os.pipe()  # as `ovml tag --images-file <(find ...)` has it
+    os.write(writer, paths.encode())
+    os.close(writer)
+    assert main([*command, f"/dev/fd/{reader}"]) == 0
+    os.close(reader)
     assert capsys.readouterr().out == table
 
 

@@ -209,6 +209,9 @@ def test_settings_that_shape_no_tower_change_nothing(whole, saved, settings):
 LOADERS = [load_model, OVMultiLabelClassifier.from_pretrained, OVMultiLabelClassifier.load_from_checkpoint]
 
 
+TOUCH = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "marker"]}}
+
+
 @pytest.mark.parametrize("load", LOADERS)
 def test_a_checkpoint_is_loaded_without_what_lightning_keeps(classifier, checkpoint, tmp_path, load):
     path, pixels = tmp_path / "a.ckpt", torch.randn(2, 3, 48, 48)
@@ -225,7 +228,8 @@ def test_a_checkpoint_is_loaded_without_what_lightning_keeps(classifier, checkpo
         {"_class_path": "subprocess.Popen", "_instantiator": "builtins.exec"},
         {"_instantiator": "os.system"},
         {"head": {"class_path": "antigravity.x"}},
-        {"calibrator": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "marker"]}}},
+        *({part: TOUCH} for part in ("calibrator", "clip", "head", "tokenizer")),
+        {"clip": {"class_path": "torch.distributed.nn.RemoteModule", "init_args": {"remote_device": "cpu", **TOUCH}}},
         {"clip": {"class_path": "torch.jit.RecursiveScriptModule"}, "tokenizer": "os.system", "labels": "/etc/passwd"},
     ],
 )
@@ -255,9 +259,11 @@ def test_no_class_of_the_hyper_parameters_is_made(checkpoint, tmp_path, monkeypa
         ("ovml.labels", "/etc/passwd", "labels must be a mapping or null"),
         ("ovml.labels", {"seen": ["a", "A"]}, "differ only in case"),
         ("ovml.clip", 5, "clip must be a string or null; got 5"),
+        ("ovml.clip", TOUCH, "clip must be a string or null; got {'class_path': 'subprocess.Popen'"),
         ("ovml.clip", "x" * 5000, "no such checkpoint here"),
         ("ovml.clip", None, "pass the same one as clip="),
         ("ovml.head.class_path", "subprocess.Popen", "is no Head"),
+        ("ovml.head.class_path", "antigravity.x", "no class 'antigravity.x' here"),
         ("ovml.training", 5, "training must be a mapping; got 5"),
         ("ovml.stage_names", 5, "stage_names must be a list; got 5"),
         (
@@ -287,6 +293,21 @@ def test_a_torn_checkpoint(checkpoint, tmp_path, load, cut):
     content = path.read_bytes()
     path.write_bytes(content[: int(cut if cut > 1 else cut * len(content))])
     assert "a.ckpt: not a checkpoint that ovml can read safely" in error(path, load)
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_checkpoint_with_code_is_refused_without_a_hint_at_how_to_run_it(checkpoint, tmp_path, capsys, load):
+    torch.save({**checkpoint, "code": Code()}, tmp_path / "a.ckpt")
+    text = error(tmp_path / "a.ckpt", load)
+    assert text.endswith(
+        "not a checkpoint that ovml can read safely (Weights only load failed); give one that ovml fit wrote"
+    )
+    assert "run" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -320,8 +341,9 @@ def test_names_of_no_model(name):
         load_model(name)
 
 
+@pytest.mark.parametrize("through", ["folder", "checkpoint"])
 @pytest.mark.parametrize("model_type", ["clip", "evil"])
-def test_no_code_of_a_folder_is_run(tiny, tmp_path, monkeypatch, capsys, picture, model_type):
+def test_no_code_of_a_folder_is_run(tiny, checkpoint, tmp_path, monkeypatch, capsys, picture, model_type, through):
     folder = Path(shutil.copytree(tiny, tmp_path / "clip"))
     marker = tmp_path / "marker"
     (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Evil: ...\n")
@@ -333,7 +355,10 @@ def test_no_code_of_a_folder_is_run(tiny, tmp_path, monkeypatch, capsys, picture
     ):
         (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **own}))
     monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
-    code = main(["tag", "--model", str(folder), "--labels", "cat,dog", str(picture)])
+    model = folder if through == "folder" else tmp_path / "a.ckpt"
+    if through == "checkpoint":
+        torch.save({**checkpoint, "ovml": {**checkpoint["ovml"], "clip": str(folder)}}, model)
+    code = main(["tag", "--model", str(model), "--labels", "cat,dog", str(picture)])
     assert not marker.exists()
     assert "evil" not in sys.modules
     assert code == (0 if model_type == "clip" else 2)

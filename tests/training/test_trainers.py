@@ -10,6 +10,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 
 import ovml
 from ovml import OVMultiLabelClassifier, PromptStage, VisionStage, load_model
+from ovml.cli.main import machine_fault
 from ovml.data import DemoDataModule
 from ovml.training.checkpoint_io import WholeCheckpointIO, write_whole_checkpoints
 
@@ -86,6 +87,23 @@ def test_the_old_checkpoint_is_whole_until_the_new_one_is(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         io.save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+def test_a_full_disk_names_the_checkpoint_and_leaves_the_old_one(tmp_path):
+    """A limit to the size of files stands for it; torch's own writing would end the process."""
+    resource = pytest.importorskip("resource")
+    io, path = WholeCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"epoch": 1}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as info:
+            io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert machine_fault(info.value) == f"{path}: File too large; make room, or choose another place"
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_ways_of_writing_that_the_user_chose_stay():

@@ -74,6 +74,8 @@ def test_what_was_understood_is_said_in_one_line(tmp_path):
     assert read_list(tmp_path / "names.csv").summary() == (
         "4 labels from names.csv, column 'class name': fish, moon, star, ..."
     )
+    (tmp_path / "long.txt").write_text("red " * 10_000 + "\nfish")
+    assert read_list(tmp_path / "long.txt").summary() == f"2 labels from long.txt: {'red ' * 25}..., fish"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,8 @@ def test_what_was_understood_is_said_in_one_line(tmp_path):
         ("a.csv", b"id,name\n", "the list is empty"),
         ("a.txt", "caf\u00e9\ncafe\u0301\n".encode(), "is repeated"),
         ("a.txt", "fish\nfi\u200bsh\n".encode(), "differ only in case or blanks"),
+        ("a.txt", b"x" * 50_000 + b"\n" + b"x" * 50_000, r"'x{100}\.\.\.' \(name 1\) is repeated"),
+        ("a.txt", b"x" * 50_000 + b"\n" + b"X" * 50_000, r"'X{100}\.\.\.' \(name 1\) and 'x{100}\.\.\.' differ only"),
     ],
 )
 def test_what_is_no_list_of_labels_is_one_line(tmp_path, name, content, message):
@@ -143,10 +147,16 @@ def test_paths_in_a_file(tmp_path, name, content):
     assert list(read_paths(str(tmp_path / name))) == expected
 
 
-def test_a_list_of_paths_may_be_a_pipe_and_is_read_as_needed(tmp_path):
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("named", [False, True])
+def test_a_list_of_paths_may_be_a_pipe_and_is_read_as_needed(tmp_path, named):
+    if named:
+        os.mkfifo(tmp_path / "pipe")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        writer = os.open(tmp_path / "pipe", os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
     os.write(writer, b"a.png\nb.png\n")
-    paths = read_paths(f"/dev/fd/{reader}")
+    paths = read_paths(str(tmp_path / "pipe") if named else f"/dev/fd/{reader}")
     assert next(paths) == "a.png"
     os.close(writer)
     assert list(paths) == ["b.png"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ovml.encoders.execution import Execution, bidirectional_block, causal_block, is_whole
 from ovml.encoders.prefix import pack, packed_block, shared_length, unpack
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, beginning
 from ovml.utils.tensors import full_precision
 
 
@@ -217,13 +217,13 @@ class TextEncoder(nn.Module):
         for text, ids in zip(texts, rows, strict=True):
             if not ids or min(ids) < 0 or max(ids) >= known:
                 raise UserError(
-                    f"tokenizer: {text!r} has tokens {list(ids)[:20]}, the text tower has those from 0 to {known - 1}; "
-                    "take the tokenizer that belongs to the checkpoint"
+                    f"tokenizer: {beginning(text)!r} has tokens {list(ids)[:20]}, the text tower has those from 0 to "
+                    f"{known - 1}; take the tokenizer that belongs to the checkpoint"
                 )
             if len(ids) > self.context_length:
                 raise UserError(
-                    f"label too long: {text!r} is {len(ids)} tokens, the text tower takes {self.context_length}; "
-                    "shorten it"
+                    f"label too long: {beginning(text)!r} is {len(ids)} tokens, the text tower takes "
+                    f"{self.context_length}; shorten it"
                 )
 
     def forward(self, texts: Sequence[str]) -> Tensor:

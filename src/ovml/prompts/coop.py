@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ovml.encoders import TextEncoder
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, beginning
 
 
 class CoOpPrompt(PromptLearner):
@@ -111,9 +111,9 @@ class NamesInContext:
             own = tokens[lead:-1]
             if len(tokens) + num_context > text_encoder.context_length:
                 raise UserError(
-                    f"label too long: {name!r} is {len(own)} tokens, beside the prompt's {num_context} the text tower "
-                    f"takes {text_encoder.context_length - lead - 1 - num_context}; shorten it or take a smaller "
-                    "num_context"
+                    f"label too long: {beginning(name)!r} is {len(own)} tokens, beside the prompt's {num_context} the "
+                    f"text tower takes {text_encoder.context_length - lead - 1 - num_context}; shorten it or take a "
+                    "smaller num_context"
                 )
             ids.append([*tokens[:lead], *[0] * before, *own, *[0] * self.num_after, tokens[-1]])
             rows.append([*[-1] * lead, *range(before), *[-1] * len(own), *range(before, num_context), -1])

@@ -43,8 +43,9 @@ def read_checkpoint(path: Path | str, mmap: bool = False) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint; check the path") from error
     except Exception as error:  # a file that is no checkpoint may raise anything
+        reason = first_line(error).split(". ")[0]  # what torch says then is how to run the code in it
         raise UserError(
-            f"{path}: not a checkpoint that ovml can read safely ({first_line(error)}); give one that ovml fit wrote"
+            f"{path}: not a checkpoint that ovml can read safely ({reason}); give one that ovml fit wrote"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: holds no state_dict; give a checkpoint that ovml fit wrote")

@@ -252,8 +252,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
     except Exception as error:  # a file that is no checkpoint may raise anything
+        reason = first_line(error).split(". ")[0]  # what torch says then is how to run the code
         raise UserError(
-            f"{path}: not a file of tensors that can be read without running code in it ({first_line(error)}); give "
+            f"{path}: not a file of tensors that can be read without running code in it ({reason}); give "
             "the .pth file as the published code wrote it"
         ) from error
     for key in ("model", "state_dict"):

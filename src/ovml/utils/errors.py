@@ -117,3 +117,12 @@ def first_line(error: BaseException) -> str:
     if first.endswith(":") and others:
         first = f"{first} {others[0].strip()}"
     return first.rstrip(".")
+
+
+def beginning(text: str, most: int = 100) -> str:
+    """A text in a line of an error or a message, cut if it is long.
+
+    >>> beginning("cat"), beginning("red " * 10_000, most=12)
+    ('cat', 'red red red ...')
+    """
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -29,7 +29,7 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
 
     What was written is on the disk before it takes its place, so a kill or a power cut leaves either the old or the
     new. An error in the block removes what was written and leaves `path` as it was. What killed processes left beside
-    `path` is removed. Missing parent folders are made.
+    `path` is removed. Missing parent folders are made. An `OSError` names a file: `path`, if no other.
 
     Args:
         path: Where the file or folder appears. A file that is there is replaced; a folder that is there must be empty.
@@ -55,6 +55,10 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
             os.replace(path, old)  # a folder can be renamed over an empty one only
             os.replace(beside, path)
         _fsync(path.parent)
+    except OSError as error:
+        if error.filename is None:  # so it is where a write fails, such as on a full disk
+            error.filename = str(path)
+        raise
     finally:
         if old.exists() and not path.exists():
             old.rename(path)

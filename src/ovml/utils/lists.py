@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, beginning
 from ovml.utils.files import MOST_BYTES, read_text
 from ovml.utils.yaml import load_yaml, yaml_reason
 
@@ -90,7 +90,7 @@ class NameList(NamedTuple):
         >>> NameList(["fish", "moon", "star", "sun"], None, "names.txt").summary()
         '4 labels from names.txt: fish, moon, star, ...'
         """
-        shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
+        shown = ", ".join(map(beginning, self.names[:3])) + (", ..." if len(self.names) > 3 else "")
         return f"{len(self.names):,} {self.noun}{'s' * (len(self.names) != 1)} from {self.source}: {shown}"
 
 

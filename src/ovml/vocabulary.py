@@ -75,7 +75,13 @@ def check_template(template: str) -> str:
 
 
 class VocabularyLists(TypedDict, total=False):
-    """A vocabulary as plain data; see `LabelVocabulary.to_dict`."""
+    """A vocabulary as plain data; see `LabelVocabulary.to_dict`.
+
+    Example:
+        >>> lists: VocabularyLists = LabelVocabulary(("cat",), ("dog",)).to_dict()
+        >>> lists
+        {'seen': ['cat'], 'unseen': ['dog']}
+    """
 
     seen: list[str] | None
     unseen: list[str] | None

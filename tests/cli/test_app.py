@@ -297,7 +297,7 @@ def test_a_picture_that_is_gone_or_broken_is_one_line(model, tmp_path):
         (["--port", "70000"], "0 to 65535"),
         (["--port", "65536"], "0 to 65535"),
         (["--port", "-1"], "0 to 65535"),
-        (["--port", "x"], "0 to 65535"),
+        (["--port", "x"], "expected a whole number"),
         (["--max-labels", "0"], "at least 1"),
         (["--max-upload-mb", "x"], "whole number"),
         (["--labels", "a,a"], "is repeated"),

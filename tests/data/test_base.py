@@ -82,7 +82,7 @@ def test_pictures_are_resized_before_the_cut_as_asked_or_as_the_checkpoint_says(
     assert [Preprocessing(resize=r).of(other).resize for r in (None, 48, 60)] == [55, None, 60]
     with pytest.raises(UserError, match=r"model.preprocessing.resize 40: the checkpoint crops 48 pixels; leave it out"):
         Preprocessing(resize=40).of(own)
-    with pytest.raises(UserError, match=r"model.preprocessing.std: must be above 0"):
+    with pytest.raises(UserError, match=r"image processor: std must be above 0; got \(0.5, 0.0, 0.5\)"):
         Preprocessing(std=(0.5, 0.0, 0.5)).of(own)
 
 
@@ -155,7 +155,7 @@ def test_each_split_has_its_batch_size(tiny):
         assert batch["image_id"] == ["x", "y", "z"]
         expected = [data.image_processor(Image.new("RGB", (40, 30), (40 * i,) * 3)) for i in range(3)]
         assert torch.equal(batch["pixel_values"], torch.stack(expected))
-    assert Spots(clip=tiny, batch_size=2).eval_batch_size == 2
+    assert Spots(clip=tiny, batch_size=2).val_dataloader().batch_size == 2
     loaders = [getattr(Spots(clip=tiny, num_workers=2), f"{name}_dataloader")() for name in ("train", "val", "test")]
     assert [loader.num_workers for loader in loaders] == [2, 2, 2]
 

@@ -57,8 +57,8 @@ class ImageProcessor:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(map(isfinite, values)):
                 raise UserError(f"image processor: {name} must be three finite numbers; got {short(values)}")
-        if 0 in self.std:
-            raise UserError(f"image processor: std must not be 0; got {short(self.std)}")
+        if not min(self.std) > 0:
+            raise UserError(f"image processor: std must be above 0; got {short(self.std)}")
         if self.resample not in list(Image.Resampling):
             raise UserError(f"image processor: resample must be from 0 to 5, a filter of Pillow; got {self.resample}")
 
@@ -178,15 +178,13 @@ class Preprocessing:
         """Return an image processor with these settings.
 
         Raises:
-            UserError: `resize` does not fit the processor, or a standard deviation is not above 0.
+            UserError: A setting is out of range, or `resize` does not fit the processor.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
         processor = replace(processor, **given)
         if self.resize is not None and (processor.squash or self.resize < processor.size):
             why = "resizes whole images and crops nothing" if processor.squash else f"crops {processor.size} pixels"
             raise UserError(f"model.preprocessing.resize {self.resize}: the checkpoint {why}; leave it out")
-        if not min(processor.std) > 0:
-            raise UserError(f"model.preprocessing.std: must be above 0; got {list(processor.std)}")
         return replace(processor, resize=None) if processor.resize == processor.size else processor
 
 

@@ -81,7 +81,7 @@ def few_rows(labels: Sequence[Sequence[str]], shots: int) -> list[int]:
     whatever other labels it has, so that frequent labels have more images.
 
     >>> few_rows([["cat"], ["cat"], ["dog", "cat"], ["cat"], []], 1)
-    [2, 3]
+    [2]
     """
     counts: Counter[str] = Counter()
     taken: set[int] = set()

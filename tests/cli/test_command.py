@@ -228,3 +228,9 @@ def test_an_error_about_a_name_of_any_length_is_short(labels, picture, capsys):
     assert len(line) < 1020
     assert line.startswith("ovml: error: label too long: 'There is a ")
     assert line.endswith("shorten it")
+
+
+def test_a_large_image_is_tagged_without_a_warning_of_pillow(picture, recwarn, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 2900)  # of 3000
+    assert main(["tag", str(picture), "--labels", "moon,fish"]) == 0
+    assert not any("exceeds limit" in str(warning.message) for warning in recwarn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pkgutil import resolve_name
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.remove("--quiet")
         os.environ[QUIET] = "1"
     accept_any_text()
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit", RuntimeWarning)
     try:
         _run(args)
     except BrokenPipeError:  # who reads the results has enough of them

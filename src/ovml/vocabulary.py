@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing_extensions import TypedDict
 
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.lists import NameList, read_list
+from ovml.utils.resources import vocabulary_path
 from ovml.utils.schema import check_type, short
 
 
@@ -208,6 +210,38 @@ def read_vocabulary(path: str | Path) -> LabelVocabulary:
         UserError: The file cannot be read, contains no label, or repeats a label.
     """
     return vocabulary_of(read_list(path), str(path))
+
+
+def packaged_vocabulary(name: str = "everyday") -> LabelVocabulary:
+    """Read a vocabulary that ovml ships.
+
+    Args:
+        name: A key of `ovml.utils.resources.VOCABULARIES`.
+
+    Raises:
+        UserError: There is none of this name.
+
+    >>> packaged_vocabulary("voc").names[:3]
+    ('aeroplane', 'bicycle', 'bird')
+    """
+    return read_vocabulary(vocabulary_path(name))
+
+
+def packaged_parents(name: str = "everyday") -> dict[str, str]:
+    """The parent of each label of a packaged vocabulary that has one.
+
+    Args:
+        name: A key of `ovml.utils.resources.VOCABULARIES`.
+
+    Raises:
+        UserError: There is none of this name.
+
+    >>> parents = packaged_parents("everyday")
+    >>> parents["puppy"], parents["dog"], parents["mammal"], "animal" in parents
+    ('dog', 'mammal', 'animal', False)
+    """
+    with vocabulary_path(name).open(encoding="utf-8", newline="") as file:
+        return {row["name"]: row["parent"] for row in csv.DictReader(file) if row.get("parent")}
 
 
 def vocabulary_of(found: NameList, where: str) -> LabelVocabulary:

@@ -33,6 +33,7 @@ CHECKED = {
     "missing image": (["tag", "none.png", "--labels", "a"], "none.png: no such file or folder"),
     "list of images": (["tag", "--images-file", "none.txt", "--labels", "a"], "none.txt: cannot be read"),
     "labels file": (["tag", "{image}", "--labels-file", "none.txt"], "none.txt: cannot read the label file"),
+    "vocabulary": (["tag", "{image}", "--vocabulary", "every"], "--vocabulary: invalid choice: 'every'"),
     "labels": (["tag", "{image}", "--labels", "a,a"], "--labels: 'a' (name 1) is repeated"),
     "value": (["tag", "{image}", "--top-k", "0"], "--top-k: must be at least 1; got 0"),
     "model": (["tag", "{image}", "--labels", "a", "--model", "/no/run"], "--model: /no/run: no such checkpoint"),

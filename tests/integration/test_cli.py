@@ -236,7 +236,9 @@ def test_tag_with_a_trained_model(run, picture, tmp_path, capsys):
 def test_tag_uses_the_vocabulary_where_no_labels_are_given(run, picture, tiny, capsys):
     assert main(["tag", str(picture), "--model", str(run), "--top-k", "500"]) == 0
     assert "striped" in capsys.readouterr().out
-    assert main(["tag", str(picture), "--model", tiny]) == 2
+    assert main(["tag", str(picture), "--model", tiny]) == 0
+    assert "no labels given: --vocabulary everyday" in capsys.readouterr().err
+    assert main(["tag", str(picture)]) == 2
     assert "no labels: give --labels" in capsys.readouterr().err
 
 

@@ -15,8 +15,8 @@ from ovml.cli.parsing import LONGEST, Parser
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.lists import read_list
-from ovml.utils.resources import DEMO
-from ovml.vocabulary import LabelVocabulary, check_names, check_template, vocabulary_of
+from ovml.utils.resources import DEMO, VOCABULARIES
+from ovml.vocabulary import LabelVocabulary, check_names, check_template, packaged_vocabulary, vocabulary_of
 
 
 class Command(ABC):
@@ -127,7 +127,7 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--labels` and `--labels-file`; see `chosen_labels`."""
+    """Add `--labels`, `--labels-file` and `--vocabulary`; see `chosen_labels`."""
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", metavar="A,B,...", help="label names, separated by commas")
     labels.add_argument(
@@ -135,6 +135,17 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="label names: text with one per line, CSV or TSV with columns id,name, JSON or YAML",
+    )
+    add_vocabulary_option(labels)
+
+
+def add_vocabulary_option(parser: argparse._ActionsContainer) -> None:
+    """Add `--vocabulary`, to a parser or to a group of options that exclude each other."""
+    parser.add_argument(
+        "--vocabulary",
+        choices=VOCABULARIES,
+        metavar="NAME",
+        help=f"labels that ovml ships: {', '.join(VOCABULARIES)}; 'ovml labels NAME' prints them",
     )
 
 
@@ -144,6 +155,8 @@ def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
     Raises:
         UserError: They cannot be read, or are not a proper list.
     """
+    if args.vocabulary is not None:
+        return packaged_vocabulary(args.vocabulary)
     if args.labels_file is not None:
         return labels_in(args.labels_file)
     if args.labels is not None:

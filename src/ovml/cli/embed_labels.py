@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.command import Command, add_model_options, labels_in
+from ovml.cli.command import Command, add_model_options, add_vocabulary_option, labels_in
 from ovml.utils.console import show
 from ovml.utils.files import check_output
+from ovml.vocabulary import packaged_vocabulary
 
 
 class EmbedLabels(Command):
-    """Embeds the names in a file, or the model's own."""
+    """Embeds the names in a file, of a packaged vocabulary, or the model's own."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the names, model and output."""
-        parser.add_argument(
+        labels = parser.add_mutually_exclusive_group()
+        labels.add_argument(
             "names",
             type=Path,
             nargs="?",
             metavar="NAMES",
             help="label names: text with one per line, CSV or TSV, JSON or YAML (default: the model's own)",
         )
+        add_vocabulary_option(labels)
         add_model_options(parser, device=True)
         parser.add_argument(
             "--out",
@@ -36,12 +39,14 @@ class EmbedLabels(Command):
         """Read the names, load the model, embed, write."""
         check_output(args.out, [".safetensors"], args.overwrite)
         labels = None if args.names is None else labels_in(args.names)
+        if args.vocabulary is not None:
+            labels = packaged_vocabulary(args.vocabulary)
 
-        from ovml.cli.models import model_for
+        from ovml.cli.models import model_and_labels
         from ovml.inference.label_embeddings import write_label_embeddings
         from ovml.inference.tagger import Tagger
 
-        tagger = Tagger(model_for(args, labels), labels, prompt=args.prompt)
+        tagger = Tagger(*model_and_labels(args, labels), prompt=args.prompt)
         embeds = tagger.label_embeds()
         prompt = type(tagger.model.prompt).__name__ if args.prompt is None else " | ".join(args.prompt)
         write_label_embeddings(args.out, tagger.labels, embeds, {"model": args.model, "prompt": prompt})

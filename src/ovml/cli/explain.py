@@ -44,9 +44,10 @@ class Explain(Command):
         labels = chosen_labels(args)
         image = load_image(args.image)
 
-        from ovml.cli.models import model_for
+        from ovml.cli.models import model_and_labels
         from ovml.inference.explain import explain
         from ovml.metrics.plots.files import save_png
 
-        figure = explain(model_for(args, labels), image, labels, args.top_k, args.prompt, args.font)
+        model, labels = model_and_labels(args, labels)
+        figure = explain(model, image, labels, args.top_k, args.prompt, args.font)
         show(f"figure: {save_png(figure, args.out)}")

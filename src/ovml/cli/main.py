@@ -21,6 +21,7 @@ COMMANDS = {
     "test": ("ovml.cli.training:Training", "evaluate zero-shot CLIP and every stage on the test split"),
     "predict": ("ovml.cli.training:Training", "write the best labels of every test image"),
     "tag": ("ovml.cli.tag:Tag", "rank labels for images, folders of images, or both"),
+    "labels": ("ovml.cli.labels:Labels", "list the label vocabularies that ovml ships, or the names of one"),
     "embed-labels": ("ovml.cli.embed_labels:EmbedLabels", "write the embeddings of label names"),
     "explain": ("ovml.cli.explain:Explain", "draw where in an image its best labels are found"),
     "export": ("ovml.cli.export:Export", "write a model as ONNX or torch.export, to run without ovml"),

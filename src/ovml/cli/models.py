@@ -11,7 +11,10 @@ from ovml.saving import load_model
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, first_line
 from ovml.utils.resources import DEMO
-from ovml.vocabulary import LabelVocabulary
+from ovml.vocabulary import LabelVocabulary, packaged_vocabulary
+
+EVERYDAY = "everyday"
+"""The vocabulary of models that have none."""
 
 
 def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
@@ -29,15 +32,24 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
         raise UserError(f"--device {device}: not usable here ({first_line(error)}); try cpu") from error
 
 
-def model_for(args: argparse.Namespace, labels: LabelVocabulary | None) -> OpenVocabularyModel:
-    """Load the model to score these labels, or its own if there are none.
+def model_and_labels(
+    args: argparse.Namespace, labels: LabelVocabulary | None
+) -> tuple[OpenVocabularyModel, LabelVocabulary | None]:
+    """Load the model, and choose what it scores: these labels, its own, or else those of photographs.
+
+    Returns:
+        The model and the labels; `None` for the model's own.
 
     Raises:
-        UserError: See `chosen_model`; or there are neither labels nor a vocabulary of the model's own.
+        UserError: See `chosen_model`; or there are no labels for the embedded model.
     """
     if args.model == DEMO:
         notice(f"{DEMO} knows drawn shapes only; for photographs give --model")
     model = chosen_model(args)
-    if labels is None and model.vocabulary is None:
+    if labels is not None or model.vocabulary is not None:
+        return model, labels
+    if args.model == DEMO:
         raise UserError("no labels: give --labels 'a,b' or --labels-file FILE; this model has no vocabulary of its own")
-    return model
+    labels = packaged_vocabulary(EVERYDAY)
+    notice(f"no labels given: --vocabulary {EVERYDAY}, {len(labels):,} labels; 'ovml labels' lists others")
+    return model, labels

@@ -95,12 +95,12 @@ class Tag(Command):
             if args.format is not None:
                 raise UserError("--format: is of what is printed; the ending of --out says what is written")
 
-        from ovml.cli.models import model_for
+        from ovml.cli.models import model_and_labels
         from ovml.cli.tagging import print_tags, write_tags
         from ovml.inference.tagger import Tagger
 
         options = "top_k", "batch_size", "threshold", "num_workers", "prompt", "probabilities"
-        tagger = Tagger(model_for(args, labels), labels, **{name: getattr(args, name) for name in options})
+        tagger = Tagger(*model_and_labels(args, labels), **{name: getattr(args, name) for name in options})
         if args.out is None:
             print_tags(tagger, images, args.format or ("table" if sys.stdout.isatty() else "tsv"))
         else:

@@ -193,7 +193,8 @@ def _header(cells: Sequence[str], kind: ListKind) -> list[int] | None:
     if not names:
         return None
     # A row such as `cat,tag` is an id and a name.
-    if kind.ids and len(cells) > 1 and len(names) + len(ids) < len(cells) and not ids:
+    known = len(names) + len(ids) + keys.count("parent")
+    if kind.ids and len(cells) > 1 and known < len(cells) and not ids:
         return None
     return [*ids[:1], names[0]]
 

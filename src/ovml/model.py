@@ -17,7 +17,7 @@ from ovml.encoders.image_processor import ImageProcessor, Preprocessing
 from ovml.heads import Head, TwoStreamHead
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import ContextPrompt, PromptLearner
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, all_lines
 from ovml.utils.parts import describe
 from ovml.utils.tensors import full_precision
 from ovml.vocabulary import LabelVocabulary
@@ -183,7 +183,7 @@ def _set_attention(towers: Any, name: str) -> None:
     try:
         towers.set_attn_implementation(name)
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = all_lines(error)[:200]
         raise UserError(
             f"model.attn_implementation: {name!r} does not work here ({reason}); try sdpa or eager"
         ) from error

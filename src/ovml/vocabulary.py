@@ -79,10 +79,8 @@ def check_template(template: str) -> str:
 class VocabularyLists(TypedDict, total=False):
     """A vocabulary as plain data; see `LabelVocabulary.to_dict`.
 
-    Example:
-        >>> lists: VocabularyLists = LabelVocabulary(("cat",), ("dog",)).to_dict()
-        >>> lists
-        {'seen': ['cat'], 'unseen': ['dog']}
+    >>> LabelVocabulary.from_any(VocabularyLists(seen=["sea"], unseen=["palm"])).names
+    ('sea', 'palm')
     """
 
     seen: list[str] | None

@@ -202,6 +202,8 @@ def test_a_link_from_another_site_opens_the_page(guard):
         ("GET", "/gradio_api/file=/etc/passwd", 404),
         ("GET", "/gradio_api/file=http://127.0.0.1/x", 404),
         ("GET", f"/gradio_api/file={PUBLIC}x/a.png", 404),
+        ("GET", f"/gradio_api/file={PUBLIC}/../a.png", 404),
+        ("GET", "/assets/../gradio_api/file=/etc/passwd", 404),
         ("GET", "/monitoring", 404),
         ("HEAD", "/monitoring", 404),
     ],

@@ -119,7 +119,7 @@ IN_YAML = {
     "data: {class_path: NoData}": "--data: no MultiLabelDataModule NoData; there are DemoDataModule",
     "model: 5": "model holds '5'; expected its settings by name",
     "trainer: []": "trainer holds '[]'; expected its settings by name",
-    "1: 2": "the key 1 is no text",
+    "1: 2": "the key 1 is not text",
     "seed_everything: -1": "--seed_everything: must be from 0 to 4,294,967,295; got -1",
 }
 

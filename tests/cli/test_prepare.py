@@ -40,7 +40,7 @@ def prepare(root, capsys):
         (["--max-missing", "1.5"], "max_missing must be from 0 to 1; got 1.5"),
         (["--workers", "0"], "--workers: expected positive int or null; got '0'"),
         (["--workers", "-3"], "--workers: expected positive int or null; got '-3'"),
-        (["--out", "{file}"], "file.txt: is a file; --out FOLDER is the folder of the lists"),
+        (["--out", "{file}"], "file.txt is not a folder; give another"),
     ],
 )
 def test_options_out_of_range_leave_nothing_behind(arguments, message, prepare, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -334,6 +335,24 @@ def test_labels_name_ids(tmp_path):
         _ = module(pairs, tmp_path).vocabulary
 
 
+@pytest.mark.parametrize("form", [list, np.array, torch.tensor, lambda row: torch.tensor(row, dtype=torch.bool), tuple])
+@pytest.mark.parametrize("rows", [[[1, 0], [0, 1], [1, 0], [0, 1]], [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+def test_vectors_of_zeros_and_ones_are_no_ids(form, rows, tmp_path):
+    pairs = [(picture("train", number), form(row)) for number, row in enumerate(rows * 2)]
+    data = module(pairs, tmp_path, labels=["sea", "palm"], held_out=0.1)
+    wanted = [[name for name, value in zip(("sea", "palm"), row, strict=True) if value] for row in rows * 2]
+    assert data.found.splits["train"].labels == wanted
+    frame = pd.DataFrame({"image": [image for image, _ in pairs], "labels": [row for _, row in pairs]})
+    if form is not torch.tensor:
+        assert module(frame, tmp_path, labels=["sea", "palm"]).found.splits["train"].labels == wanted
+
+
+def test_ids_may_be_of_any_type_of_numbers(tmp_path):
+    pairs = [(picture("train", i), [number(i % 3)]) for number in (int, float, np.int64) for i in range(3)]
+    data = module(pairs, tmp_path, labels=["sea", "palm", "moon"])
+    assert data.found.splits["train"].labels == [["sea"], ["palm"], ["moon"]] * 3
+
+
 def test_unjudged_labels_are_unknown(tmp_path):
     root = tmp_path / "photos"
     rows = [(write(root / f"{i}.png", "train", i).name, *cells) for i, cells in enumerate([(1, 0, ""), (0, -1, 1)] * 3)]
@@ -429,6 +448,48 @@ def yolo_of_other_classes(root):
     (root / "labels/train/0.txt").write_text("17 0.5 0.5 0.1 0.1\n")
 
 
+def yolo_of_a_negative_class(root):
+    yolo(root)
+    (root / "labels/train/0.txt").write_text("-1 0.5 0.5 0.1 0.1\n")
+
+
+def yolo_bomb(root):
+    yolo(root)
+    lines = [f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(9)]
+    (root / "data.yaml").write_text("\n".join(["a0: &a0 [x]", *lines, "names: *a9"]))
+
+
+def voc_list_in_another_encoding(root):
+    voc(root)
+    (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/Main/train.txt").write_bytes(b"caf\xe9\n")
+
+
+def unknown_split(root):
+    write(root / "a.png", "train", 0)
+    table(root / "labels.csv", ("image", "label", "split"), [("a.png", "sea", "train"), ("a.png", "sea", "unlabelled")])
+
+
+def two_tables(root):
+    csv_of_lists(root)
+    table(root / "classes.csv", ("name", "description"), [("sea", "salt water")])
+
+
+def two_columns_of_one_name(root):
+    write(root / "a.png", "train", 0)
+    table(root / "labels.csv", ("image", "label", "label"), [("a.png", "sea", "palm")])
+
+
+def zero_bytes(root):
+    write(root / "a.png", "train", 0)
+    (root / "labels.csv").write_bytes(b"image,label\na.png,se\0a\n")
+
+
+def pipe(root):
+    write(root / "a.png", "train", 0)
+    os.mkfifo(root / "labels.csv")
+
+
 def wide_row(root):
     csv_of_lists(root)
     with open(root / "labels.csv", "a") as file:
@@ -457,6 +518,14 @@ DAMAGES = {
     torn_coco: "instances_train2017.json: not COCO annotations",
     torn_voc: "train_0.xml: not an annotation of Pascal VOC",
     yolo_of_other_classes: "0.txt: not labels of data.yaml",
+    yolo_of_a_negative_class: "0.txt: not labels of data.yaml",
+    yolo_bomb: "data.yaml: names no labels .*more than 2,000,000 values",
+    voc_list_in_another_encoding: "train.txt: not UTF-8 text",
+    unknown_split: "labels.csv: row 2: 'unlabelled' in column 'split' names no split",
+    two_tables: "has several tables, 'classes.csv', 'labels.csv'; give the one",
+    two_columns_of_one_name: "labels.csv: two columns have the same name; rename one of 'image', 'label', 'label'",
+    zero_bytes: "labels.csv: has a NUL character",
+    pipe: "labels.csv: not a file",
     wide_row: "row 14 has 4 cells for 3 columns",
 }
 

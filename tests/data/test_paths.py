@@ -232,5 +232,6 @@ def test_protocols_of_archives_and_the_hub_are_no_servers():
     check = PathCheck(["/data"])
     for path in ("zip://a/b.png::/data/x.zip", "hf://datasets/a/b@1/c.png", "zip://a.png::hf://datasets/a/b/c.zip"):
         assert check.fault(path) is None
-    for path in ("zip://a.png::/etc/x.zip", "file:///etc/a.png", "s3://bucket/a.png", "FTP://a/b.png"):
+    outside = ("zip://a.png::/etc/x.zip", "file:///etc/a.png", "file://~/a.png", "zip://a.png::~/x.zip")
+    for path in (*outside, "s3://bucket/a.png", "FTP://a/b.png"):
         assert check.fault(path)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import zipfile
 from types import SimpleNamespace
 
 import datasets
@@ -166,6 +167,21 @@ def test_pictures_are_read_from_bytes_paths_and_images(picture):
         assert read_image(source, "x").tobytes() == plain.tobytes()
     with pytest.raises(UserError, match="x7: the row holds no image"):
         read_image({"bytes": None, "path": None}, "x7")
+
+
+def test_pictures_in_archives_start_no_program(picture, tmp_path, monkeypatch):
+    import PIL.EpsImagePlugin
+
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("a program is started"))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(picture, "a.jpg")
+        archive.writestr("b.jpg", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n%%EOF\n")
+    place = f"::{tmp_path / 'a.zip'}"
+    found = read_image({"bytes": None, "path": f"zip://a.jpg{place}"}, "x")
+    assert found.tobytes() == Image.open(picture).convert("RGB").tobytes()
+    for name, reason in {"b": "not an image that Pillow can read", "c": "cannot be read"}.items():
+        with pytest.raises(UserError, match=f"^zip://{name}.jpg{place}: {reason}"):
+            read_image({"bytes": None, "path": f"zip://{name}.jpg{place}"}, "x")
 
 
 def stream(size=12, shards=4, **kwargs):

@@ -262,7 +262,7 @@ def test_no_class_of_the_hyper_parameters_is_made(checkpoint, tmp_path, monkeypa
         ("ovml.clip", TOUCH, "clip must be a string or null; got {'class_path': 'subprocess.Popen'"),
         ("ovml.clip", "x" * 5000, "no such checkpoint here"),
         ("ovml.clip", None, "pass the same one as clip="),
-        ("ovml.head.class_path", "subprocess.Popen", "is no Head"),
+        ("ovml.head.class_path", "subprocess.Popen", "cannot be made; give a subclass of Head"),
         ("ovml.head.class_path", "antigravity.x", "no class 'antigravity.x' here"),
         ("ovml.training", 5, "training must be a mapping; got 5"),
         ("ovml.stage_names", 5, "stage_names must be a list; got 5"),

@@ -394,10 +394,10 @@ def test_a_configuration_that_is_no_json_says_so(saved):
 @pytest.mark.parametrize(
     ("path", "init_args", "message"),
     [
-        ("os.system", {}, "is no Head"),
-        ("subprocess.Popen", {"args": ["touch", "x"]}, "is no Head"),
-        ("ovml.heads.base.Head", {}, "is no Head that can be made"),
-        ("ovml.losses.ranking.RankingLoss", {}, "is no Head"),
+        ("os.system", {}, "cannot be made; give a subclass of Head"),
+        ("subprocess.Popen", {"args": ["touch", "x"]}, "cannot be made; give a subclass of Head"),
+        ("ovml.heads.base.Head", {}, "cannot be made; give a subclass of Head"),
+        ("ovml.losses.ranking.RankingLoss", {}, "cannot be made; give a subclass of Head"),
         ("no_such_package.MyHead", {}, "install the package that has it"),
         ("ovml.heads.two_stream.NoSuchHead", {}, "no class 'ovml.heads.two_stream.NoSuchHead' here"),
         ("antigravity.MyHead", {}, "no class 'antigravity.MyHead' here"),

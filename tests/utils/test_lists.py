@@ -100,6 +100,7 @@ def test_what_was_understood_is_said_in_one_line(tmp_path):
         ("a.txt", b"", "the list is empty"),
         ("a.json", b"[]", "the list is empty"),
         ("a.csv", b"id,name\n", "the list is empty"),
+        ("a.json", b'{"m1": "cat", "m1": "dog"}', '"m1" stands twice in one object'),
         ("a.txt", "caf\u00e9\ncafe\u0301\n".encode(), "is repeated"),
         ("a.txt", "fish\nfi\u200bsh\n".encode(), "differ only in case or blanks"),
         ("a.txt", b"x" * 50_000 + b"\n" + b"x" * 50_000, r"'x{100}\.\.\.' \(name 1\) is repeated"),

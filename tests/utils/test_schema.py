@@ -122,6 +122,18 @@ def test_any_argument_makes_a_part_or_one_line(value):
             assert len(str(error).splitlines()) == 1  # noqa: PT017
 
 
+def test_arguments_of_any_number_are_checked_one_by_one():
+    class Own(Part):
+        def __init__(self, *ks: int, **weights: float) -> None:
+            self.ks, self.weights = ks, weights
+
+    assert Own(1, 2, a=0.5).ks == (1, 2)
+    with pytest.raises(UserError, match="Own: ks, 1 must be a whole number; got 'x'"):
+        Own(1, "x")
+    with pytest.raises(UserError, match="Own: weights, a must be a finite number; got 'x'"):
+        Own(a="x")
+
+
 def test_annotations_that_only_a_type_checker_knows_are_not_checked():
     class Own(Part):
         def __init__(self, thing: "NoSuchName" = 1) -> None:  # noqa: F821

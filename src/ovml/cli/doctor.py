@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from ovml.cli.command import Command
+from ovml.utils.errors import all_lines
 from ovml.utils.resources import DEMO, RESOURCES
 
 NEEDED = (
@@ -46,7 +47,7 @@ def print_checks(found: Iterator[tuple[str, Callable[[], str]]]) -> list[str]:
             text = value()
         except Exception as error:  # a broken installation may raise any
             broken.append(name)
-            text = f"broken ({type(error).__name__}: {' '.join(str(error).split())})"
+            text = f"broken ({type(error).__name__}: {all_lines(error)})"
         print(f"{name}: {without_home(text)}", flush=True)
     return broken
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import ovml.data
 from ovml.classifier import OVMultiLabelClassifier
 from ovml.cli.command import with_flags
+from ovml.cli.messages import quiet_libraries
 from ovml.cli.parsing import UserErrors
 from ovml.cli.run_config import check_same_settings, known_classes_only
 from ovml.cli.settings import MOST_CONFIG_NODES, check_settings
@@ -39,15 +38,12 @@ from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
 from ovml.training.trainers import DEFAULT_ROOT, own_callbacks, stage_options
 from ovml.utils.console import is_quiet, notice, show
-from ovml.utils.errors import UserError, one_line
+from ovml.utils.errors import UserError, all_lines, one_line
 from ovml.utils.files import write_text
 from ovml.utils.yaml import check_yaml
 
 ROOMS = "data", "distillation", "heads", "losses", "metrics", "prompts", "training", "training.callbacks"
 """Packages of ovml whose classes may be named without their module."""
-
-ASKED_FOR = "callbacks", "profilers", "tuner"
-"""Packages of Lightning whose messages are those that the user asked for, as by `verbose`."""
 
 # jsonargparse looks bare names such as `LocalHead` up among imported classes.
 for _room in (import_module(f"ovml.{name}") for name in ROOMS):
@@ -178,7 +174,7 @@ class OVMLCLI(LightningCLI):
             return super().instantiate_trainer(**changed | kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             # Options do not go together, or not on this machine.
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            raise UserError(f"trainer: {all_lines(error)}") from error
 
     def _check_options(self) -> None:
         config, epochs = self._trainer_config, self._trainer_config.get("max_epochs") or 0
@@ -285,7 +281,7 @@ def run_lightning(argv: list[str], own: Path | None = None) -> None:
         with quiet_libraries(), nullcontext() if own is None else known_classes_only(own, argv):
             OVMLCLI(argv)
     except MisconfigurationException as error:  # of a callback that does not fit
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError(f"trainer: {all_lines(error)}") from error
     except ValueError as error:
         # The parser tries one type after another and wraps what it caught.
         cause: BaseException | None = error
@@ -306,44 +302,6 @@ def _flags() -> dict[str, str]:
         for name in (name for cls in classes for name in inspect.signature(cls).parameters):
             flags |= dict.fromkeys((name, f"{group}.{name}"), f"--{group}.{name}")
     return flags | {"clip": "--model.clip"}  # which data.clip follows
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence messages of the libraries about what ovml handles itself."""
-    import datasets
-    import transformers
-
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ASKED_FOR:
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING if is_quiet() else logging.INFO)
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # all parts send their messages there
-    rank_zero.setLevel(logging.INFO)
-    rank_zero.addFilter(_is_asked_for)
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        for message in (
-            "LightningCLI's args parameter is intended",  # other processes are started with the same arguments
-            "Checkpoint directory .* exists and is not empty",  # the run folder is ovml's own
-            "You requested to overfit but enabled val dataloader shuffling",  # which is in order anyway
-            "The number of training batches .* is smaller than the logging interval",
-            r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
-            ".*does not have many workers",
-            "Your `IterableDataset` has `__len__` defined",  # each worker yields its share
-            r".*isinstance\(treespec, LeafSpec\)",
-            "`training_step` returned `None`",  # a batch without labels is skipped
-            "Found keys that are in the model state dict but not in the checkpoint",  # the frozen CLIP's
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        yield
-
-
-def _is_asked_for(record: logging.LogRecord) -> bool:
-    """Whether a message of Lightning is a warning, or one that the user asked for."""
-    is_notice = not is_quiet() and Path(record.pathname).parent.name in ASKED_FOR
-    return is_notice or record.levelno >= logging.WARNING
 
 
 class _ProgressBar(RichProgressBar):

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Image size .* exceeds limit", RuntimeWarning)
     try:
         _run(args)
-    except BrokenPipeError:  # who reads the results has enough of them
+    except BrokenPipeError:  # the reader of the results, such as `head`, has ended
         return 0
     except Exception as error:
         message = one_line(error) if isinstance(error, UserError) else machine_fault(error)

@@ -23,8 +23,7 @@ from ovml.data.base import Split
 from ovml.data.cache import Table
 from ovml.data.image_files import ImageCheck, lost_paths, verify_images
 from ovml.utils.console import show
-from ovml.utils.errors import UserError
-from ovml.utils.files import write_text
+from ovml.utils.files import check_folder, write_text
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -76,8 +75,8 @@ def prepare_folder(
     Raises:
         UserError: The arguments or files are at fault, or too many images are missing.
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; out=FOLDER is the folder of the lists")
+    if out is not None:
+        check_folder(out, "out")
     data = data_module(**arguments)
     names = data.vocabulary
     reports = []

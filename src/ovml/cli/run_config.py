@@ -17,9 +17,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from ovml.cli.settings import check_config
+from ovml.cli.settings import MOST_CONFIG_NODES, check_config
 from ovml.utils.errors import UserError
+from ovml.utils.files import read_text
 from ovml.utils.parts import Part, defines
+from ovml.utils.yaml import load_yaml
 
 OWN = ("ovml", "lightning")
 """Packages whose classes a run's configuration may name."""
@@ -105,16 +107,14 @@ def _class_at(path: str) -> type | None:
 
 
 def _dotted_names(config: Path) -> set[str]:
-    """All texts in a YAML file that look like import paths. Its anchors may refer to what is around them."""
+    """All texts in a YAML file that look like import paths."""
     found: set[str] = set()
-    seen: set[int] = set()
-    left = [yaml.safe_load(config.read_text(encoding="utf-8"))]
+    left = [load_yaml(read_text(config, "configuration", "YAML"), MOST_CONFIG_NODES)]
     while left:
         value = left.pop()
         if isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
             found.add(value)
-        elif isinstance(value, (dict, list)) and id(value) not in seen:
-            seen.add(id(value))
+        elif isinstance(value, (dict, list)):
             left += value.values() if isinstance(value, dict) else value
     return found
 

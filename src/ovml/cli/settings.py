@@ -10,6 +10,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_folder, read_text
+from ovml.utils.schema import short
 from ovml.utils.yaml import load_yaml, yaml_reason
 
 MOST_CONFIG_BYTES = 2**20
@@ -61,7 +62,7 @@ def check_config(path: str | Path) -> None:
         raise UserError(f"{where}no configuration; it holds keys such as model and data")
     for key, value in content.items():
         if not isinstance(key, str):
-            raise UserError(f"{where}the key {key!r} is no text; keys are such as model and data")
+            raise UserError(f"{where}the key {key!r} is not text; write keys such as model and data")
         if key in ("model", "trainer") and not isinstance(value, (dict, str, type(None))):
             raise UserError(f"{where}{key} holds {str(value)[:80]!r}; expected its settings by name")
 
@@ -77,16 +78,12 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed <= MOST_SEED:
-        raise UserError(f"--seed_everything: must be from 0 to {MOST_SEED:,}; got {_short(seed)}")
+        raise UserError(f"--seed_everything: must be from 0 to {MOST_SEED:,}; got {short(seed)}")
     trainer = config["trainer"]
     for name, least in LEAST.items():
         value = trainer.get(name)
         if isinstance(value, str) and value.removeprefix("-").isdecimal():  # devices may be text
             value = int(value)
         if isinstance(value, (int, float)) and not least <= value <= MOST:
-            raise UserError(f"--trainer.{name}: must be from {least} to {MOST:,}; got {_short(value)}")
+            raise UserError(f"--trainer.{name}: must be from {least} to {MOST:,}; got {short(value)}")
     check_folder(trainer["default_root_dir"], "--trainer.default_root_dir")
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) > 2**63 else str(value)

@@ -21,7 +21,7 @@ from PIL import Image
 from ovml.data.cache import Table, cached_folder, seal
 from ovml.data.samplers import Indices
 from ovml.utils.files import atomic_write
-from ovml.utils.images import load_image
+from ovml.utils.images import formats, load_image
 from ovml.utils.progress import track
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -180,7 +180,7 @@ def _is_broken(path: str, depth: Literal["header", "full"]) -> bool:
         if depth == "full":
             load_image(path)
         else:
-            Image.open(path).close()
+            Image.open(path, formats=formats()).close()
     except Exception:  # a malformed image may raise any
         return True
     return False

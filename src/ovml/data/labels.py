@@ -1,16 +1,17 @@
-"""Reads labels from a column of a data set: ids, names or indicator vectors, also inside JSON."""
+"""Labels from options, and from a column of a data set: ids, names or indicator vectors, also inside JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
 from ovml.utils.errors import UserError
-from ovml.vocabulary import LabelVocabulary, label_key
+from ovml.vocabulary import LabelVocabulary, check_names, label_key, read_names
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ColumnPath:
         for count in range(len(parts), 0, -1):
             path = cls(".".join(parts[:count]), tuple(parts[count:]))
             if path.column in features:
-                return replace(path, names=_class_names(path._feature(features, where)))
+                return replace(path, names=class_names(path._feature(features, where)))
         raise UserError(f"{where}: there is no column {dotted!r}; the columns are {', '.join(map(repr, features))}")
 
     def _feature(self, features: Mapping[str, Any], where: str) -> Any:
@@ -72,7 +73,28 @@ class ColumnPath:
         return value
 
 
-def _class_names(feature: Any) -> tuple[str, ...] | None:
+def given_names(option: Sequence[str] | str | None, what: str) -> tuple[str, ...]:
+    """The labels of an option: none, names, or a file of them.
+
+    Raises:
+        UserError: The file cannot be read, or the names are not usable; `what` is the option's name.
+    """
+    if isinstance(option, str):
+        return read_names(Path(option).expanduser())
+    return () if option is None else check_names(option, where=f"data.{what}")
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names.
+
+    >>> some(["cat", "dog", "bird", "fish"])
+    "'cat', 'dog', 'bird' and 1 more"
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def class_names(feature: Any) -> tuple[str, ...] | None:
     """Names of a `ClassLabel` feature or a list of them, `None` for others."""
     feature = getattr(feature, "feature", feature)
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -60,7 +60,7 @@ class PathCheck:
         place = path.split("::")[-1].removeprefix("file://")  # after the paths inside archives
         if self.allow_outside or "://" in place:
             return None
-        place = os.path.normpath(place)
+        place = os.path.normpath(os.path.expanduser(place) if protocols else place)  # as what opens addresses does
         if os.path.isabs(place):
             inside = any(Path(place).is_relative_to(folder) for folder in self.folders)
         else:

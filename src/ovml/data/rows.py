@@ -10,13 +10,14 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
+from datasets.utils.file_utils import xopen
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ovml.data.paths import PathCheck
 from ovml.data.samplers import NO_ROW
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, first_line
 from ovml.utils.images import load_image
 
 Transform = Callable[[Image.Image], Tensor]
@@ -102,9 +103,17 @@ def read_image(value: Any, image_id: str) -> Image.Image:
         return load_image(content, name=path or image_id)
     if path is None:
         raise UserError(f"{image_id}: the row holds no image; remove it from the data set")
-    if "://" in path:  # a file inside an archive or on a server: `datasets` knows how to open it
-        return load_image(datasets.Image().decode_example({"bytes": None, "path": path}), name=path)
-    return load_image(path)
+    return load_image(_content_at(path) if "://" in path else path, name=path)
+
+
+def _content_at(address: str) -> bytes:
+    """The bytes of a file inside an archive or on a server; `datasets` would decode formats that start programs."""
+    try:
+        with xopen(address, "rb") as file:
+            content: bytes = file.read()
+    except Exception as error:  # the libraries of protocols and archives raise many types
+        raise UserError(f"{address}: cannot be read ({first_line(error)}); check the address") from error
+    return content
 
 
 class TensorRows(Dataset[dict[str, Any]]):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, all_lines
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.ones(2, device=device))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = all_lines(error)[:200]
         raise UserError(
             f"model.compile: torch.compile does not work here ({reason}); "
             "install a C++ compiler (g++) and Python's headers, or leave model.compile off"

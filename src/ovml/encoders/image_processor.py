@@ -52,7 +52,7 @@ class ImageProcessor:
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive("image processor", size=self.size, resize=1 if self.resize is None else self.resize)
+        check_positive("image processor", size=self.size, resize=self.resize)
         check_at_most("image processor", MOST_SIDE, size=self.size, resize=self.short_side)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(map(isfinite, values)):

@@ -65,8 +65,8 @@ class QueryHead(Head):
     ) -> None:
         super().__init__()
         check_positive(self, num_heads=num_heads, num_layers=num_layers, temperature=temperature, scale=scale)
-        check_positive(self, hidden_dim=1 if hidden_dim is None else hidden_dim)
-        check_at_most(self, 2**16, num_layers=num_layers, hidden_dim=hidden_dim or 1)
+        check_positive(self, hidden_dim=hidden_dim)
+        check_at_most(self, 2**16, num_layers=num_layers, hidden_dim=hidden_dim)
         check_share(self, global_weight=global_weight)
         self.num_heads = num_heads
         self.hidden_dim = hidden_dim

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, all_lines
 
 FORMATS = {"onnx": ".onnx", "torch.export": ".pt2"}
 """File suffix of each format."""
@@ -119,4 +119,4 @@ def reason(error: Exception) -> str:
     >>> reason(KeyError("a"))
     "KeyError: 'a'"
     """
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {all_lines(error)[:200]}"

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ovml.prompts.base import PromptLearner
 from ovml.utils.errors import UserError
 from ovml.utils.files import read_text
+from ovml.utils.schema import short
 from ovml.vocabulary import check_template, label_key
 
 GENERAL_TEMPLATES = (
@@ -158,15 +159,10 @@ def _descriptions(descriptions: str | Mapping[str, Any]) -> dict[str, list[str]]
         whole = isinstance(texts, (list, tuple)) and not isinstance(texts, _Pairs)
         if not whole or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise UserError(
-                f"{where}, key {name!r}: expected a list of descriptions, none of them empty; got {_short(texts)}"
+                f"{where}, key {name!r}: expected a list of descriptions, none of them empty; got {short(texts)}"
             )
         found[name] = [text.strip() for text in texts]
     return found
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 class _Pairs(list[tuple[str, Any]]):

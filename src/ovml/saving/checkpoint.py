@@ -18,7 +18,7 @@ from ovml.saving.recipe import (
     described_or_named,
     part_weights,
 )
-from ovml.utils.errors import UserError, error_at, first_line
+from ovml.utils.errors import UserError, all_lines, error_at, first_line
 from ovml.utils.schema import check_type
 from ovml.vocabulary import LabelVocabulary
 
@@ -171,5 +171,5 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, Any], where: str |
     try:
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = all_lines(error)[:300]
         raise UserError(f"{where}: weights that do not fit the model ({reason}); {SAVE_AGAIN}") from error

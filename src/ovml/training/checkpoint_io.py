@@ -1,4 +1,4 @@
-"""Writing checkpoints so that one is always whole."""
+"""Writing of checkpoints: a kill leaves the old file or the new one."""
 
 from __future__ import annotations
 

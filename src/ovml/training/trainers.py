@@ -35,7 +35,8 @@ def fit(
         ckpt_path: A run to resume: its folder, or `last` for the newest below `default_root_dir`. Model and data must
             be made as they were for that run.
         trainer_options: Of `lightning.pytorch.Trainer`. `default_root_dir` (`runs/ovml`) is where run folders are made;
-            `max_epochs` only shortens stages; `logger=True`, the default, writes CSV and TensorBoard logs.
+            `max_epochs` only shortens stages; `logger=True`, the default, writes CSV and TensorBoard logs. Each stage
+            has copies of `callbacks`, so what they learn stays in their files, not in the objects given.
 
     Returns:
         The run; `results` are the validation metrics by row: `zero-shot` and every stage.

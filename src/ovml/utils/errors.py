@@ -1,8 +1,11 @@
 """The one error that means: the input is at fault, and the message says what to do."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
+
+_Number = TypeVar("_Number", int, float)
 
 MOST = 2**63 - 1
 """The largest whole number of an argument."""
@@ -52,43 +55,41 @@ def error_at(where: object, advice: str = "") -> Iterator[None]:
         raise UserError(f"{where}: {error}" + (f"; {advice}" if advice else "")) from error
 
 
-def check_positive(owner: object, **arguments: float) -> None:
-    """Raise a `UserError` for arguments that are not greater than 0, or not finite.
+def check_positive(owner: object, **arguments: float | None) -> None:
+    """Raise a `UserError` for arguments that are not greater than 0, or not finite; `None` passes.
 
     Args:
         owner: The part or the function's name that the error names.
         arguments: Values by name.
     """
-    for name, value in arguments.items():
+    for name, value in _given(arguments):
         if not 0 < value < math.inf:
             raise UserError(f"{_name(owner)}: {name} must be greater than 0; got {value}")
 
 
-def check_not_negative(owner: object, **arguments: float) -> None:
+def check_not_negative(owner: object, **arguments: float | None) -> None:
     """Raise a `UserError` for arguments that are negative, infinite or NaN; see `check_positive`."""
-    for name, value in arguments.items():
+    for name, value in _given(arguments):
         if not 0 <= value < math.inf:
             raise UserError(f"{_name(owner)}: {name} must be 0 or greater, and finite; got {value}")
 
 
-def check_share(owner: object, **arguments: float) -> None:
+def check_share(owner: object, **arguments: float | None) -> None:
     """Raise a `UserError` for arguments that are not from 0 to 1; see `check_positive`."""
-    for name, value in arguments.items():
+    for name, value in _given(arguments):
         if not 0 <= value <= 1:
             raise UserError(f"{_name(owner)}: {name} must be from 0 to 1; got {value}")
 
 
 def check_whole(owner: object, least: int, **arguments: int | None) -> None:
-    """Raise a `UserError` for arguments that are not whole numbers of at least `least`; `None` passes.
+    """Raise a `UserError` for arguments that are not whole numbers of at least `least`; see `check_positive`.
 
     Args:
         owner: See `check_positive`.
         least: The smallest number allowed.
         arguments: Values by name.
     """
-    for name, value in arguments.items():
-        if value is None:
-            continue
+    for name, value in _given(arguments):
         if isinstance(value, bool) or not isinstance(value, int):
             raise UserError(f"{_name(owner)}: {name} must be a whole number; got {value!r}")
         if not least <= value <= MOST:
@@ -96,11 +97,15 @@ def check_whole(owner: object, least: int, **arguments: int | None) -> None:
             raise UserError(f"{_name(owner)}: {name} must be at {bound}; got {value}")
 
 
-def check_at_most(owner: object, most: int, **arguments: float) -> None:
+def check_at_most(owner: object, most: int, **arguments: float | None) -> None:
     """Raise a `UserError` for arguments above a bound, which keeps a wrong number from filling the memory."""
-    for name, value in arguments.items():
+    for name, value in _given(arguments):
         if value > most:
             raise UserError(f"{_name(owner)}: {name} must be at most {most:,}; got {value:,}")
+
+
+def _given(arguments: Mapping[str, _Number | None]) -> Iterator[tuple[str, _Number]]:
+    return ((name, value) for name, value in arguments.items() if value is not None)
 
 
 def _name(owner: object) -> str:
@@ -126,3 +131,12 @@ def beginning(text: str, most: int = 100) -> str:
     ('cat', 'red red red ...')
     """
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def all_lines(error: object) -> str:
+    r"""The whole message of an error, to be part of another one, on one line.
+
+    >>> all_lines(ValueError("too long:\n  12 tokens"))
+    'too long: 12 tokens'
+    """
+    return " ".join(str(error).split())

@@ -69,7 +69,7 @@ def load_image(source: ImageLike, name: str | None = None, max_pixels: int | Non
             return _to_rgb(source)
         if not isinstance(source, bytes) and not stat.S_ISREG(mode := os.stat(source).st_mode):  # a pipe would block
             raise UserError("is a folder; give an image" if stat.S_ISDIR(mode) else "not a file; give an image")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats()) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise UserError(f"{image.width:,} x {image.height:,} pixels are too many; at most {max_pixels:,}")
             return _to_rgb(image)
@@ -111,7 +111,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 @cache
-def _formats() -> list[str]:
+def formats() -> list[str]:
     """Those of `FORMATS` that the installed Pillow reads."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
@@ -182,6 +182,11 @@ def find_images(paths: Iterable[str | Path], skipped: Counter[str] | None = None
             raise UserError(f"{path}: {nothing}")
         found.append(chain([first], inside))
     return chain.from_iterable(found)
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder, if there are any; see `find_images`."""
+    return _search(folder)
 
 
 def _mode(path: Path) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.files import MOST_BYTES, read_text
+from ovml.utils.json import load_json
 from ovml.utils.yaml import load_yaml, yaml_reason
 
 MOST_PATH = 2**16
@@ -181,13 +181,14 @@ def _table(text: str, delimiter: str | None, path: Path, kind: ListKind) -> Name
     return NameList(*_picked(rows, columns, path, kind), source, kind.noun)
 
 
-def _key(title: object) -> str:
+def column_key(title: object) -> str:
+    """A column's name as it is compared: without case, blanks, `_` and `-`."""
     return re.sub(r"[\s_-]", "", str(title).lower())
 
 
 def _header(cells: Sequence[str], kind: ListKind) -> list[int] | None:
     """Columns of ids, if any, and names, where the cells are a header."""
-    keys = [_key(cell) for cell in cells]
+    keys = [column_key(cell) for cell in cells]
     names = [keys.index(key) for key in kind.columns if key in keys]
     ids = [keys.index(key) for key in kind.ids if key in keys]
     if not names:
@@ -231,7 +232,7 @@ def _picked(
 
 def _document(text: str, suffix: str, path: Path, kind: ListKind) -> NameList:
     try:
-        content = json.loads(text) if suffix == ".json" else load_yaml(text)
+        content = load_json(text) if suffix == ".json" else load_yaml(text)
     except Exception as error:  # of a damaged document either parser may raise several
         reason = yaml_reason(error)
         raise UserError(f"{path}: not {suffix[1:].upper()} ({reason}); give a list of {kind.noun}s") from error
@@ -241,7 +242,7 @@ def _document(text: str, suffix: str, path: Path, kind: ListKind) -> NameList:
     names, ids = [], []
     for position, item in enumerate(items):
         if isinstance(item, Mapping):
-            keys = {_key(key): value for key, value in item.items()}
+            keys = {column_key(key): value for key, value in item.items()}
             item = tuple(next((keys[k] for k in known if k in keys), None) for known in (kind.ids, kind.columns))
         key, name = item if isinstance(item, tuple) else (None, item)
         if not isinstance(name, str):

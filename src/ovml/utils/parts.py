@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 from ovml.utils.errors import UserError, error_at, first_line
@@ -40,12 +41,18 @@ class Part:
         """Make a part that remembers its arguments."""
         part = super().__new__(cls)
         try:
-            made_with = inspect.signature(cls).bind_partial(*args, **kwargs).arguments
+            bound = inspect.signature(cls).bind_partial(*args, **kwargs)
+            made_with = bound.arguments
         except TypeError:  # the constructor says what is wrong
             made_with = {}
         types = constructor_types(cls)
         for name in made_with.keys() & types.keys():
-            check_type(made_with[name], types[name], f"{cls.__name__}: {name}")
+            annotation, parameter = types[name], bound.signature.parameters[name]
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                annotation = GenericAlias(list, annotation)
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                annotation = GenericAlias(dict, (str, annotation))
+            check_type(made_with[name], annotation, f"{cls.__name__}: {name}")
         object.__setattr__(part, "_made_with", dict(made_with))
         return part
 
@@ -197,7 +204,7 @@ def build(description: Any, base: Any, where: str) -> Any:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{where}: {module} cannot be imported ({reason}); install what it needs") from error
     if not (isinstance(cls, type) and issubclass(cls, base)) or inspect.isabstract(cls):
-        raise UserError(f"{where}: {path!r} is no {base.__name__} that can be made; only subclasses of it are")
+        raise UserError(f"{where}: {path!r} cannot be made; give a subclass of {base.__name__} that is not abstract")
     arguments = {key: _built(value, f"{where}, {key}") for key, value in init_args.items()}
     try:
         with error_at(where):

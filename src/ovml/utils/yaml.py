@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ovml.utils.errors import all_lines
+
 MOST_NODES = 2_000_000
 """Values and keys that a document may have after its aliases are expanded: a million ids with their names."""
 MOST_DEPTH = 100
@@ -14,7 +16,7 @@ MOST_DEPTH = 100
 
 
 class _Open:
-    """A list or mapping whose end was not read yet."""
+    """An open list or mapping."""
 
     def __init__(self, event: Any) -> None:
         self.anchor = event.anchor
@@ -101,7 +103,7 @@ def yaml_reason(error: Exception) -> str:
     """
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = "" if mark is None else f"line {mark.line + 1}: "
-    return f"{where}{' '.join(str(problem or error).split())[:120]}"
+    return f"{where}{all_lines(problem or error)[:120]}"
 
 
 def _events(text: str) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""What is checked of each request before Gradio sees it."""
+"""Checks of each request before Gradio handles it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Served:
 
 
 class Guard:
-    """ASGI middleware that refuses what is not for the page and bounds what is read.
+    """ASGI middleware that refuses other requests than the page's own, and limits the size and time of uploads.
 
     Requests must name the page's host (otherwise a site whose name is rebound to this machine could read the page) and
     must not come from other sites. A body is read to its end, within limits of size and time, before it is passed on.
@@ -109,7 +109,7 @@ class Guard:
         if not all(self.served.own(origin, known) for origin in headers.getlist("origin")):
             raise _Refused(403, "requests of other sites are refused")
         if method in ("GET", "HEAD"):
-            if path not in READ and not path.startswith(READ_BELOW):
+            if ".." in path.split("/") or (path not in READ and not path.startswith(READ_BELOW)):
                 raise _Refused(404, "no such page")
         elif method != "POST" or path not in POSTED:
             raise _Refused(405, "not a request of this page")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -15,12 +13,12 @@ from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import cached_folder
 from ovml.data.hub.load import LoadedSet, cache_folders, load_set
 from ovml.data.hub.rows import Columns, RowMaker, check_image_column, stored_rows, streamed_rows
-from ovml.data.labels import ColumnPath, LabelReader, as_list
+from ovml.data.labels import ColumnPath, LabelReader, as_list, given_names
 from ovml.data.paths import PathCheck
 from ovml.data.samplers import hold_out
 from ovml.utils.errors import UserError, check_whole
 from ovml.utils.progress import track
-from ovml.vocabulary import LabelVocabulary, check_names, label_key, read_names
+from ovml.vocabulary import LabelVocabulary, check_names, label_key
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +141,8 @@ class HubDataModule(MultiLabelDataModule):
     @cached_property
     def vocabulary(self) -> LabelVocabulary:
         """The labels given, else those of the set."""
-        unseen = _names(self.unseen, "unseen")
-        seen = _names(self.labels, "labels")
+        unseen = given_names(self.unseen, "unseen")
+        seen = given_names(self.labels, "labels")
         known = self._columns_of(self._own_split("train")).labels.names
         if not seen:
             keys = set(map(label_key, unseen))
@@ -268,9 +266,3 @@ class HubDataModule(MultiLabelDataModule):
                         found[label_key(label)] = min(label, found.get(label_key(label), label))
                 (aside / "names.json").write_text(json.dumps(sorted(found.values())))
         return check_names(json.loads((folder / "names.json").read_text()), where=f"{where}: {self.label_column}")
-
-
-def _names(option: Sequence[str] | str | None, what: str) -> tuple[str, ...]:
-    if isinstance(option, str):
-        return read_names(Path(option).expanduser())
-    return () if option is None else check_names(option, where=f"data.{what}")

@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetNotFoundError
 
 from ovml.data.cache import full_disk
-from ovml.utils.errors import UserError, first_line
+from ovml.utils.errors import UserError, all_lines, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def download_hint(root: Path, source: str, what: str = "") -> Iterator[None]:
         if full := full_disk(error):
             raise full from error
         failed = "cannot be read" if root.is_dir() else "no such folder, and it cannot be loaded from the Hub"
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = all_lines(error.__cause__ or error)
         raise UserError(f"{root}: {what}{failed} ({reason}); download the set from {source}") from error
 
 
@@ -164,6 +164,6 @@ def _reason(error: Exception, folder: Path, data_files: Any) -> str:
             f"not in the cache, and the Hub cannot be reached{offline}; "
             "connect to the network, or give a local folder (path=DIR)"
         )
-    text = " ".join(str(error.__cause__ or error).split())
+    text = all_lines(error.__cause__ or error)
     what = "data_files" if data_files else "path and name"
     return f"cannot be loaded ({text[:200] or type(error).__name__}); check {what}"

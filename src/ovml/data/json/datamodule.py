@@ -17,6 +17,7 @@ from ovml.data.base import Split
 from ovml.data.cache import Table, cached_table, ragged, record_batch
 from ovml.data.folder import FolderDataModule
 from ovml.data.json.file import AnnotationFile, read_annotation_file
+from ovml.data.labels import some
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary, label_key
 
@@ -116,16 +117,16 @@ class JSONDataModule(FolderDataModule):
         unseen = zsl.classes if zsl else _without(gzsl.classes if gzsl else (), train.classes)
         if zsl and (both := _common(zsl.classes, train.classes)):
             raise UserError(
-                f"{zsl.path}: {_some(both)} of its classes are also in {train.path}; "
+                f"{zsl.path}: {some(both)} of its classes are also in {train.path}; "
                 "unseen classes must not be trained on, remove them from one of the files"
             )
         names = (*train.classes, *unseen)
         if gzsl and (missing := _without(names, gzsl.classes)):
-            raise UserError(f"{gzsl.path}: its classes lack {_some(missing)}; list all seen and unseen classes")
+            raise UserError(f"{gzsl.path}: its classes lack {some(missing)}; list all seen and unseen classes")
         for file in self.files.values():
             if extra := _without(file.classes, names):
                 raise UserError(
-                    f"{file.path}: {_some(extra)} of its classes are in no other class list; "
+                    f"{file.path}: {some(extra)} of its classes are in no other class list; "
                     f"add them to {(zsl or gzsl or train).path} or remove them"
                 )
             for label in _without(tuple(file.others), names):
@@ -233,13 +234,3 @@ def _without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 def _common(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     keys = set(map(label_key, others))
     return tuple(name for name in names if label_key(name) in keys)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    """The first few names.
-
-    >>> _some(["cat", "dog", "bird", "fish"])
-    "'cat', 'dog', 'bird' and 1 more"
-    """
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more

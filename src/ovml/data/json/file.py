@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,8 @@ import datasets
 import pyarrow as pa
 
 from ovml.data.cache import cached_table
-from ovml.utils.errors import UserError, first_line
+from ovml.utils.errors import UserError, error_at, first_line
+from ovml.utils.json import load_json
 from ovml.utils.progress import track
 from ovml.vocabulary import check_names, label_key
 
@@ -111,8 +111,8 @@ class _Parser:
 
     def _load(self) -> dict[str, list[Any]]:
         try:
-            with open(self.file, encoding="utf-8-sig") as file:
-                content = json.load(file, object_pairs_hook=self._unique)
+            with open(self.file, encoding="utf-8-sig") as file, error_at(self.file):
+                content = load_json(file.read())
         except OSError as error:
             raise UserError(f"{self.file}: cannot read the annotation file ({error.strerror})") from error
         except UnicodeDecodeError as error:
@@ -127,14 +127,6 @@ class _Parser:
             if not isinstance(content.get(key), list):
                 got = f"got {_short(content[key])}" if key in content else "it is missing"
                 raise UserError(f"{self.file}: {key}: expected a list, {got}; the file must hold {FORM}")
-        return content
-
-    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """A JSON object; of two equal keys one would be lost."""
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise UserError(f"{self.file}: {_short(key)} stands twice in one object; keep one of them")
         return content
 
     def _row(self, place: int, item: Any) -> tuple[str, tuple[int, ...]]:

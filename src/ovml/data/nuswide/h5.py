@@ -15,7 +15,7 @@ import pyarrow as pa
 from ovml.data.base import Split
 from ovml.data.cache import Table, cached_folder, cached_table, ragged, record_batch
 from ovml.data.nuswide.files import Layout, check_image_names, need_file
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, all_lines
 from ovml.utils.progress import track
 
 H5_SOURCE = "https://github.com/sunanhe/MKT"
@@ -174,9 +174,7 @@ def read_image_names(path: Path) -> list[str]:
         try:
             content = _PlainUnpickler(file, encoding="latin1").load()
         except Exception as error:  # a broken pickle raises many types
-            raise UserError(
-                f"{path}: no pickle of plain names ({' '.join(str(error).split())}); download it again"
-            ) from error
+            raise UserError(f"{path}: no pickle of plain names ({all_lines(error)}); download it again") from error
     names = content.get("img_names") if isinstance(content, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f'{path}: a pickled {{"img_names": [names]}} is expected; download it again')

@@ -156,16 +156,6 @@ def _numbers(encoded: pa.DictionaryArray) -> Array:
     return numbers
 
 
-def read_text(path: Path) -> str:
-    """Text of a file, in UTF-8.
-
-    Raises:
-        UserError: The file cannot be opened, or is not text.
-    """
-    with _readable(path):
-        return path.read_text(encoding="utf-8-sig")
-
-
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from ovml.data.cache import Table
 from ovml.data.openimages.annotations import Annotations
-from ovml.data.openimages.csv import AGAIN, SOURCE, read_annotations, read_image_list, read_text
+from ovml.data.openimages.csv import AGAIN, SOURCE, read_annotations, read_image_list
 from ovml.utils.errors import UserError
+from ovml.utils.files import read_text
 
 
 class OpenImagesFiles:
@@ -77,7 +78,8 @@ def read_descriptions(path: Path) -> dict[str, str]:
         UserError: The file cannot be read, or a line does not hold an id and a name, or repeats an id.
     """
     names: dict[str, str] = {}
-    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
+    text = read_text(path, "description", f"a machine id and a name per line; {AGAIN}")
+    reader = csv.reader(io.StringIO(text), strict=True)
     try:
         for row in reader:
             if not row or row == ["LabelName", "DisplayName"]:
@@ -107,7 +109,8 @@ def read_class_list(path: Path, names: Mapping[str, str]) -> list[str]:
         UserError: The file cannot be read, is empty, repeats an id, or has one without a name.
     """
     first: dict[str, int] = {}
-    for number, label in enumerate(map(str.strip, read_text(path).splitlines()), start=1):
+    text = read_text(path, "class", f"one machine id per line; {AGAIN}")
+    for number, label in enumerate(map(str.strip, text.splitlines()), start=1):
         if not label:
             continue
         if label in first:

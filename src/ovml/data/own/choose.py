@@ -64,13 +64,13 @@ def held_out_rows(labels: Sequence[Sequence[str]], share: float) -> list[int]:
     >>> held_out_rows([["cat"], ["cat"], ["dog"], ["cat"], ["dog"], ["moon"]], 0.5)
     [0, 2, 3]
     """
-    left = Counter(label_key(name) for names in labels for name in set(names))
+    keys = _keys(labels)
+    left = Counter(key for own in keys for key in own)
     held: list[int] = []
     for row in np.random.default_rng(0).permutation(len(labels)).tolist():
-        keys = {label_key(name) for name in labels[row]}
-        if len(held) < max(1, round(share * len(labels))) and all(left[key] > 1 for key in keys):
+        if len(held) < max(1, round(share * len(labels))) and all(left[key] > 1 for key in keys[row]):
             held.append(row)
-            left.subtract(keys)
+            left.subtract(keys[row])
     return sorted(held)
 
 
@@ -83,13 +83,17 @@ def few_rows(labels: Sequence[Sequence[str]], shots: int) -> list[int]:
     >>> few_rows([["cat"], ["cat"], ["dog", "cat"], ["cat"], []], 1)
     [2]
     """
+    keys = _keys(labels)
     counts: Counter[str] = Counter()
     taken: set[int] = set()
     order = np.random.default_rng(0).permutation(len(labels)).tolist()
     for target in range(1, shots + 1):
         for row in order:
-            keys = {label_key(name) for name in labels[row]}
-            if row not in taken and any(counts[key] < target for key in keys):
+            if row not in taken and any(counts[key] < target for key in keys[row]):
                 taken.add(row)
-                counts.update(keys)
+                counts.update(keys[row])
     return sorted(taken)
+
+
+def _keys(labels: Sequence[Sequence[str]]) -> list[set[str]]:
+    return [set(map(label_key, names)) for names in labels]

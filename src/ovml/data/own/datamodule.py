@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ovml.data.base import MultiLabelDataModule, Split
 from ovml.data.cache import FEATURES
 from ovml.data.hub.rows import beside_images
-from ovml.data.labels import LabelReader
+from ovml.data.labels import LabelReader, given_names, some
 from ovml.data.own.choose import choose_labels, few_rows, held_out_rows
 from ovml.data.own.find import find_set
 from ovml.data.own.labelled import SPLITS, LabelledSet, Rows
@@ -23,11 +24,11 @@ from ovml.data.own.memory import from_memory
 from ovml.data.plain import PlainRow, plain_table
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, check_share, check_whole
-from ovml.vocabulary import LabelVocabulary, check_names, label_key, read_names
+from ovml.vocabulary import LabelVocabulary, label_key
 
 
 class OwnDataModule(MultiLabelDataModule):
-    """Labelled images of one's own; their form is found, and said.
+    """Labelled images of one's own; their form is recognized and reported.
 
     A folder holds images and a table (`labels.csv`, `metadata.jsonl`: an image column and a label column, or a column
     of 0 and 1 per label), COCO, Pascal VOC or YOLO annotations, Parquet files, or one folder of images per label.
@@ -41,7 +42,7 @@ class OwnDataModule(MultiLabelDataModule):
         label_column: Column of the labels. Default: the one of a usual name, such as `labels`.
         separator: Between the labels in a cell of a table. Default: `|`, `;` or `,`, the first that occurs.
         labels: All labels, or a file of them; labels of the images that are not among them are left out. Ids in the
-            data count from 0 in its order. Default: those of the data.
+            data count from 0 in its order, and vectors of 0 and 1 follow it. Default: those of the data.
         unseen: Labels to withhold from training: names, a file of them, or how many. Labels that only validation or
             test images have are unseen in any case.
         held_out: Share of the training images that validate where the data has no validation images; they test as
@@ -86,7 +87,7 @@ class OwnDataModule(MultiLabelDataModule):
             raise UserError(f"OwnDataModule: held_out must be between 0 and 1; got {held_out}")
         self.root = root
         self.options = {"image_column": image_column, "label_column": label_column, "separator": separator}
-        self.labels = _names(labels, "labels")
+        self.labels = given_names(labels, "labels")
         self.unseen = unseen
         self.held_out = held_out
         self.shots = shots
@@ -107,7 +108,9 @@ class OwnDataModule(MultiLabelDataModule):
             found = from_memory(self.root, self.options)
         names = self.labels or found.names
         roles = sorted(found.splits, key=[*SPLITS.values(), *found.splits].index)
-        splits = {role: self._named(self._present(found.splits[role], role), names) for role in roles}
+        lists = [own for rows in found.splits.values() for own in rows.labels if own]
+        vectors = len(names) > 1 and all(len(own) == len(names) and all(x in (0, 1) for x in own) for own in lists)
+        splits = {role: self._named(self._present(found.splits[role], role), names, vectors) for role in roles}
         return LabelledSet(found.form, splits, names)
 
     def _present(self, rows: Rows, role: str) -> Rows:
@@ -121,23 +124,25 @@ class OwnDataModule(MultiLabelDataModule):
             share = len(lost) / len(rows) + 0.005
             raise UserError(f"{missing}, first {lost[0]}; add them, or accept that (max_missing={share:.2f})")
         if lost:
-            _say(f"{missing} and left out: {_some(lost)}")
+            _say(f"{missing} and left out: {some(lost, 5)}")
         return rows.select(np.flatnonzero(is_there).tolist())
 
-    def _named(self, rows: Rows, names: Sequence[str]) -> Rows:
-        """Rows with names in the place of ids, and without labels that are not wanted."""
+    def _named(self, rows: Rows, names: Sequence[str], vectors: bool) -> Rows:
+        """Rows with names in the place of ids, or of vectors of 0 and 1; without labels that are not wanted."""
         known = {label_key(name) for name in self.labels}
 
         def named(label: Any) -> str:
-            if not isinstance(label, int):
+            if isinstance(label, bool) or not isinstance(label, Real) or not float(label).is_integer():
                 return str(label)
-            if not 0 <= label < len(names):
-                raise UserError(f"{self.where}: label id {label} has no name; give labels=FILE, names in their order")
-            return names[label]
+            number = int(float(label))
+            if not 0 <= number < len(names):
+                raise UserError(f"{self.where}: label id {number} has no name; give labels=FILE, names in their order")
+            return names[number]
 
+        present = [[i for i, x in enumerate(own) if x] for own in rows.labels] if vectors else rows.labels
         labels, unknown = (
             [[name for name in map(named, own) if not known or label_key(name) in known] for own in lists]
-            for lists in (rows.labels, rows.unknown)
+            for lists in (present, rows.unknown)
         )
         return Rows(rows.images, labels, unknown)
 
@@ -145,11 +150,11 @@ class OwnDataModule(MultiLabelDataModule):
     def vocabulary(self) -> LabelVocabulary:
         """The labels of the training images, then the unseen ones; a notice says what was found."""
         trained, *evaluated = ([*self._labels(split)] for split in ("train", "validation", "test"))
-        unseen = self.unseen if isinstance(self.unseen, int) else _names(self.unseen, "unseen")
+        unseen = self.unseen if isinstance(self.unseen, int) else given_names(self.unseen, "unseen")
         vocabulary, alone = choose_labels(trained, [*evaluated[0], *evaluated[1]], unseen, self.found.names)
         self._describe(vocabulary)
         if alone:
-            _say(f"{self.where}: no training image has {_some(alone)}, so they count as unseen")
+            _say(f"{self.where}: no training image has {some(alone, 5)}, so they count as unseen")
         return vocabulary
 
     def _labels(self, split: Split) -> Iterable[str]:
@@ -205,7 +210,8 @@ class OwnDataModule(MultiLabelDataModule):
         where = f"{self.where}: {split} split"
         if not len(indices):
             raise UserError(f"{where} has no image; give more images, or another held_out")
-        made = [{"image_id": str(i), **self._annotations(rows, i)} for i in indices]
+        name_of = {label_key(name): name for name in self.vocabulary.names}
+        made = [{"image_id": str(i), **self._annotations(rows, i, name_of)} for i in indices]
         if isinstance(rows.images, datasets.Dataset):
             reader = LabelReader(self.vocabulary)
             for row in made:
@@ -219,25 +225,12 @@ class OwnDataModule(MultiLabelDataModule):
         files = [{**row, "image_id": row["image"]} for row in plain]
         return plain_table(files, self.vocabulary, where, Path(), self.cache_dir).rows
 
-    def _annotations(self, rows: Rows, index: int) -> dict[str, Any]:
+    def _annotations(self, rows: Rows, index: int, name_of: Mapping[str, str]) -> dict[str, Any]:
         positive = rows.labels[index]
         if self.exhaustive:
             return {"positive": positive, "negative": []}
         others = set(map(label_key, [*positive, *(rows.unknown[index] if rows.unknown else ())]))
-        return {"positive": positive, "negative": [n for n in self.vocabulary.names if label_key(n) not in others]}
+        return {"positive": positive, "negative": [name for key, name in name_of.items() if key not in others]}
 
 
-def _names(given: Sequence[str] | str | None, what: str) -> tuple[str, ...]:
-    if isinstance(given, str):
-        return read_names(Path(given).expanduser())
-    return () if given is None else check_names(given, where=f"data.{what}")
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    notice(text)
+_say = rank_zero_only(notice)

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from yaml import YAMLError  # type: ignore[import-untyped]
+
 from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, split_of
 from ovml.utils.errors import UserError, first_line
+from ovml.utils.files import read_text
+from ovml.utils.yaml import load_yaml, yaml_reason
 
 HEADER = 1 << 16
 """Bytes in which a file of COCO names its first key."""
@@ -63,7 +67,7 @@ def find_voc(root: Path, index: ImageIndex) -> LabelledSet | None:
         UserError: A file is damaged.
     """
     files = sorted(root.rglob("*.xml")) if root.is_dir() else []
-    lists = {path.stem: set(path.read_text().split()) for path in sorted(root.glob("**/ImageSets/Main/*.txt"))}
+    lists = {path.stem: set(_text(path).split()) for path in sorted(root.glob("**/ImageSets/Main/*.txt"))}
     role_of = {
         name: role for stem in ("train", "val", "test") for name in lists.get(stem, ()) for role in [split_of(stem)]
     }
@@ -101,15 +105,16 @@ def find_yolo(root: Path, index: ImageIndex) -> LabelledSet | None:
     )
     if file is None:
         return None
-    import yaml  # type: ignore[import-untyped]
-
     try:
-        content = yaml.safe_load(_text(file))
+        content = load_yaml(_text(file))
         names = content["names"]
-        names = [str(names[i]) for i in sorted(names)] if isinstance(names, Mapping) else [str(name) for name in names]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        name_of = {
+            int(number): str(name)
+            for number, name in (names.items() if isinstance(names, Mapping) else enumerate(names))
+        }
+    except (YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file}: names no labels ({first_line(error)}); it holds names, train, val and test"
+            f"{file}: names no labels ({yaml_reason(error)}); it holds names, train, val and test"
         ) from error
     splits: dict[str, Rows] = {}
     folders = _yolo_folders(content, file, index.root)
@@ -123,11 +128,11 @@ def find_yolo(root: Path, index: ImageIndex) -> LabelledSet | None:
         own = Path(*parts).with_suffix(".txt")
         lines = [line.split() for line in _text(own).splitlines() if line.strip()] if own.is_file() else []
         try:
-            found = dict.fromkeys(names[int(line[0])] for line in lines)
-        except (ValueError, IndexError) as error:
+            found = dict.fromkeys(name_of[int(line[0])] for line in lines)
+        except (ValueError, KeyError) as error:
             raise UserError(f"{own}: not labels of {file.name} ({first_line(error)}); export it again") from error
         splits.setdefault(role, Rows()).add(str(path), list(found))
-    return LabelledSet("YOLO labels", splits, tuple(names))
+    return LabelledSet("YOLO labels", splits, tuple(name_of[number] for number in sorted(name_of)))
 
 
 def _yolo_folders(content: Mapping[str, Any], file: Path, root: Path) -> dict[str, Path]:
@@ -147,7 +152,4 @@ def _yolo_folders(content: Mapping[str, Any], file: Path, root: Path) -> dict[st
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); save it as UTF-8") from error
+    return read_text(path, "annotation", "as the program that made it exports it")

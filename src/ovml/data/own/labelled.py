@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from ovml.data.paths import PathCheck
-from ovml.utils.images import EXTENSIONS
+from ovml.utils.images import images_in
 
 SPLITS = {
     "train": "train",
@@ -91,15 +91,18 @@ class ImageIndex:
 
     Args:
         root: The folder. Hidden files are left out.
+
+    Attributes:
+        inside: Refuses paths that lead out of the folder.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in EXTENSIONS)
-        self.paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+        self.inside = PathCheck([root], advice="give paths below the data set's folder")
+        self.paths = list(images_in(root))
         self._of_name: dict[str, list[Path]] = {}
         for path in self.paths:
-            parts = path.relative_to(root).parts
+            parts = path.parts[len(root.parts) :]
             for start in range(len(parts)):
                 name = "/".join(parts[start:])
                 for key in {name, name.removesuffix(path.suffix)}:
@@ -131,5 +134,5 @@ class ImageIndex:
         """
         found = self.find(name, file.parent, role)
         if found is None:
-            PathCheck([self.root], advice="give paths below the data set's folder").check(name, str(file))
+            self.inside.check(name, str(file))
         return found or str(file.parent / name)

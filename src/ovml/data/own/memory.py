@@ -10,9 +10,9 @@ from typing import Any
 import datasets
 
 from ovml.data.hub.load import load_set
+from ovml.data.labels import class_names
 from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, split_of
 from ovml.data.own.tables import IMAGE_COLUMNS, find_column, table_rows
-from ovml.data.paths import PathCheck
 from ovml.utils.errors import UserError
 
 Options = Mapping[str, str | None]
@@ -36,10 +36,9 @@ def find_arrow(root: Path, index: ImageIndex, options: Options) -> LabelledSet |
         for file in files:
             of_role.setdefault(split_of(file.stem) or "train", []).append(str(file))
         splits = load_set("parquet", data_files=of_role).splits
-    inside = PathCheck([index.root], advice="give paths below the data set's folder")
     for rows in splits.values():
         for name in [name for name, feature in rows.features.items() if _is_image_struct(feature)]:
-            inside.check_images(rows.data.column(name), str(root))
+            index.inside.check_images(rows.data.column(name), str(root))
     return from_memory(splits, options, partial(index.path, file=files[0] if files else root / "state.json"))
 
 
@@ -91,9 +90,8 @@ def _of_dataset(
     columns: dict[str, Sequence[Any]] = {name: rows[name][:] for name in others}
     names: tuple[str, ...] = ()
     for name in others:
-        feature = getattr(features[name], "feature", features[name])
-        if isinstance(feature, datasets.ClassLabel) and name == (options["label_column"] or name):
-            names = tuple(feature.names)
+        if name == (options["label_column"] or name):
+            names = class_names(features[name]) or names
     if not _holds_images(features[image]):
         columns[image] = rows[image][:]
         found, header = table_rows(columns, where, locate, **{**options, "image_column": image})
@@ -124,10 +122,8 @@ def _of_pairs(pairs: Any, where: str) -> tuple[dict[str, Rows], tuple[str, ...]]
         try:
             image, labels = pairs[number]
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: item {number} is no pair of an image and its labels") from error
+            raise UserError(f"{where}: item {number}: expected an image and its labels; give pairs of both") from error
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
         labels = list(labels) if isinstance(labels, (list, tuple, set)) else [] if labels is None else [labels]
-        if names and len(labels) == len(names) and set(labels) <= {0, 1}:
-            labels = [label_id for label_id, value in enumerate(labels) if value]
         rows.add(image, labels)
     return {"train": rows}, names

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ast
 import csv
-import json
-import re
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from ovml.data.labels import some
 from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, split_of
 from ovml.utils.errors import UserError, first_line
+from ovml.utils.files import read_text
+from ovml.utils.json import load_json
+from ovml.utils.lists import column_key
 
 IMAGE_COLUMNS = ("image", "filename", "file", "path", "filepath", "imagepath", "imagefile", "img", "imageid", "id")
 LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "objects", "name")
@@ -21,6 +25,8 @@ SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 """Column names, without case, blanks, `_` and `-`, best first."""
 SEPARATORS = ("|", ";", ",")
 TABLES = (".csv", ".tsv", ".jsonl")
+MOST_BYTES = 2**30
+"""Size of the largest table."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -31,18 +37,20 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     Raises:
         UserError: It is not such a table.
     """
+    text = read_text(path, "table", "CSV, TSV or JSON Lines", MOST_BYTES)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                rows = [json.loads(line) for line in file if line.strip()]
-                header = list(dict.fromkeys(name for row in rows for name in row))
-                return {name: [row.get(name) for row in rows] for name in header}
-            first = file.readline()
-            delimiter = max(",;\t", key=first.count)
-            file.seek(0)
-            header, *cells = (row for row in csv.reader(file, delimiter=delimiter, strict=True) if any(row))
-    except (OSError, ValueError, csv.Error, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: not a table with a header ({first_line(error)}); save it as UTF-8") from error
+        if path.suffix.lower() == ".jsonl":
+            rows = [load_json(line) for line in io.StringIO(text) if line.strip()]
+            header = list(dict.fromkeys(name for row in rows for name in row))
+            return {name: [row.get(name) for row in rows] for name in header}
+        first = text.partition("\n")[0]
+        delimiter = max(",;\t", key=first.count)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header, *cells = (row for row in lines if any(row))
+    except (ValueError, RecursionError, csv.Error, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not a table with a header ({first_line(error)}); export it again") from error
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}: two columns have the same name; rename one of {', '.join(map(repr, header))}")
     for number, row in enumerate(cells, 2):
         if len(row) > len(header):
             raise UserError(f"{path}: row {number} has {len(row)} cells for {len(header)} columns; quote its cells")
@@ -76,7 +84,7 @@ def table_rows(
         UserError: A column is missing, or a cell of the image column is empty.
     """
     image = find_column(columns, image_column, IMAGE_COLUMNS, where, "image_column")
-    split = next((name for key in SPLIT_COLUMNS for name in columns if _key(name) == key), None)
+    split = next((name for key in SPLIT_COLUMNS for name in columns if column_key(name) == key), None)
     others = [name for name in columns if name not in (image, split)]
     indicators = [name for name in others if label_column is None and _is_indicator(columns[name])]
     if len(indicators) > 1 or (indicators == others and indicators):
@@ -88,12 +96,13 @@ def table_rows(
         names, column = (), find_column(rest, label_column, LABEL_COLUMNS, where, "label_column")
         labels = cells_of_labels(columns[column], separator)
         unknown = [[] for _ in labels]
+    roles = ["train"] * len(columns[image]) if split is None else _roles(columns[split], split, where)
     rows: dict[str, Rows] = {}
     seen: dict[tuple[str, Any], int] = {}
     for number, cell in enumerate(columns[image]):
-        if cell is None or cell == "":
+        if isinstance(cell, (str, float, type(None))) and _is_empty(cell):
             raise UserError(f"{where}: row {number + 1} has no image in column {image!r}; fill it in or remove the row")
-        role = (split_of(str(columns[split][number])) if split else None) or "train"
+        role = roles[number]
         own = rows.setdefault(role, Rows())
         key = (role, cell if isinstance(cell, str) else number)
         if key in seen:
@@ -102,6 +111,18 @@ def table_rows(
         seen[key] = len(own)
         own.add(locate(cell, role=role), labels[number], unknown[number])
     return rows, names
+
+
+def _roles(cells: Sequence[Any], column: str, where: str) -> list[str]:
+    """The split of each row; an empty cell means `train`."""
+    roles = ["train" if _is_empty(cell) else split_of(str(cell)) for cell in cells]
+    if None in roles:
+        number = roles.index(None)
+        raise UserError(
+            f"{where}: row {number + 1}: {cells[number]!r} in column {column!r} names no split; write train, "
+            "validation or test, or rename the column if it holds something else"
+        )
+    return [role for role in roles if role]
 
 
 def cells_of_labels(cells: Sequence[Any], separator: str | None = None) -> list[list[Any]]:
@@ -118,7 +139,7 @@ def cells_of_labels(cells: Sequence[Any], separator: str | None = None) -> list[
     found = []
     for cell in cells:
         cell = cell.tolist() if hasattr(cell, "tolist") else cell
-        if cell is None or cell == "" or cell != cell:  # which NaN is
+        if _is_empty(cell):
             values: Sequence[Any] = ()
         elif isinstance(cell, str) and _is_written_list(cell):
             values = _literal(cell)
@@ -130,9 +151,13 @@ def cells_of_labels(cells: Sequence[Any], separator: str | None = None) -> list[
     return found
 
 
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell == "" or cell != cell  # as NaN is
+
+
 def _name(value: Any) -> Any:
     """A name; or an id, whose name is found later."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else str(value).strip()
+    return value if isinstance(value, Real) else str(value).strip()
 
 
 def find_tables(
@@ -154,7 +179,10 @@ def find_tables(
     else:
         found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in TABLES]
         named = [path for path in found if path.stem == "metadata"] or found
-        files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named[:1]
+        files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named
+        if len(named) > 1 and files is named:
+            tables = some([path.relative_to(root).as_posix() for path in named])
+            raise UserError(f"{root}: has several tables, {tables}; give the one that lists the images (root=FILE)")
     splits: dict[str, Rows] = {}
     names: dict[str, None] = {}
     for file in files:
@@ -170,10 +198,6 @@ def find_tables(
     return LabelledSet(f"table ({kinds})", splits, tuple(names)) if files else None
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name.lower())
-
-
 def find_column(columns: Mapping[str, Any], given: str | None, usual: Sequence[str], where: str, option: str) -> str:
     """The column that is given, or one of a usual name, or the only one.
 
@@ -184,7 +208,7 @@ def find_column(columns: Mapping[str, Any], given: str | None, usual: Sequence[s
         if given not in columns:
             raise UserError(f"{where}: there is no column {given!r}; the columns are {', '.join(map(repr, columns))}")
         return given
-    by_key = {_key(name): name for name in reversed(list(columns))}
+    by_key = {column_key(name): name for name in reversed(list(columns))}
     found = next((by_key[key] for key in usual if key in by_key), None)
     if found is None and len(columns) == 1:
         found = next(iter(columns))

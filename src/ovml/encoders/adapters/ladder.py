@@ -66,7 +66,7 @@ class Ladder(TowerAdapter):
                 f"Ladder: hidden_dim must be at least 1, kernel_size odd; got hidden_dim={hidden_dim}, "
                 f"kernel_size={kernel_size}"
             )
-        check_at_most(self, 2**12, num_tokens=num_tokens, hidden_dim=hidden_dim or 1)
+        check_at_most(self, 2**12, num_tokens=num_tokens, hidden_dim=hidden_dim)
         check_at_most(self, 15, kernel_size=kernel_size)
         self.num_layers = num_layers
         self.num_adapters = num_adapters

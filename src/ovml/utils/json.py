@@ -1,0 +1,31 @@
+"""JSON that users wrote."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ovml.utils.errors import UserError
+
+
+def load_json(text: str) -> Any:
+    """Load JSON such that no value is lost.
+
+    Raises:
+        ValueError: The text is not JSON; a `UserError` where a key stands twice in one object.
+        RecursionError: The values are nested too deeply.
+
+    >>> load_json('{"cat": 1, "cat": 2}')
+    Traceback (most recent call last):
+    ovml.utils.errors.UserError: "cat" stands twice in one object; keep one of them
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise UserError(f"{json.dumps(key)[:60]} stands twice in one object; keep one of them")
+        content[key] = value
+    return content

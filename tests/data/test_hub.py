@@ -390,7 +390,7 @@ def test_real_photographs_in_structs_are_read(tmp_path, tiny):
         ({"label_format": "indicator", "label_column": "vector", "labels": NAMES}, r"row 0: .* holds 2; .* 0 or 1"),
         ({"label_column": "coded", "labels": ["cat", "cow"]}, r"label 'cow' is none of the 4 labels of column 'coded'"),
         ({"splits": {"test": "dev"}}, r"there is no split 'dev', only 'train', 'test'"),
-        ({"labels": "none.txt"}, r"none.txt: cannot read the label file"),
+        ({"labels": "none.txt"}, r"there is no file 'none.txt'; names are given as a list"),
         ({"data_files": {"train": "*.csv"}}, r"cannot be loaded \(.*\); check data_files"),
         ({"name": "other"}, r"cannot be loaded \(.*other.*\); check path and name"),
         ({"path": "/no/such/folder"}, r"/no/such/folder: no such folder; give one, or the name"),

@@ -402,6 +402,92 @@ def test_photographs_in_parquet_are_read(tmp_path):
     assert len(data.dataset("train")) + len(data.dataset("test")) == 355
 
 
+def rows_of(root, columns, **options):
+    """The labels of each image of a table whose images are `0.png`, `1.png`, ..."""
+    for i in range(len(next(iter(columns.values())))):
+        write(root / f"{i}.png", "train", i)
+    table(root / "labels.csv", columns, zip(*columns.values(), strict=True))
+    data = OwnDataModule(str(root), clip="ovml-demo", **options)
+    rows = data.found.splits["train"]
+    return {Path(image).name: sorted(labels) for image, labels in zip(rows.images, rows.labels, strict=True)}, data
+
+
+FILES = ["0.png", "1.png", "2.png", "3.png"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "labels"),
+    [
+        ({"image": FILES, "label": ["0", "1", "1", "0"]}, {"labels": ["cat", "dog"]}, ["cat", "dog", "dog", "cat"]),
+        ({"id": ["1", "2", "3", "4"], "name": FILES, "label": list("abca")}, {}, list("abca")),
+        ({"image": FILES, "label": ["a", "nan", "b", "NaN"]}, {}, ["a", None, "b", None]),
+        ({"file": ["./0.png", " 1.png".strip(), "2.png", "3.png"], "tags": list("abca")}, {}, list("abca")),
+    ],
+    ids=["ids of one column", "id and name", "written NaN", "dots"],
+)
+def test_tables_as_people_write_them(tmp_path, columns, options, labels):
+    found, _ = rows_of(tmp_path / "photos", columns, **options)
+    assert found == {f"{i}.png": [label] if label else [] for i, label in enumerate(labels)}
+
+
+def test_a_table_beside_that_lists_no_images_is_passed_over(tmp_path):
+    table_of_classes = tmp_path / "photos/classes.csv"
+    write(tmp_path / "photos/0.png", "train", 0)
+    table(table_of_classes, ("id", "name"), [("c0", "sea"), ("c1", "palm")])
+    assert rows_of(tmp_path / "photos", {"image": FILES, "label": list("abca")})[0]["1.png"] == ["b"]
+
+
+def test_a_repeated_row_may_judge_what_the_first_did_not(tmp_path):
+    columns = {"image": ["0.png", "0.png", "1.png"], "sea": ["1", "", "0"], "sand": ["", "1", "1"]}
+    found, data = rows_of(tmp_path / "photos", columns)
+    assert found == {"0.png": ["sand", "sea"], "1.png": ["sand"]}
+    assert data.exhaustive
+
+
+def test_objects_have_the_labels_of_their_categories():
+    cells = [{"bbox": [[0, 0, 1, 1]] * 2, "categories": [3, 5]}, [{"name": "sea"}, {"name": "palm"}], None]
+    assert cells_of_labels(cells) == [[3, 5], ["sea", "palm"], []]
+
+
+def test_a_parquet_without_paths_is_read(tmp_path):
+    rows = [{"image": {"bytes": encoded("train", i), "path": None}, "labels": labels} for i, labels in enumerate(TRAIN)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    data = module(str(tmp_path), tmp_path / "cache", held_out=0.25)
+    assert sorted(content(data, "train") + content(data, "test")) == expected("train")
+
+
+def test_an_error_about_the_data_asks_for_no_checkpoint(tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ovml.data.base.load_image_processor", asked.append)
+    assert ovml_here("fit", "--config", "own.yaml", "--data.root", str(tmp_path / "none")) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert asked == []
+    assert str(module(str(tmp_path), tmp_path)) == "<OwnDataModule>"
+
+
+def test_unseen_labels_on_the_command_line(tmp_path, capsys):
+    csv_of_lists(tmp_path)
+    options = [
+        "--trainer.fast_dev_run",
+        "true",
+        "--data.num_workers",
+        "0",
+        "--model.clip",
+        "ovml-demo",
+        "--model.ks",
+        "[1]",
+    ]
+    options += ["--data.cache_dir", str(tmp_path / "cache"), "--model.stages", "[PromptStage]"]
+    command = ["fit", "--config", "own.yaml", "--data.root", str(tmp_path), *options]
+    assert ovml_here(*command, "--data.unseen", "2") == 0
+    assert "4 labels, 2 of them unseen" in capsys.readouterr().err
+    assert ovml_here(*command, "--data.unseen", "black cat") == 2
+    assert (
+        "--data.unseen: there is no file 'black cat'; names are given as a list: '[black cat]'"
+        in capsys.readouterr().err
+    )
+
+
 def damaged(root, form):
     FOLDERS[form](root)
     return root
@@ -472,7 +558,7 @@ def unknown_split(root):
 
 def two_tables(root):
     csv_of_lists(root)
-    table(root / "classes.csv", ("name", "description"), [("sea", "salt water")])
+    table(root / "extra.csv", ("file", "labels"), [("train0.png", "sea")])
 
 
 def two_columns_of_one_name(root):
@@ -522,7 +608,7 @@ DAMAGES = {
     yolo_bomb: "data.yaml: names no labels .*more than 2,000,000 values",
     voc_list_in_another_encoding: "train.txt: not UTF-8 text",
     unknown_split: "labels.csv: row 2: 'unlabelled' in column 'split' names no split",
-    two_tables: "has several tables, 'classes.csv', 'labels.csv'; give the one",
+    two_tables: "has several tables, 'extra.csv', 'labels.csv'; give the one",
     two_columns_of_one_name: "labels.csv: two columns have the same name; rename one of 'image', 'label', 'label'",
     zero_bytes: "labels.csv: has a NUL character",
     pipe: "labels.csv: not a file",

@@ -2,6 +2,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -193,13 +195,27 @@ def test_a_conversion_that_is_cut_off_loses_no_row(tmp_path, monkeypatch, kind, 
     if how == "kill":
         shutil.rmtree(out.parent)
         (tmp_path / "disk").rename(out.parent)
-        (beside,) = out.parent.glob(".*")
-        beside.rename(out.parent / f".{out.name}.part-0")  # of another process
+        (beside,) = out.parent.glob(".*.part-*")
+        name, _, own = beside.name.rsplit("-", 2)
+        beside.rename(out.parent / f"{name}-{2**22 + 1}-{own}")  # of a process that is dead
     again = StandIn()
     assert write_tags(again, names(23), out)[:2] == (23, 20)
     assert again.asked == names(23)[20:]
     assert content(out) == content(whole)
     assert os.listdir(out.parent) == [out.name]
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    out, lock = tmp_path / "tags.jsonl", tmp_path / ".tags.jsonl.lock"
+    command = f"import fcntl, sys; f = open({str(lock)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", f"{command}; sys.stdin.read()"], stdin=-1, stdout=-1) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=r"tags.jsonl: another process writes it; wait for it"):
+            write_tags(StandIn(), names(3), out)
+        assert sorted(os.listdir(tmp_path)) == [lock.name]
+        other.stdin.close()
+    assert write_tags(StandIn(), names(3), out).rows == 3
+    assert os.listdir(tmp_path) == [out.name]
 
 
 def test_row_groups_have_some_size(tmp_path, monkeypatch):

@@ -263,7 +263,9 @@ def test_a_damaged_checkpoint_of_a_stage_that_is_not_finished_is_one_line(starte
 
 @pytest.mark.parametrize("path", ["/no/run", "x" * 5000, "/dev/null/run/last.ckpt"])
 def test_a_path_that_is_no_run_is_one_line(capsys, path):
-    assert refused(capsys, "fit", "--ckpt_path", path).startswith(f"--ckpt_path {path}: not a run; give 'last'")
+    line = refused(capsys, "fit", "--ckpt_path", path)
+    assert line.startswith(f"--ckpt_path {path[:500]}")
+    assert "not a run; give 'last'" in line
 
 
 @pytest.mark.parametrize("root", ["/dev/null", "/dev/null/runs"])

@@ -71,3 +71,17 @@ def test_tag_prints_labels_and_paths_as_they_are(picture, tmp_path, tiny, capsys
     assert first == str(picture)
     assert {line.split(maxsplit=1)[1] for line in ranked} == set(TRICKY)
     assert last.startswith(f"{folder / 'broken.png'}: not an image")
+
+
+def test_a_table_in_a_pipe_is_not_cut(capsys, monkeypatch):
+    table = Table("label")
+    for number in range(12):
+        table.add_column(f"column {number}", no_wrap=True)
+    table.add_row("cat", *map(str, range(12)))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show(table)
+    printed = capsys.readouterr().out
+    assert [number for number in range(12) if f"column {number}" in printed] == list(range(12))
+    monkeypatch.setenv("COLUMNS", "40")
+    show(table)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 40

@@ -7,7 +7,7 @@ import pytest
 
 from ovml.utils import files
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write, check_folder, restore_replaced
+from ovml.utils.files import atomic_write, check_folder, restore_replaced, write_text
 
 
 def fill(folder):
@@ -133,3 +133,17 @@ def test_a_folder_that_is_or_stands_in_a_file_is_refused(tmp_path, below):
         check_folder(tmp_path / "file" / below, "default_root_dir")
     with pytest.raises(UserError, match="default_root_dir x+: cannot be used"):
         check_folder("x" * 5000, "default_root_dir")
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_names_of_any_length_that_the_system_takes_are_written(tmp_path, name):
+    write_text(tmp_path / name, "content")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -113,6 +113,10 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.crop_scale = crop_scale
         self.rand_augment = rand_augment
 
+    def __str__(self) -> str:
+        """The class alone: Lightning's own makes all data loaders, also for an error about the data."""
+        return f"<{type(self).__name__}>"
+
     @property
     def image_processor(self) -> ImageProcessor:
         """How images are resized, cropped and normalized: as the model of the attached trainer does it.

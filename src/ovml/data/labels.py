@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +81,8 @@ def given_names(option: Sequence[str] | str | None, what: str) -> tuple[str, ...
         UserError: The file cannot be read, or the names are not usable; `what` is the option's name.
     """
     if isinstance(option, str):
+        if not os.path.exists(os.path.expanduser(option)):
+            raise UserError(f"data.{what}: there is no file {option!r}; names are given as a list: '[{option}]'")
         return read_names(Path(option).expanduser())
     return () if option is None else check_names(option, where=f"data.{what}")
 

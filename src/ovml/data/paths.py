@@ -80,6 +80,7 @@ class PathCheck:
 
     def check_all(self, paths: pa.Array | pa.ChunkedArray, where: str) -> None:
         """Check many paths; only those that need it are looked at one by one."""
+        paths = paths.cast(pa.string())  # of a column without any path the type is null
         suspect = pc.match_substring_regex(paths, r"[\x00-\x1f]|://")
         if not self.allow_outside:
             outside = pc.match_substring_regex(paths, r"^([/\\]|\w:)")

@@ -6,7 +6,6 @@ settings of the run. When all images are tagged, the part is renamed, or convert
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from ovml.inference.tag_files import Row, image_name, tag_row, write_csv, write_parquet
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write, check_output, write_errors, write_text
+from ovml.utils.files import atomic_write, check_output, locked, write_errors, write_text
 from ovml.utils.images import ImageLike
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -51,10 +50,18 @@ def write_tags(
     """Tag images into a file; see `Tagger.write`."""
     out = Path(out)
     check_output(out, SUFFIXES, overwrite)
-    part, settings_file = (out.with_name(out.name + suffix) for suffix in (".part", ".part.json"))
-    on_rows = on_rows or (lambda _: None)
     with _errors_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"{out}: another process writes it; wait for it, or give another name"
+    with locked(out.with_name(f".{out.name}.lock"), busy, remove=True):
+        return _write_tags(tagger, images, out, overwrite, on_rows or (lambda _: None))
+
+
+def _write_tags(
+    tagger: _Tagger, images: Iterable[ImageLike], out: Path, overwrite: bool, on_rows: Callable[[Written], None]
+) -> Written:
+    part, settings_file = (out.with_name(out.name + suffix) for suffix in (".part", ".part.json"))
+    with _errors_of(out):
         if overwrite:
             out.unlink(missing_ok=True)
             part.unlink(missing_ok=True)
@@ -140,16 +147,12 @@ def _finish(part: Path, out: Path, top_k: int) -> None:
     if out.suffix.lower() == ".jsonl":
         part.replace(out)
         return
-    for stale in out.parent.glob(f".{glob.escape(out.name)}.part-*"):  # of a run that was killed at this point
-        stale.unlink()
     with open(part, "rb") as file, atomic_write(out) as beside:
         rows = _rows(file, part)
         if out.suffix.lower() == ".csv":
             write_csv(rows, beside, top_k)
         else:
             write_parquet(rows, beside)
-        with open(beside, "rb+") as converted:
-            os.fsync(converted.fileno())
     part.unlink()
 
 

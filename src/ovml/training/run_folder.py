@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from ovml.saving.checkpoint import newest_checkpoint
 from ovml.utils.errors import UserError, first_line
-from ovml.utils.files import run_folder, write_text
+from ovml.utils.files import locked, run_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,8 @@ class RunFolder:
         Raises:
             UserError: Another process trains it.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        with open(self.path / ".lock", "w") as file:
-            try:
-                # Not `flock`, which processes that load images would inherit and keep after a kill.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:  # others: the file system has no locks
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise UserError(
-                        f"{self.path}: another process trains this run; wait for it, or leave ckpt_path out to start "
-                        "another run"
-                    ) from error
+        busy = f"{self.path}: another process trains this run; wait for it, or leave ckpt_path out to start another run"
+        with locked(self.path / ".lock", busy):
             yield
 
     def newest_checkpoint(self) -> Path:

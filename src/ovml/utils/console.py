@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+WIDE = 240
+"""Width of tables that no terminal shows."""
 QUIET = "OVML_QUIET"
 """Environment variable; 1 has the effect of `--quiet`, also in the processes that a command starts."""
 
@@ -42,7 +44,10 @@ def console(stderr: bool = False) -> Any:
     """A `rich.console.Console` that prints strings as they are: no markup, no emoji codes, no highlighting."""
     from rich.console import Console
 
-    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    # A table in a file or a pipe is not cut, as it is to fit a terminal.
+    stream, given = sys.stderr if stderr else sys.stdout, "COLUMNS" in os.environ
+    width = None if given or stream.isatty() else WIDE
+    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width)
     made.on_broken_pipe = _reraise  # type: ignore[method-assign]  # its own exits
     return made
 

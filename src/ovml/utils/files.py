@@ -42,7 +42,7 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
         >>> target.read_text()
         'cat'
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link to a file stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     restore_replaced(path)
     beside, old = _hidden_names(path)
@@ -64,6 +64,39 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
             old.rename(path)
         _remove(beside)
         _remove(old)
+
+
+@contextmanager
+def locked(path: Path, busy: str, remove: bool = False) -> Iterator[None]:
+    """Keep other processes out of the block until it or this process ends, however it ends.
+
+    Args:
+        path: A file that serves as the lock; made if it is missing.
+        busy: What the error says where another process is in such a block.
+        remove: Remove the file in the end.
+
+    Raises:
+        UserError: Another process has the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(path, "w") as file:
+        try:
+            # Not `flock`, which processes that load images would inherit and keep after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except OSError as error:  # others: the file system has no locks
+            is_ours = error.errno not in (errno.EACCES, errno.EAGAIN)
+        if not is_ours:
+            raise UserError(busy)
+        try:
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -97,8 +130,14 @@ def _hidden_names(path: Path) -> tuple[Path, Path]:
     for left in _left_by_the_dead(path):
         _remove(left)
     own = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"  # threads may write the same file
-    part, old = (path.with_name(f".{path.name}.{kind}-{own}") for kind in ("part", "old"))
+    part, old = (path.with_name(f".{_short_name(path)}.{kind}-{own}") for kind in ("part", "old"))
     return part, old
+
+
+def _short_name(path: Path) -> str:
+    """The name of a path, or of a long one a name that leaves room for what is added to it."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= 150 else f"{zlib.crc32(name):08x}"
 
 
 def _machine() -> str:
@@ -109,7 +148,7 @@ def _machine() -> str:
 
 def _left_by_the_dead(path: Path, kind: str = "*") -> list[Path]:
     """What processes of this machine left beside a path when they were killed."""
-    found = path.parent.glob(f".{glob.escape(path.name)}.{kind}-{_machine()}-*-*")
+    found = path.parent.glob(f".{glob.escape(_short_name(path))}.{kind}-{_machine()}-*-*")
     return [left for left in found if (pid := left.name.split("-")[-2]).isdecimal() and not _is_alive(int(pid))]
 
 
@@ -196,9 +235,9 @@ def check_output(path: Path, suffixes: Sequence[str], overwrite: bool = False) -
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path}: cannot tell what to write; let the name end in {', '.join(suffixes)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: is a folder; give a file")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise UserError(f"{path}: exists already; give another name, or use overwrite=True to start over")
 
 

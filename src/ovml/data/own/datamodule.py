@@ -71,7 +71,7 @@ class OwnDataModule(MultiLabelDataModule):
         label_column: str | None = None,
         separator: str | None = None,
         labels: list[str] | str | None = None,
-        unseen: list[str] | str | int | None = None,
+        unseen: int | list[str] | str | None = None,
         held_out: float = 0.2,
         shots: int | None = None,
         max_missing: float = 0.05,
@@ -122,7 +122,9 @@ class OwnDataModule(MultiLabelDataModule):
         missing = f"{self.where}: {len(lost):,} of the {len(rows):,} {role} images are missing"
         if len(lost) > self.max_missing * len(rows):
             share = len(lost) / len(rows) + 0.005
-            raise UserError(f"{missing}, first {lost[0]}; add them, or accept that (max_missing={share:.2f})")
+            advice = "add them" if isinstance(self.root, (str, Path)) else "give paths from the current folder"
+            accept = f", or accept that (max_missing={share:.2f})" if share < 0.5 else ""
+            raise UserError(f"{missing}, first {lost[0]}; {advice}{accept}")
         if lost:
             _say(f"{missing} and left out: {some(lost, 5)}")
         return rows.select(np.flatnonzero(is_there).tolist())
@@ -132,6 +134,8 @@ class OwnDataModule(MultiLabelDataModule):
         known = {label_key(name) for name in self.labels}
 
         def named(label: Any) -> str:
+            if isinstance(label, str) and known and label_key(label) not in known and label.isdecimal():
+                label = int(label)
             if isinstance(label, bool) or not isinstance(label, Real) or not float(label).is_integer():
                 return str(label)
             number = int(float(label))
@@ -194,6 +198,15 @@ class OwnDataModule(MultiLabelDataModule):
     def _held_out(self) -> list[int]:
         return held_out_rows(self.found.splits["train"].labels, self.held_out)
 
+    @cached_property
+    def _few(self) -> list[int]:
+        rows, indices = self._part("train")
+        seen = set(map(label_key, self.vocabulary.seen))
+        labels = [[name for name in rows.labels[i] if label_key(name) in seen] for i in indices]
+        few = [indices[i] for i in few_rows(labels, self.shots or 1)]
+        _say(f"{self.where}: {len(few):,} training images have {self.shots} of each seen label")
+        return few
+
     @property
     def exhaustive(self) -> bool:  # type: ignore[override]
         """Whether labels that an image does not list are absent; otherwise its row lists those."""
@@ -203,10 +216,7 @@ class OwnDataModule(MultiLabelDataModule):
         """Rows of one split."""
         rows, indices = self._part(split)
         if split == "train" and self.shots:
-            seen = set(map(label_key, self.vocabulary.seen))
-            labels = [[name for name in rows.labels[i] if label_key(name) in seen] for i in indices]
-            indices = [indices[i] for i in few_rows(labels, self.shots)]
-            _say(f"{self.where}: {len(indices):,} training images have {self.shots} of each seen label")
+            indices = self._few
         where = f"{self.where}: {split} split"
         if not len(indices):
             raise UserError(f"{where} has no image; give more images, or another held_out")

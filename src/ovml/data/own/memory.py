@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+from PIL import Image
 
 from ovml.data.hub.load import load_set
 from ovml.data.labels import class_names
@@ -39,7 +40,8 @@ def find_arrow(root: Path, index: ImageIndex, options: Options) -> LabelledSet |
     for rows in splits.values():
         for name in [name for name, feature in rows.features.items() if _is_image_struct(feature)]:
             index.inside.check_images(rows.data.column(name), str(root))
-    return from_memory(splits, options, partial(index.path, file=files[0] if files else root / "state.json"))
+    file = files[0] if files else root / "state.json"
+    return from_memory(splits, options, lambda cell, role: index.path(str(cell), file, role))
 
 
 def from_memory(data: Any, options: Options, locate: Callable[..., Any] | None = None) -> LabelledSet:
@@ -115,6 +117,12 @@ def _is_image_struct(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, Mapping) and {"bytes", "path"} <= set(feature))
 
 
+def _encoded(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _of_pairs(pairs: Any, where: str) -> tuple[dict[str, Rows], tuple[str, ...]]:
     names = tuple(map(str, getattr(pairs, "classes", ())))
     rows = Rows()
@@ -123,6 +131,8 @@ def _of_pairs(pairs: Any, where: str) -> tuple[dict[str, Rows], tuple[str, ...]]
             image, labels = pairs[number]
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: item {number}: expected an image and its labels; give pairs of both") from error
+        if isinstance(image, Image.Image) and not isinstance(pairs, (list, tuple)):
+            image = _encoded(image)  # smaller in memory than its pixels
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
         labels = list(labels) if isinstance(labels, (list, tuple, set)) else [] if labels is None else [labels]
         rows.add(image, labels)

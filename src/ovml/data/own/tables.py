@@ -23,6 +23,8 @@ IMAGE_COLUMNS = ("image", "filename", "file", "path", "filepath", "imagepath", "
 LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "objects", "name")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 """Column names, without case, blanks, `_` and `-`, best first."""
+OBJECT_KEYS = ("categories", "category", "labels", "label", "names", "name")
+"""Where objects have their names."""
 SEPARATORS = ("|", ";", ",")
 TABLES = (".csv", ".tsv", ".jsonl")
 MOST_BYTES = 2**30
@@ -87,7 +89,8 @@ def table_rows(
     split = next((name for key in SPLIT_COLUMNS for name in columns if column_key(name) == key), None)
     others = [name for name in columns if name not in (image, split)]
     indicators = [name for name in others if label_column is None and _is_indicator(columns[name])]
-    if len(indicators) > 1 or (indicators == others and indicators):
+    is_alone = len(indicators) == 1 and indicators == others and column_key(others[0]) not in LABEL_COLUMNS
+    if len(indicators) > 1 or is_alone:
         names = tuple(indicators)
         labels = [[n for n in names if _flag(columns[n][i]) == 1] for i in range(len(columns[image]))]
         unknown = [[n for n in names if _flag(columns[n][i]) is None] for i in range(len(columns[image]))]
@@ -103,13 +106,16 @@ def table_rows(
         if isinstance(cell, (str, float, type(None))) and _is_empty(cell):
             raise UserError(f"{where}: row {number + 1} has no image in column {image!r}; fill it in or remove the row")
         role = roles[number]
-        own = rows.setdefault(role, Rows())
-        key = (role, cell if isinstance(cell, str) else number)
+        own, found = rows.setdefault(role, Rows()), locate(cell, role=role)
+        key = (role, found if isinstance(found, str) else number)
         if key in seen:
             own.labels[seen[key]] = list(dict.fromkeys([*own.labels[seen[key]], *labels[number]]))
             continue
         seen[key] = len(own)
-        own.add(locate(cell, role=role), labels[number], unknown[number])
+        own.add(found, labels[number], unknown[number])
+    for own in rows.values():  # a repeated row may judge what the first one did not
+        judged = zip(own.unknown, own.labels, strict=False)
+        own.unknown = [[name for name in unjudged if name not in present] for unjudged, present in judged]
     return rows, names
 
 
@@ -136,23 +142,25 @@ def cells_of_labels(cells: Sequence[Any], separator: str | None = None) -> list[
     texts = [cell for cell in cells if isinstance(cell, str) and not _is_written_list(cell)]
     if separator is None:
         separator = next((s for s in SEPARATORS if any(s in text for text in texts)), None)
-    found = []
-    for cell in cells:
-        cell = cell.tolist() if hasattr(cell, "tolist") else cell
-        if _is_empty(cell):
-            values: Sequence[Any] = ()
-        elif isinstance(cell, str) and _is_written_list(cell):
-            values = _literal(cell)
-        elif isinstance(cell, str):
-            values = cell.split(separator) if separator else [cell]
-        else:
-            values = cell if isinstance(cell, (list, tuple)) else [cell]
-        found.append([name for name in map(_name, values) if name != ""])
-    return found
+    return [[name for name in map(_name, _values(cell, separator)) if name != ""] for cell in cells]
+
+
+def _values(cell: Any, separator: str | None) -> Sequence[Any]:
+    """The labels in a cell; of objects, as detection has them, their names."""
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell
+    if isinstance(cell, Mapping):
+        return _values(next((cell[key] for key in OBJECT_KEYS if key in cell), None), None)
+    if isinstance(cell, (list, tuple)):
+        return [value for item in cell for value in (_values(item, None) if isinstance(item, Mapping) else [item])]
+    if _is_empty(cell):
+        return ()
+    if isinstance(cell, str) and _is_written_list(cell):
+        return _literal(cell)
+    return cell.split(separator) if separator and isinstance(cell, str) else [cell]
 
 
 def _is_empty(cell: Any) -> bool:
-    return cell is None or cell == "" or cell != cell  # as NaN is
+    return cell is None or cell != cell or (isinstance(cell, str) and cell.strip().lower() in ("", "nan"))
 
 
 def _name(value: Any) -> Any:
@@ -181,13 +189,16 @@ def find_tables(
         named = [path for path in found if path.stem == "metadata"] or found
         files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named
         if len(named) > 1 and files is named:
-            tables = some([path.relative_to(root).as_posix() for path in named])
-            raise UserError(f"{root}: has several tables, {tables}; give the one that lists the images (root=FILE)")
+            files = [path for path in named if _image_column(read_table(path), index, path) is not None]
+            if len(files) != 1:
+                tables = some([path.relative_to(root).as_posix() for path in files or named])
+                raise UserError(f"{root}: has several tables, {tables}; give the one that lists the images (root=FILE)")
     splits: dict[str, Rows] = {}
     names: dict[str, None] = {}
     for file in files:
-        options = (image_column, label_column, separator)
-        rows, own = table_rows(read_table(file), str(file), partial(index.path, file=file), *options)
+        columns, locate = read_table(file), partial(_path, index, file)
+        images = image_column or _image_column(columns, index, file)
+        rows, own = table_rows(columns, str(file), locate, images, label_column, separator)
         names |= dict.fromkeys(own)
         outer = split_of(file.stem) or (split_of(file.parent.name) if file.parent != index.root else None)
         for role, part in rows.items():
@@ -196,6 +207,21 @@ def find_tables(
                 target.add(image, part.labels[i], part.unknown[i] if part.unknown else ())
     kinds = ", ".join(file.relative_to(index.root).as_posix() for file in files)
     return LabelledSet(f"table ({kinds})", splits, tuple(names)) if files else None
+
+
+def _path(index: ImageIndex, file: Path, cell: Any, role: str) -> str:
+    return index.path(str(cell), file, role)
+
+
+def _image_column(columns: Columns, index: ImageIndex, file: Path) -> str | None:
+    """The column of a usual name whose first cells name images, best by names with a suffix."""
+    ranks: dict[str, tuple[bool, int]] = {}
+    for name, column in columns.items():
+        cells = [cell for cell in column[:20] if isinstance(cell, str) and cell]
+        if sum(index.find(cell, file.parent) is not None for cell in cells) * 2 > len(cells):
+            usual = [*IMAGE_COLUMNS, column_key(name)].index(column_key(name))
+            ranks[name] = not any(Path(cell).suffix for cell in cells), usual
+    return min(ranks, key=ranks.__getitem__, default=None)
 
 
 def find_column(columns: Mapping[str, Any], given: str | None, usual: Sequence[str], where: str, option: str) -> str:

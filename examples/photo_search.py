@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ovml import Tagger, load_model
 from ovml.data.synthetic.scenes import SEEN_LABELS, draw_scene
-from ovml.utils.images import find_images
+from ovml.utils.find_images import find_images
 from ovml.vocabulary import read_vocabulary
 
 

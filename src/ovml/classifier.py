@@ -231,7 +231,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         """Rank labels for one image: a list of `LabelScore(label, score)`, best first; or for each image of a list.
 
         Args:
-            images: PIL images, paths or arrays; one, or a list of them.
+            images: Paths, bytes, open files, PIL images, arrays or tensors; one, or a list of them.
             labels: Any names, seen in training or not. Default: the model's vocabulary.
             options: Of `ovml.Tagger`, such as `top_k` (5; `None` for all), `batch_size` and `probabilities`.
 

@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import threading
@@ -227,10 +228,33 @@ def test_one_thread_per_core_and_at_most_eight_read_images(model, monkeypatch, c
     assert Tagger(model, num_workers=2).num_workers == 2
 
 
-@pytest.mark.parametrize("image", ["x.png", Path("x.png"), b"x", Image.new("RGB", (4, 4))])
+ONE = ["x.png", Path("x.png"), b"x", Image.new("RGB", (4, 4)), io.BytesIO(b"x"), np.ones((4, 4)), torch.ones(3, 4, 4)]
+
+
+@pytest.mark.parametrize("image", ONE, ids=lambda image: type(image).__name__)
 def test_one_image_is_not_taken_for_several(model, image):
     with pytest.raises(UserError, match=r"images: expected several images, got one; write \[image\]"):
         next(Tagger(model).tag(image))
+
+
+def test_images_of_several_kinds_have_the_tags_of_the_file(model, pictures, tmp_path):
+    path = pictures[0]
+    array = np.asarray(load_image(path))
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    tagger = Tagger(model, top_k=3)
+    with path.open("rb") as file, path.open("rb") as again:
+        images = [path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), file, load_image(path), array]
+        images += [array / 255, tensor, tensor / 255]
+        tagged = tagger.predict(images)
+        assert tagged == [tagger.predict(path)] * len(images)
+        assert tagger.predict(tensor) == tagger.predict(again) == tagged[0]
+        assert [tags for _, tags in tagger.tag(torch.stack([tensor] * 2))] == tagged[:2]
+    (tmp_path / "bad.png").write_text("no image")
+    for bad in (tmp_path / "bad.png", io.BytesIO(b"no image"), torch.ones(4), "http://localhost/a.png"):
+        with pytest.raises(UserError):
+            tagger.predict([bad])
+        ((_, error),) = tagger.tag([bad], on_error="row")
+        assert isinstance(error, UserError)
 
 
 def test_settings_tell_apart_all_that_the_result_depends_on(tiny):

@@ -1,4 +1,4 @@
-"""`ovml tag`: images in, ranked labels on the terminal or in a file."""
+"""`ovml tag`: images in, ranked labels on the terminal, in a file, or beside each image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Literal
 
 from ovml.cli.command import Command, add_label_options, add_model_options, at_least, chosen_labels
 from ovml.cli.parsing import LONGEST
+from ovml.inference.xmp import NAMES
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
-from ovml.utils.images import find_images
+from ovml.utils.find_images import find_images
 from ovml.utils.lists import read_paths
+from ovml.vocabulary import packaged_parents
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """Endings of the files of tags, as in `ovml.inference.tag_files`, which imports torch."""
@@ -27,7 +29,7 @@ FORMATS = ("table", "tsv", "jsonl")
 
 
 class Tag(Command):
-    """Ranks labels for images, and prints them or writes them to a file."""
+    """Ranks labels for images, and prints them or writes them to files."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add images, labels, model, output and speed."""
@@ -42,6 +44,9 @@ class Tag(Command):
             metavar="FILE",
             help="paths of images: text with one per line, CSV or TSV with a column path, JSON or YAML; - for "
             "standard input",
+        )
+        parser.add_argument(
+            "--allow-urls", action="store_true", help="download images that are given as http:// or https:// addresses"
         )
         add_label_options(parser)
         add_model_options(parser, device=True)
@@ -66,6 +71,18 @@ class Tag(Command):
         )
         parser.add_argument("--overwrite", action="store_true", help="overwrite --out and start over")
         parser.add_argument(
+            "--out-format",
+            choices=("xmp",),
+            help="xmp: add the labels to the keywords of an XMP sidecar beside each image, which is made if it is not "
+            "there; images are not touched",
+        )
+        parser.add_argument(
+            "--xmp-name",
+            choices=NAMES,
+            help="how the sidecar of photo.jpg is named: photo.jpg.xmp (the default; digiKam, darktable) or photo.xmp "
+            "(Lightroom, for raw files)",
+        )
+        parser.add_argument(
             "--format",
             choices=FORMATS,
             help="what is printed without --out: a table, lines of image, label and score separated by tabs, or a JSON "
@@ -87,21 +104,30 @@ class Tag(Command):
             raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
         labels = chosen_labels(args)
         skipped: Counter[str] = Counter()
-        images: Iterator[Path | str] = find_images(args.images, skipped)
+        images: Iterator[Path | str] = find_images(args.images, skipped, args.allow_urls)
         if args.images_file is not None:
             images = chain(images, read_paths(args.images_file, notice))
+        if args.out_format is not None and args.out is not None:
+            raise UserError(f"--out {args.out}: --out-format {args.out_format} writes beside the images; leave one out")
+        if args.xmp_name is not None and args.out_format is None:
+            raise UserError("--xmp-name: names the sidecars of --out-format xmp; give both or none")
         if args.out is not None:
             check_output(args.out, SUFFIXES, args.overwrite)
-            if args.format is not None:
-                raise UserError("--format: is of what is printed; the ending of --out says what is written")
+        if args.format is not None and (args.out is not None or args.out_format is not None):
+            raise UserError("--format: is of what is printed; --out or --out-format says what is written")
 
-        from ovml.cli.models import model_and_labels
-        from ovml.cli.tagging import print_tags, write_tags
+        from ovml.cli.models import EVERYDAY, model_and_labels
+        from ovml.cli.tagging import print_tags, write_tags, write_xmp
         from ovml.inference.tagger import Tagger
 
-        options = "top_k", "batch_size", "threshold", "num_workers", "prompt", "probabilities"
-        tagger = Tagger(*model_and_labels(args, labels), **{name: getattr(args, name) for name in options})
-        if args.out is None:
+        options = "top_k", "batch_size", "threshold", "num_workers", "prompt", "probabilities", "allow_urls"
+        model, scored = model_and_labels(args, labels)
+        tagger = Tagger(model, scored, **{name: getattr(args, name) for name in options})
+        if args.out_format is not None:
+            packaged = args.vocabulary if labels is not None or scored is None else EVERYDAY
+            parents = {} if packaged is None else packaged_parents(packaged)
+            write_xmp(tagger, images, parents, args.xmp_name or NAMES[0], _total(args))
+        elif args.out is None:
             print_tags(tagger, images, args.format or ("table" if sys.stdout.isatty() else "tsv"))
         else:
             write_tags(tagger, images, args.out, args.overwrite, _total(args))

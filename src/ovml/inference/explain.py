@@ -37,16 +37,18 @@ def explain(
     top_k: int = 8,
     prompt: PromptLearner | str | Sequence[str] | None = None,
     font: str | Path | None = None,
+    allow_urls: bool = False,
 ) -> Image.Image:
     """Draw a figure with a heat map, the best patches and the scores of each label.
 
     Args:
         model: Scores the image.
-        image: A PIL image, path, bytes or array.
+        image: An image of any kind; see `ovml.utils.images.load_image`.
         labels: Any names. Default: the model's vocabulary.
         top_k: Number of labels drawn, best first; all labels are scored.
         prompt: Replaces the model's own prompt; see `Tagger`.
         font: A TrueType file, for labels in a script that Pillow's own font lacks.
+        allow_urls: See `Tagger`.
 
     Raises:
         UserError: The image or the font cannot be read, or the labels are invalid.
@@ -58,7 +60,7 @@ def explain(
         'RGB'
     """
     tagger = Tagger(model, labels, top_k=top_k, num_workers=0, prompt=prompt)
-    rgb = load_image(image)
+    rgb = load_image(image, allow_urls=allow_urls)
     grid, evidence = find_labels(tagger, rgb, tagger.top_k)
     return draw_explanation(rgb, grid, evidence, font)
 

@@ -15,7 +15,8 @@ from ovml.model import OpenVocabularyModel
 from ovml.utils.console import utf8
 from ovml.utils.errors import UserError
 from ovml.utils.files import atomic_write
-from ovml.utils.images import ImageLike, find_images
+from ovml.utils.find_images import find_images
+from ovml.utils.images import ImageLike
 from ovml.vocabulary import LabelVocabulary
 
 SETTINGS = "_settings.json"

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ovml.inference.tag_output import Written, write_tags
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import PromptLearner, TemplatePrompt
 from ovml.utils.errors import UserError
-from ovml.utils.images import ImageLike, load_image
+from ovml.utils.images import ImageLike, is_one_image, load_image
 from ovml.utils.parts import Part, class_path
 from ovml.utils.tensors import check_scores, digest
 from ovml.vocabulary import LabelVocabulary
@@ -58,6 +57,7 @@ class Tagger:
             embeddings are averaged, or a `PromptLearner`.
         probabilities: Return calibrated probabilities instead of scores. The labels are scored together with those of
             the calibration; see `ovml.metrics.Calibration`.
+        allow_urls: Download images that are given as `http://` or `https://` addresses.
 
     Raises:
         UserError: `top_k` or `batch_size` is below 1, `num_workers` is below 0, `threshold` is not finite, a template
@@ -81,6 +81,7 @@ class Tagger:
         num_workers: int | None = None,
         prompt: PromptLearner | str | Sequence[str] | None = None,
         probabilities: bool = False,
+        allow_urls: bool = False,
     ) -> None:
         for name, value, least in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value is not None and value < least:
@@ -102,6 +103,7 @@ class Tagger:
                 "probabilities: this model was never calibrated; validate it on labelled images (ovml fit does), "
                 "or take its scores"
             )
+        self.allow_urls = allow_urls
         self._scored = self.vocabulary if self.calibration is None else self.calibration.together(self.vocabulary)
         self.transform = model.image_processor
 
@@ -132,7 +134,7 @@ class Tagger:
         At most two batches are taken ahead from `images`, which may be an endless stream.
 
         Args:
-            images: PIL images, paths, bytes or arrays.
+            images: Paths, bytes, open files, PIL images, arrays and tensors; see `ovml.utils.images.load_image`.
             on_error: For an image that cannot be read, `raise` the error, or yield it as a `row` instead of labels.
 
         Raises:
@@ -219,7 +221,7 @@ class Tagger:
 
     def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
         """Yield batches of images with the scores `[R, L]` of those that can be read."""
-        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+        if is_one_image(images):
             raise UserError("images: expected several images, got one; write [image]")
         label_embeds = self.label_embeds()
         for batch in self._prepare(images):
@@ -249,7 +251,7 @@ class Tagger:
 
     def _read(self, image: ImageLike) -> Tensor | UserError:
         try:
-            return self.transform(load_image(image))
+            return self.transform(load_image(image, allow_urls=self.allow_urls))
         except UserError as error:
             return error
         except Exception as error:  # Pillow raises errors of any type on malformed images

@@ -1,29 +1,29 @@
-"""Finding image files, and reading images of any kind as RGB."""
+"""Reading images of any kind as RGB."""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
-from fnmatch import fnmatchcase
 from functools import cache
-from itertools import chain
-from pathlib import Path
-from typing import Any, TypeAlias, Union
+from typing import IO, Any, Protocol, TypeAlias, Union
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ovml.utils.errors import UserError, first_line
+from ovml.utils.urls import check_allowed, download, is_url
 
-ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, Image.Image, "np.ndarray[Any, Any]"]
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
-    | {".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
-)
+class TensorLike(Protocol):
+    """A `torch.Tensor`, without an import of torch."""
+
+    def is_floating_point(self) -> bool:
+        """Whether the values are floats."""
+
+
+ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, "np.ndarray[Any, Any]", TensorLike]
+
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "PPM", "TGA")
 """Formats that are read, as Pillow names them; others, such as PostScript, would start programs."""
 UPRIGHT = {
@@ -36,40 +36,46 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by its EXIF orientation."""
+MOST_BYTES = 2**30
+"""Bytes that are read from an open file, which may have no end."""
 
 
-def load_image(source: ImageLike, name: str | None = None, max_pixels: int | None = None) -> Image.Image:
+def load_image(
+    source: ImageLike, name: str | None = None, max_pixels: int | None = None, allow_urls: bool = False
+) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     Greyscale, palette, CMYK and 16-bit images are converted, transparent areas become white, the EXIF rotation is
     applied, and of an animation the first frame is read.
 
     Args:
-        source: A path, the bytes of an image file, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]` of
-            uint8, or of floats in 0..1. Integers of 16 bits and floats in 0..1 are scaled; 32-bit integers and other
-            floats have no known scale.
+        source: A path; the bytes of an image file; a file that is open in binary mode, such as `io.BytesIO`, read from
+            its position to its end and left open; a PIL image; an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`; or a
+            tensor `[H, W]`, `[1, H, W]`, `[3, H, W]` or `[4, H, W]`. Arrays and tensors hold uint8, or floats in 0..1.
+            Integers of 16 bits and floats in 0..1 are scaled; 32-bit integers and other floats have no known scale.
         name: Name of the image in errors. Default: its path.
         max_pixels: Maximum number of pixels of a file, checked before it is decoded. Default: Pillow's limit.
+        allow_urls: Download a `source` that starts with `http://` or `https://`; see `ovml.utils.urls`.
 
     Raises:
-        UserError: The file is missing, broken or of another format than `FORMATS`, or the array or image has another
-            shape, type or scale.
+        UserError: The file is missing, broken or of another format than `FORMATS`, the array or image has another
+            shape, type or scale, or `source` is a URL that is not allowed or cannot be downloaded.
 
     Example:
         >>> load_image(np.zeros((4, 6), dtype=np.uint8)).mode
         'RGB'
     """
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source))
-    if not isinstance(source, (str, bytes, os.PathLike, Image.Image)):
-        raise UserError(f"image: expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
-    path = name or ("image" if isinstance(source, (bytes, Image.Image)) else str(source))
+    path = name or _name(source)
+    if is_url(source):
+        check_allowed(str(source), allow_urls)
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
-        if not isinstance(source, bytes) and not stat.S_ISREG(mode := os.stat(source).st_mode):  # a pipe would block
-            raise UserError("is a folder; give an image" if stat.S_ISDIR(mode) else "not a file; give an image")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats()) as image:
+        if isinstance(source, np.ndarray):
+            return _to_rgb(_from_array(source))
+        if hasattr(source, "is_floating_point"):
+            return _to_rgb(_from_tensor(source))
+        with Image.open(_file(source), formats=formats()) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise UserError(f"{image.width:,} x {image.height:,} pixels are too many; at most {max_pixels:,}")
             return _to_rgb(image)
@@ -85,6 +91,54 @@ def load_image(source: ImageLike, name: str | None = None, max_pixels: int | Non
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # a malformed image may raise any
         raise _broken(path, error) from error
+
+
+def is_one_image(images: object) -> bool:
+    """Whether something is a single image, not several; of arrays and tensors, the number of axes tells.
+
+    >>> is_one_image("a.png"), is_one_image(["a.png"]), is_one_image(np.zeros((2, 4, 6, 3)))
+    (True, False, False)
+    """
+    single = (str, bytes, os.PathLike, Image.Image)
+    return isinstance(images, single) or hasattr(images, "read") or getattr(images, "ndim", 0) in (2, 3)
+
+
+def _name(source: object) -> str:
+    """What errors call an image: its path, the name of an open file, or `image`."""
+    if hasattr(source, "read"):
+        source = getattr(source, "name", None)
+    return str(source) if isinstance(source, (str, os.PathLike)) else "image"
+
+
+def _file(source: Any) -> Any:
+    """What Pillow opens: a path, or a file in memory."""
+    if is_url(source):
+        return io.BytesIO(download(source))
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if hasattr(source, "read"):
+        return io.BytesIO(_rest(source))
+    if not isinstance(source, (str, os.PathLike)):
+        kinds = "a path, bytes, an open file, a PIL image, an array or a tensor"
+        raise UserError(f"expected {kinds}, got {type(source).__name__}")
+    if not stat.S_ISREG(mode := os.stat(source).st_mode):  # a pipe would block
+        raise UserError("is a folder; give an image" if stat.S_ISDIR(mode) else "not a file; give an image")
+    return source
+
+
+def _rest(file: IO[bytes]) -> bytes:
+    """What is left of an open file; a raw one may give less than is asked for."""
+    content = bytearray()
+    try:
+        while chunk := file.read(2**20):
+            content += chunk
+            if len(content) > MOST_BYTES:
+                raise UserError(f"larger than {MOST_BYTES >> 20} MB; give a smaller image")
+    except UserError:
+        raise
+    except Exception as error:  # such as of a file that is closed, or open for writing or as text
+        raise UserError(f"cannot be read ({first_line(error)}); open it in binary mode, 'rb'") from error
+    return bytes(content)
 
 
 def _broken(path: str, error: Exception) -> UserError:
@@ -133,140 +187,20 @@ def _from_floats(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
-        raise UserError(f"image: expected an array [H, W], [H, W, 3] or [H, W, 4], got shape {list(array.shape)}")
+        raise UserError(f"expected an array [H, W], [H, W, 3] or [H, W, 4], got shape {list(array.shape)}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if np.issubdtype(array.dtype, np.floating):
-        try:
-            array = _from_floats(array)
-        except UserError as error:
-            raise UserError(f"image: {error}") from error
+        array = _from_floats(array)
     elif array.dtype != np.uint8:
-        raise UserError(f"image: expected uint8, or floats in 0..1, got {array.dtype}")
+        raise UserError(f"expected uint8, or floats in 0..1, got {array.dtype}")
     return Image.fromarray(array.astype(np.uint8))
 
 
-def find_images(paths: Iterable[str | Path], skipped: Counter[str] | None = None) -> Iterator[Path]:
-    """Yield the image files in folders and of patterns; files are yielded as they are.
-
-    Folders are searched in the order of their names, one at a time as they are needed. Hidden files and folders are
-    skipped, and links to folders are not followed. What cannot be listed or read, or has a name that is too long, is
-    yielded itself, so that reading it reports the error.
-
-    Args:
-        paths: Files, folders, or patterns such as `photos/**/*.jpg`, in which `**` matches any number of folders.
-        skipped: Counts the files in folders that are no images, by suffix, what is hidden, as `hidden`, and pipes,
-            links to folders and the like, as `no file`.
-
-    Raises:
-        UserError: On the call: a path does not exist, or a folder or pattern has no image.
-    """
-    found = []
-    for path in map(Path, paths):
-        mode = _mode(path)
-        if stat.S_ISDIR(mode or 0):
-            inside, nothing = (
-                _search(path, skipped=skipped),
-                f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}",
-            )
-        elif mode:
-            inside, nothing = iter([path]), ""
-        elif _is_pattern(str(path)):
-            inside, nothing = _match(path), "no file fits this pattern; check it"
-        elif mode is not None:
-            inside, nothing = iter([path]), ""
-        else:
-            raise UserError(f"{path}: no such file or folder; check the path")
-        first = next(inside, None)
-        if first is None:
-            raise UserError(f"{path}: {nothing}")
-        found.append(chain([first], inside))
-    return chain.from_iterable(found)
-
-
-def images_in(folder: Path) -> Iterator[Path]:
-    """Yield the images in a folder, if there are any; see `find_images`."""
-    return _search(folder)
-
-
-def _mode(path: Path) -> int | None:
-    """The mode of a file; `None` if it does not exist, 0 if it cannot be looked at."""
-    try:
-        return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    except OSError:
-        return 0
-
-
-def _match(pattern: Path) -> Iterator[Path]:
-    """Yield the files that match a pattern, and the images in folders that match it."""
-    fixed = next(i for i, part in enumerate(pattern.parts) if _is_pattern(part))
-    folder, parts = Path(*pattern.parts[:fixed]), pattern.parts[fixed:]
-    parts = tuple(part for i, part in enumerate(parts) if part != "**" or parts[i - 1 : i] != ("**",))
-    return _search(folder, parts, {0}, inside=False) if folder.is_dir() else iter(())
-
-
-def _is_pattern(part: str) -> bool:
-    return any(character in part for character in "*?[")
-
-
-def _search(
-    folder: Path,
-    pattern: Sequence[str] = (),
-    at: Set[int] = frozenset(),
-    inside: bool = True,
-    skipped: Counter[str] | None = None,
-) -> Iterator[Path]:
-    """Search a folder.
-
-    Args:
-        folder: The folder.
-        pattern: Parts of the pattern that paths must match.
-        at: Indices of the parts that may match next.
-        inside: Whether to yield all images in the folder, whether they match or not.
-        skipped: See `find_images`; a pattern says itself what it leaves out.
-    """
-    skipped = Counter() if skipped is None else skipped
-    at = at | {i + 1 for i in at if pattern[i : i + 1] == ("**",)}
-    for path, is_folder in _entries(folder):
-        after = {i + (pattern[i] != "**") for i in at if i < len(pattern) and _fits(path.name, pattern[i])}
-        fits = len(pattern) in after or (len(pattern) - 1 in after and pattern[-1] == "**")
-        hidden = path.name.startswith(".") and path != folder
-        if is_folder:
-            if after or (inside and not hidden):
-                yield from _search(path, pattern, after, (inside and not hidden) or fits, skipped)
-            elif inside:
-                skipped["hidden"] += 1
-        elif is_folder is False and (
-            fits or path == folder or (inside and not hidden and path.suffix.lower() in EXTENSIONS)
-        ):
-            yield path
-        elif inside:
-            kind = "no file" if is_folder is None else path.suffix.lower() or "no suffix"
-            skipped["hidden" if hidden else kind] += 1
-
-
-def _fits(name: str, part: str) -> bool:
-    # As in a shell, hidden files match only patterns that start with a dot.
-    return fnmatchcase(name, part) and (part[0] == "." or name[0] != ".")
-
-
-def _entries(folder: Path) -> Iterator[tuple[Path, bool | None]]:
-    """What is in a folder, by name, with its `_kind`; the folder itself as a file if it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(((entry.name, _kind(entry)) for entry in entries), key=lambda entry: entry[0])
-    except OSError:
-        yield folder, False
-        return
-    for name, is_folder in found:
-        yield folder / name, is_folder
-
-
-def _kind(entry: os.DirEntry[str]) -> bool | None:
-    """Whether an entry is a folder; `None` for devices and the like. An entry that cannot be looked at is a file."""
-    try:
-        return True if entry.is_dir(follow_symlinks=False) else False if entry.is_file() else None
-    except OSError:
-        return False
+def _from_tensor(tensor: Any) -> Image.Image:
+    shape = list(tensor.shape)
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] not in (1, 3, 4)):
+        raise UserError(f"expected a tensor [3, H, W], [1, H, W] or [H, W], got shape {shape}")
+    tensor = tensor.detach().cpu()
+    array = np.asarray(tensor.float() if tensor.is_floating_point() else tensor)  # NumPy has no bfloat16
+    return _from_array(array if array.ndim == 2 else array.transpose(1, 2, 0))

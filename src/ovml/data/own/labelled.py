@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from ovml.data.paths import PathCheck
-from ovml.utils.images import images_in
+from ovml.utils.find_images import images_in
 
 SPLITS = {
     "train": "train",

@@ -161,7 +161,9 @@ class OpenVocabularyModel(nn.Module):
         """
         labels = self.vocabulary if labels is None else labels
         if labels is None:
-            raise UserError("labels: none given, and the model has no vocabulary; pass a list of label names, or a data module's vocabulary")
+            raise UserError(
+                "labels: none given, and the model has no vocabulary; pass a list of label names, or a data module's vocabulary"
+            )
         return LabelVocabulary.from_any(labels)
 
 

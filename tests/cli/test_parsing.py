@@ -64,7 +64,7 @@ MISSPELT = {
     ),
     "package": (
         ["fit", "--model.head", "nopackage.Head"],
-        "nopackage.Head: cannot be taken as a Head (No module named 'nop",
+        "nopackage.Head: No module named 'nopackage'; install the package that has it, or put its folder on PYTHONPATH",
     ),
     "class in a list": (
         ["fit", "--model.stages", "[VisionStag]"],

@@ -72,12 +72,12 @@ def test_a_finished_run_says_so_and_stays_as_it_is(started, capsys):
 SETTINGS = {
     "--model.distillation_weight": ("3", "3.0 was given, the run has 1.0"),
     "--seed_everything": ("9", "9 was given, the run has 5"),
-    "--trainer.max_epochs": ("9", "9 was given, the run has none"),
-    "--trainer.precision": ("bf16-mixed", "bf16-mixed was given, the run has none"),
+    "--trainer.max_epochs": ("9", "9 was given, the run has its default"),
+    "--trainer.precision": ("bf16-mixed", "bf16-mixed was given, the run has its default"),
     "--trainer.accumulate_grad_batches": ("2", "2 was given, the run has 1"),
     "--data.train_size": ("16", "16 was given, the run has 24"),
     "--data.batch_size": ("4", "4 was given, the run has 8"),
-    "--model.head": ("LocalHead", "LocalHead was given, the run has none"),
+    "--model.head": ("LocalHead", "LocalHead was given, the run has its default"),
     "--model.stages": ("[PromptStage]", "[PromptStage] was given, the run has [VisionStage, PromptStage]"),
     "--trainer.callbacks": ("LearnedEMA", "[LearnedEMA] was given, the run has none"),
 }

@@ -203,5 +203,5 @@ def _short(value: Any) -> str:
         return f"[{', '.join(map(_short, value))}]"
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rpartition(".")[2]
-    text = "none" if value in (None, []) else str(value)
+    text = "its default" if value is None else "none" if value == [] else str(value)
     return text if len(text) < 100 else f"{text[:97]}..."

@@ -99,8 +99,9 @@ class Tagger:
         self.probabilities = probabilities or threshold == "calibrated"
         self.calibration = model.calibration if self.probabilities else None
         if self.probabilities and self.calibration is None:
+            asked = "probabilities" if probabilities else "threshold"
             raise UserError(
-                "probabilities: this model was never calibrated; validate it on labelled images (ovml fit does), "
+                f"{asked}: this model was never calibrated; validate it on labelled images (ovml fit does), "
                 "or take its scores"
             )
         self.allow_urls = allow_urls

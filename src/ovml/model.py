@@ -162,7 +162,8 @@ class OpenVocabularyModel(nn.Module):
         labels = self.vocabulary if labels is None else labels
         if labels is None:
             raise UserError(
-                "labels: none given, and the model has no vocabulary; pass a list of label names, or a data module's vocabulary"
+                "labels: none given, and the model has no vocabulary; pass a list of label names, or the vocabulary "
+                "of a data module"
             )
         return LabelVocabulary.from_any(labels)
 

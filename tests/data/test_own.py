@@ -16,6 +16,8 @@ from PIL import Image
 
 from ovml import UserError
 from ovml.data import OwnDataModule
+from ovml.data.own.find import find_set
+from ovml.data.own.labelled import ImageIndex
 from ovml.data.own.tables import cells_of_labels
 
 NAMES = ["black cat", "moon", "palm", "sea"]
@@ -695,3 +697,464 @@ def test_few_shots_learn_a_prompt_from_kept_features(tmp_path, capsys, monkeypat
     run = tmp_path / "runs/version_0"
     assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "prompt"}
     assert len(list(Path(cache).glob("features-*/features.npy"))) == 2
+
+
+# Odd folders, as editors, exporters and other machines leave them.
+
+
+def small(root):
+    """Four images."""
+    for i, name in enumerate("abcd"):
+        write(root / f"images/{name}.png", "train", i)
+    return root
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = content if isinstance(content, (str, bytes)) else json.dumps(content)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def read(root):
+    """The labels of each image by split, its path relative to the folder."""
+    found = find_set(root, dict.fromkeys(("image_column", "label_column", "separator")))
+    base = root if root.is_dir() else root.parent
+    return found, {
+        role: {os.path.relpath(image, base): labels for image, labels in zip(rows.images, rows.labels, strict=True)}
+        for role, rows in found.splits.items()
+    }
+
+
+ROWS = {"a": ["sea"], "b": ["palm"], "c": ["sea", "palm"], "d": []}
+TRUTH = {"train": {f"images/{name}.png": labels for name, labels in ROWS.items()}}
+BY_LABEL = {"train": {f"{label}/{name}.png": [label] for label in ("palm", "sea") for name in "ab"}}
+
+
+def small_csv(root):
+    small(root)
+    table(root / "labels.csv", ("image", "labels"), [(f"{name}.png", ";".join(own)) for name, own in ROWS.items()])
+
+
+def coco_content(**changes):
+    ids = {"sea": 1, "palm": 2}
+    content = {
+        "images": [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate(ROWS)],
+        "annotations": [
+            {"image_id": i, "category_id": ids[label]} for i, own in enumerate(ROWS.values()) for label in own
+        ],
+        "categories": [{"id": number, "name": name} for name, number in ids.items()],
+    }
+    return {**content, **changes}
+
+
+def small_coco(root):
+    put(small(root) / "annotations/instances.json", coco_content())
+
+
+def voc_file(root, name, labels):
+    objects = "".join(f"<object><name>{label}</name></object>" for label in labels)
+    put(root / f"Annotations/{name}.xml", f"<annotation>{objects}</annotation>")
+
+
+def small_voc(root):
+    small(root)
+    for name, own in ROWS.items():
+        voc_file(root, name, own)
+
+
+def yolo_labels(root, ids=(0, 1)):
+    id_of = dict(zip(("sea", "palm"), ids, strict=True))
+    for name, own in ROWS.items():
+        put(small(root) / f"labels/{name}.txt", "".join(f"{id_of[label]} .5 .5 .1 .1\n" for label in own))
+
+
+def small_yolo(root):
+    yolo_labels(root)
+    put(root / "data.yaml", {"names": ["sea", "palm"], "train": "images"})
+
+
+def small_parquet(root):
+    small(root)
+    rows = [{"image": f"{name}.png", "labels": own} for name, own in ROWS.items()]
+    pd.DataFrame(rows).to_parquet(root / "TRAIN.PARQUET")
+
+
+def label_folders(root):
+    for path in BY_LABEL["train"]:
+        write(root / path, "train", 0)
+
+
+FORMS = {
+    small_csv: TRUTH,
+    small_coco: TRUTH,
+    small_voc: TRUTH,
+    small_yolo: TRUTH,
+    small_parquet: TRUTH,
+    label_folders: BY_LABEL,
+}
+STRANGERS = {
+    "checkpoint of a notebook": (".ipynb_checkpoints/labels-checkpoint.csv", "image,labels\na.png,old\n"),
+    "resource fork": ("._labels.csv", b"\0\5\x16\7"),
+    "old COCO": (".old/instances.json", coco_content()),
+    "editor": (".idea/workspace.xml", "<annotation><object><name>old</name></object></annotation>"),
+    "archive of macOS": ("__MACOSX/labels.csv", "image,labels\na.png,old\n"),
+    "hidden Parquet": (".cache/train.parquet", b""),
+    "hidden YAML": (".dvc/data.yaml", "names: [old]"),
+    "report": ("report.xml", "<testsuites/>"),
+    "torn report": ("report.xml", "<testsuites>"),
+    "environment": ("env.yml", "filenames: 3\n"),
+    "torn environment": ("env.yml", "filenames: [\n"),
+    "other encoding": ("env.yml", "title: m\xe5r\n".encode("latin-1")),
+    "nested names": ("compose.yaml", "services:\n  names: [web]\n"),
+    "categories alone": ("dataset-info.json", {"title": "x", "categories": ["photo"]}),
+    "list": ("list.json", ["images", "annotations"]),
+    "torn JSON": ("package.json", '{"title": '),
+    "captions": ("captions_train.json", {"images": [], "annotations": [{"caption": "a"}]}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_strangers_and_hidden_files_do_not_count(form, stranger, tmp_path):
+    form(tmp_path)
+    put(tmp_path / STRANGERS[stranger][0], STRANGERS[stranger][1])
+    assert read(tmp_path)[1] == FORMS[form]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_folders_and_links_named_as_files_do_not_count(form, tmp_path):
+    form(tmp_path)
+    for suffix in (".json", ".xml", ".yaml", ".csv", ".parquet", ".txt", ".jpg"):
+        (tmp_path / f"folder{suffix}").mkdir()
+        (tmp_path / f"link{suffix}").symlink_to("nowhere")
+    assert read(tmp_path)[1] == FORMS[form]
+
+
+DAMAGED = {
+    "empty COCO": ("annotations/x.json", b"", "x.json: not COCO annotations .it is empty"),
+    "torn COCO": ("annotations/x.json", json.dumps(coco_content())[:150], "x.json: not COCO annotations"),
+    "no categories": (
+        "x.json",
+        {"images": [], "annotations": []},
+        "not COCO annotations .it has no categories",
+    ),
+    "no annotations": (
+        "x.json",
+        {"images": [], "categories": []},
+        "not COCO annotations .it has no annotations",
+    ),
+    "images of text": ("x.json", coco_content(images=["a.png"]), "images is not a list of objects"),
+    "empty YAML": ("data.yaml", b"", "data.yaml: is empty"),
+    "torn YAML": ("data.yaml", "names: [sea, palm", "data.yaml: names no labels .line 2"),
+    "YAML in another encoding": ("data.yaml", b"names: [m\xe5r]", "data.yaml: not UTF-8 text"),
+    "empty XML": ("Annotations/a.xml", b"", "a.xml: not an annotation of Pascal VOC .it is empty"),
+    "torn XML": ("Annotations/a.xml", "<annotation><object>", "a.xml: not an annotation of Pascal VOC"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("beside", [small, label_folders], ids=lambda form: form.__name__)
+def test_damaged_annotations_are_no_folders_per_label(damage, beside, tmp_path):
+    file, content, message = DAMAGED[damage]
+    beside(tmp_path)
+    put(tmp_path / file, content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+    table(tmp_path / "labels.csv", ("image", "labels"), [(path, "moon") for path in TRUTH["train"]])
+    assert read(tmp_path)[0].form == "table (labels.csv)"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", [small_csv, small_coco, small_yolo], ids=lambda form: form.__name__)
+def test_byte_order_marks_are_read(form, encoding, tmp_path):
+    form(tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.suffix in (".csv", ".json", ".yaml", ".txt") and path.stat().st_size:
+            path.write_text(path.read_text(), encoding=encoding)
+    assert read(tmp_path)[1] == TRUTH
+
+
+def folder_images(root, *paths):
+    for path in paths:
+        write(root / path, "train", 0)
+
+
+ARRANGED = {
+    "wrapped": (["photos/sea/1.png", "photos/palm/1.png"], {"train": ["palm", "sea"]}, ""),
+    "wrapped twice": (["x/y/sea/1.png", "x/y/palm/1.png"], {"train": ["palm", "sea"]}, ""),
+    "wrapped splits": (
+        ["photos/train/sea/1.png", "photos/test/palm/1.png"],
+        {"train": ["sea"], "test": ["palm"]},
+        "",
+    ),
+    "one split": (["train/sea/1.png", "train/palm/1.png"], {"train": ["palm", "sea"]}, ""),
+    "case": (["Train/sea/1.png", "VAL/palm/1.png"], {"train": ["sea"], "validation": ["palm"]}, ""),
+    "deep": (["sea/2020/may/1.png", "palm/1.png"], {"train": ["palm", "sea"]}, ""),
+    "stray": (["sea/1.png", "palm/1.png", "cover.png", "back.png"], {"train": ["palm", "sea"]}, "2 images outside"),
+    "stray in a split": (["train/sea/1.png", "train/palm/1.png", "test/1.png"], {"train": ["palm", "sea"]}, "1 images"),
+    "words": (["test tube/1.png", "train station/1.png"], {"train": ["test tube", "train station"]}, ""),
+    "vehicles": (["train/1.png", "car/1.png"], {"train": ["car", "train"]}, ""),
+}
+
+
+@pytest.mark.parametrize("case", ARRANGED)
+def test_folders_name_labels_in_every_arrangement(case, tmp_path):
+    paths, labels, left_out = ARRANGED[case]
+    folder_images(tmp_path, *paths)
+    found, rows = read(tmp_path)
+    assert {role: sorted({name for own in part.values() for name in own}) for role, part in rows.items()} == labels
+    assert found.left_out.startswith(left_out)
+    assert bool(found.left_out) == bool(left_out)
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["images/1.png", "images/2.png"], "all images stand in 'images/', so no labels; give"),
+        (["images/train/1.png", "images/val/2.png"], "all images stand in 'train/', 'val/', so no labels; give"),
+        (["train/sea/1.png", "val/sea/2.png", "extra/sea/1.png"], "'train', 'val' seem to be splits and 'extra' not"),
+    ],
+)
+def test_folders_that_name_no_labels_are_one_line(paths, message, tmp_path):
+    folder_images(tmp_path, *paths)
+    with pytest.raises(UserError, match=message) as error:
+        read(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["sea", "palm"], (0, 1)),
+        ({0: "sea", 1: "palm"}, (0, 1)),
+        ({"0": "sea", "10": "palm", "2": "moon"}, (0, 10)),
+        ({1: "sea", 2: "palm"}, (1, 2)),
+        ({0: "sea", 7: "palm"}, (0, "7.0")),
+    ],
+)
+def test_names_of_yolo_go_by_their_ids(names, ids, tmp_path):
+    yolo_labels(tmp_path, ids)
+    keys = "".join(f"  {json.dumps(key)}: {name}\n" for key, name in names.items()) if isinstance(names, dict) else ""
+    put(tmp_path / "data.yaml", f"'names':\n{keys}" if keys else {"names": names})
+    assert read(tmp_path)[1] == TRUTH
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("names: sea", "names is 'sea'"),
+        ("names: names.txt", "names is 'names.txt'"),
+        ("names: 5", "names is 5"),
+        ("names:", "names is empty"),
+        ("names: []", "names is empty"),
+        ("names: [sea, Sea]", "names 0 and 1 are both 'Sea'"),
+        ("names: [sea, yes]", "name 1 is True, not a text; put it in quotes"),
+        ("names: [sea, null]", "name 1 is None"),
+        ("names: [sea, [palm]]", "name 1 is"),
+        ("names: {-1: sea}", "the id -1 is not 0 or a positive number"),
+        ("names: {0: sea, x: palm}", "the id 'x' is not 0"),
+        ("names: {1: sea, '1': palm}", "the id 1 has two names|the key '1' is given twice"),
+        ("names: [sea]", "b.txt: not labels of data.yaml .line 1: no name has the id 1"),
+        ("names: [sea, palm]\ntrain: pictures", "train: there is no folder pictures"),
+        ("names: [sea, palm]\ntrain: [[images]]", "train: .* is not a folder"),
+    ],
+)
+def test_what_is_wrong_with_yolo_is_one_line(content, message, tmp_path):
+    yolo_labels(tmp_path)
+    put(tmp_path / "data.yaml", content)
+    with pytest.raises(UserError, match=f"({message})") as error:
+        read(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+PLACES = {
+    "folders": {"train": "images/train", "val": "images/val"},
+    "folder and all": {"train": ".", "val": "images/val"},
+    "lists of folders": {"train": ["images/train"], "val": ["images/val"]},
+    "above": {"train": "../images/train", "val": "../images/val"},
+    "path elsewhere": {"path": "../datasets/x", "train": "images/train", "val": "images/val"},
+    "another machine": {"train": "/home/test/x/images/train", "val": "/home/test/x/images/val"},
+    "Windows": {"train": "C:\\x\\images\\train", "val": "C:\\x\\images\\val"},
+    "lists of images": {"train": "train.txt", "val": "lists/val.txt"},
+    "no test": {"train": "images/train", "val": "images/val", "test": "images/test"},
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_places_of_yolo_are_found(case, given, tmp_path):
+    root = tmp_path / "photos"
+    write(tmp_path / "images/train/other.png", "train", 0)
+    for split, name in (("train", "sea"), ("val", "palm")):
+        write(root / f"images/{split}/a.png", "train", 0)
+        put(root / f"labels/{split}/a.txt", f"{['sea', 'palm'].index(name)} 1 1 1 1\n")
+    put(root / "train.txt", "/home/joe/x/images/train/a.png\n")
+    put(root / "lists/val.txt", "./images/val/a.png\n")
+    file = put(root / "data.yaml", {"names": ["sea", "palm"], **PLACES[case]})
+    found, rows = read(root if given == "folder" else file)
+    assert rows == {"train": {"images/train/a.png": ["sea"]}, "validation": {"images/val/a.png": ["palm"]}}
+    assert found.left_out == ("test: images/test, which is not there" if case == "no test" else "")
+
+
+def test_a_missing_folder_of_yolo_is_not_another_split(tmp_path):
+    yolo_labels(tmp_path)
+    put(tmp_path / "data.yaml", {"names": ["sea", "palm"], "train": "images", "val": "../valid/images"})
+    assert read(tmp_path)[1] == TRUTH
+
+
+def with_ids(kind):
+    content = coco_content()
+    for image in content["images"]:
+        image["id"] = kind(image["id"])
+    for category in content["categories"]:
+        category["id"] = kind(category["id"])
+    return content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_ids(str),
+        with_ids(float),
+        coco_content(images=[*coco_content()["images"], {"id": 9, "file_name": "images/a.png"}]),
+        coco_content(annotations=[*coco_content()["annotations"], {"image_id": 99, "category_id": 1}]),
+    ],
+    ids=["texts", "floats", "repeated image", "annotation of another image"],
+)
+def test_ids_and_repeated_images_of_coco(content, tmp_path):
+    put(small(tmp_path) / "instances.json", content)
+    assert read(tmp_path)[1] == TRUTH
+
+
+def test_a_file_of_coco_without_annotations_is_left_out_and_said(tmp_path):
+    small_coco(tmp_path)
+    content = coco_content()
+    put(tmp_path / "annotations/test.json", {key: content[key] for key in ("images", "categories")})
+    found, rows = read(tmp_path)
+    assert rows == TRUTH
+    assert found.left_out == "test.json, which has no annotations"
+
+
+@pytest.mark.parametrize("content", [b"", json.dumps(coco_content())[:150]], ids=["empty", "torn"])
+def test_a_damaged_file_of_coco_beside_a_good_one_is_an_error(content, tmp_path):
+    small_coco(tmp_path)
+    put(tmp_path / "annotations/val.json", content)
+    with pytest.raises(UserError, match="val.json: not COCO annotations"):
+        read(tmp_path)
+
+
+def test_files_of_coco_of_one_split_are_joined(tmp_path):
+    put(small(tmp_path) / "annotations/instances.json", coco_content())
+    more = coco_content(categories=[{"id": 1, "name": "sky"}, {"id": 2, "name": "grass"}])
+    put(tmp_path / "annotations/stuff.json", more)
+    found, rows = read(tmp_path)
+    assert rows["train"]["images/c.png"] == ["sea", "palm", "sky", "grass"]
+    assert (len(rows["train"]), found.names) == (4, ("sea", "palm", "sky", "grass"))
+
+
+@pytest.mark.parametrize("name", ["test_coco", "my dev photos"])
+def test_the_folder_itself_is_no_split(name, tmp_path):
+    root = tmp_path / name
+    put(small(root) / "x.json", coco_content())
+    assert read(root)[1] == TRUTH
+
+
+def test_a_file_of_coco_finds_the_images_beside_its_folder(tmp_path):
+    file = put(small(tmp_path) / "annotations/x.json", coco_content())
+    assert read(file)[1] == {"train": {f"../{path}": labels for path, labels in TRUTH["train"].items()}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": [{"image_id": 1, "category_id": 9}]}, "annotation of category 9, which is not among the"),
+        ({"annotations": [{"image_id": 1, "category_id": None}]}, "category_id of an annotation is null"),
+        ({"annotations": [{"image_id": [1], "category_id": 1}]}, r"image_id of an annotation is \[1\]"),
+        ({"images": [{"id": {}, "file_name": "a.png"}]}, "id of an image is {}"),
+        ({"images": [{"id": 1}]}, "an image without file_name"),
+        ({"images": [{"id": 1, "file_name": None}]}, "file_name of an image is null"),
+        ({"categories": [{"id": 1, "name": ""}]}, 'name of a category is ""'),
+        ({"categories": {"1": "sea"}}, "categories is not a list of objects"),
+    ],
+)
+def test_what_is_wrong_with_coco_is_one_line(changes, message, tmp_path):
+    put(small(tmp_path) / "x.json", coco_content(**changes))
+    with pytest.raises(UserError, match=message) as error:
+        read(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        lambda name: name,
+        lambda name: f"{name} ",
+        lambda name: f"{name}.jpg",
+        lambda name: f"{name}  1",
+        lambda name: f"{name} -1",
+        lambda name: f"JPEGImages/{name}.jpg",
+        lambda name: name.upper(),
+    ],
+    ids=["plain", "blank", "suffix", "1", "-1", "path", "case"],
+)
+def test_lists_of_voc_name_images_in_every_way(line, tmp_path):
+    names = {"train": ["a", "b b"], "val": ["c 1"], "test": ["d"]}
+    for number, name in enumerate(["a", "b b", "c 1", "d", "e"]):
+        write(tmp_path / f"JPEGImages/{name}.jpg", "train", number)
+        voc_file(tmp_path, name, [NAMES[number % 4]])
+    for split, own in names.items():
+        put(tmp_path / f"ImageSets/Main/{split}.txt", "\ufeff" + "\r\n".join(map(line, own)))
+    put(tmp_path / "ImageSets/Main/trainval.txt", "a\nc 1\nmissing\n")
+    found, rows = read(tmp_path)
+    assert rows == {
+        "train": {"JPEGImages/a.jpg": ["black cat"], "JPEGImages/b b.jpg": ["moon"]},
+        "validation": {"JPEGImages/c 1.jpg": ["palm"]},
+        "test": {"JPEGImages/d.jpg": ["sea"]},
+    }
+    assert found.left_out == ("1 XML files that no list of ImageSets names, 1 names in ImageSets without an XML file")
+
+
+NFC, NFD = "\u00f6.png", "o\u0308.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "found"),
+    [
+        (" a.png ", ["a.png"], "a.png"),
+        ("A.PNG", ["a.png"], "a.png"),
+        ("a", ["x/A.JPG"], "x/A.JPG"),
+        ("x\\a.png", ["X/a.png"], "X/a.png"),
+        (NFC, [NFD], NFD),
+        (NFD, [f"x/{NFC}"], f"x/{NFC}"),
+        ("a.png", ["a.png", "A.png"], "a.png"),
+        ("A.png", ["x/a.png", "x/A.png"], "x/A.png"),
+        (NFD, [NFC, NFD], NFD),
+        ("a.PNG", ["a.png", "A.png"], None),
+        ("a", ["a.png", "a.jpg"], None),
+        ("./a.png", ["a.png", "x/a.png"], "a.png"),
+        ("a.png", ["x/a.png", "y/a.png"], None),
+    ],
+)
+def test_names_of_images_match_where_one_file_fits(name, files, found, tmp_path):
+    folder_images(tmp_path, *files)
+    index = ImageIndex(tmp_path)
+    assert index.find(name, tmp_path) == (None if found is None else str(tmp_path / found))
+
+
+def test_a_stray_table_beside_label_folders_is_passed_over(tmp_path, capsys):
+    class_folders(tmp_path)
+    table(tmp_path / "class_counts.csv", ("class", "count"), [("sea", "2"), ("palm", "1")])
+    write(tmp_path / "cover.png", "train", 0)
+    data = module(str(tmp_path), tmp_path / "cache")
+    assert data.found.form == "one folder per label"
+    assert set(data.vocabulary.names) == set(NAMES)
+    assert "left out: 1 image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image", [1, {"a": 1}, [1, 2]])
+def test_cells_of_other_types_are_no_images(tmp_path, image):
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": image, "labels": ["sea"]}) + "\n")
+    write(tmp_path / "a.png", "train", 0)
+    with pytest.raises(UserError, match="1 of the 1 train images are missing"):
+        _ = module(str(tmp_path), tmp_path / "cache").vocabulary

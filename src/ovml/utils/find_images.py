@@ -65,11 +65,6 @@ def find_images(
     return chain.from_iterable(found)
 
 
-def images_in(folder: Path) -> Iterator[Path]:
-    """Yield the images in a folder, if there are any; see `find_images`."""
-    return _search(folder)
-
-
 def _mode(path: Path) -> int | None:
     """The mode of a file; `None` if it does not exist, 0 if it cannot be looked at."""
     try:

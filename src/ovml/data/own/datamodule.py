@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -111,7 +112,7 @@ class OwnDataModule(MultiLabelDataModule):
         lists = [own for rows in found.splits.values() for own in rows.labels if own]
         vectors = len(names) > 1 and all(len(own) == len(names) and all(x in (0, 1) for x in own) for own in lists)
         splits = {role: self._named(self._present(found.splits[role], role), names, vectors) for role in roles}
-        return LabelledSet(found.form, splits, names)
+        return replace(found, splits=splits, names=names)
 
     def _present(self, rows: Rows, role: str) -> Rows:
         """Rows whose image exists."""
@@ -180,6 +181,8 @@ class OwnDataModule(MultiLabelDataModule):
             parts.append(f"{len(self._held_out):,} of the training images are held out for {role}")
         elif "test" not in splits:
             parts.append("the validation images are tested too")
+        if self.found.left_out:
+            parts.append(f"left out: {self.found.left_out}")
         _say("; ".join(parts))
 
     def _part(self, split: Split) -> tuple[Rows, Sequence[int]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from ovml.data.own.detection import find_coco, find_voc, find_yolo
+from ovml.data.own.coco import find_coco
 from ovml.data.own.folders import find_folders
 from ovml.data.own.labelled import ImageIndex, LabelledSet
 from ovml.data.own.memory import Options, find_arrow
-from ovml.data.own.tables import TABLES, find_tables
+from ovml.data.own.tables import TABLES, find_tables, lists_images
+from ovml.data.own.voc import find_voc
+from ovml.data.own.yolo import find_yolo
 from ovml.utils.errors import UserError
 
 FORMS = (
@@ -25,21 +28,17 @@ def find_set(root: Path, options: Options) -> LabelledSet:
     """
     if not root.exists():
         raise UserError(f"{root}: no such folder; root=FOLDER holds {FORMS}")
-    suffix = root.suffix.lower() if root.is_file() else None
-    index = ImageIndex(root.parent if suffix else root)
-    found = None
-    if suffix in (None, ".parquet"):
-        found = find_arrow(root, index, options)
-    if found is None and suffix in (None, ".json"):
-        found = find_coco(root, index)
-    if found is None and suffix in (None, ".yaml", ".yml"):
-        found = find_yolo(root, index)
-    if found is None and suffix is None:
-        found = find_voc(root, index)
-    if found is None and suffix in (None, *TABLES):
-        found = find_tables(root, index, **options)
-    if found is None and suffix is None:
-        found = find_folders(root, index)
+    index = ImageIndex(root)
+    found = find_arrow(root, index, options) or find_coco(index) or find_yolo(index) or find_voc(index)
+    if found is None and (tables := index.files(*TABLES)):
+        if root.is_dir() and not (options["image_column"] or any(lists_images(table, index) for table in tables)):
+            with suppress(UserError):  # a table of something else may stand beside label folders
+                found = find_folders(index)
+        found = found or find_tables(root, index, **options)
+    if found is None and index.damaged:
+        raise index.damaged[0]
+    if found is None:
+        found = find_folders(index)
     if found is None or not any(map(len, found.splits.values())):
         raise UserError(f"{root}: no labelled images; root=FOLDER holds {FORMS}")
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import datasets
 
 from ovml.data.paths import PathCheck
-from ovml.utils.find_images import images_in
+from ovml.utils.errors import UserError
+from ovml.utils.find_images import EXTENSIONS
 
 SPLITS = {
     "train": "train",
@@ -69,11 +72,13 @@ class LabelledSet:
         form: What it is, such as `COCO annotations`.
         splits: Rows of `train`, and perhaps of `validation` and `test`.
         names: Labels that the set lists itself, in its order; empty if they are only known from the rows.
+        left_out: What of the folder is no part of the set, such as `2 images outside of the label folders`.
     """
 
     form: str
     splits: dict[str, Rows]
     names: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 def split_of(name: str) -> str | None:
@@ -87,26 +92,51 @@ def split_of(name: str) -> str | None:
 
 
 class ImageIndex:
-    """The image files below a folder, found by a path, a file name or a name without its suffix.
+    """The files below a folder: images by their names, and files of annotations.
+
+    Images are found by a path, a file name or a name without its suffix. Blanks around names do not count; neither do
+    upper and lower case and the forms of Unicode, where exactly one file fits.
 
     Args:
-        root: The folder. Hidden files are left out.
+        root: The folder; or the one file of annotations in it that is to be read.
 
     Attributes:
+        root: The folder. It is the one above the file's own, if that has no image: `annotations/instances.json`.
+        file: The file of annotations; `None` if all in the folder are to be read.
+        paths: The image files.
         inside: Refuses paths that lead out of the folder.
+        damaged: What is wrong with files that seem to be annotations; they are only an error if nothing else is found.
+
+    Raises:
+        UserError: A folder cannot be listed.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.inside = PathCheck([root], advice="give paths below the data set's folder")
-        self.paths = list(images_in(root))
+        self.file = None if root.is_dir() else root
+        self.root = root if self.file is None else root.parent
+        self._set_files()
+        above = Path(os.path.abspath(self.root)).parent
+        if root.suffix.lower() in (".json", ".yaml", ".yml") and self.file and not self.paths and above.name:
+            self.root, self.file = above, Path(os.path.abspath(self.file))
+            self._set_files()
+        self.inside = PathCheck([self.root], advice="give paths below the data set's folder")
+        self.damaged: list[UserError] = []
         self._of_name: dict[str, list[Path]] = {}
         for path in self.paths:
-            parts = path.parts[len(root.parts) :]
+            parts = loose(path.relative_to(self.root).as_posix()).split("/")
+            stem = parts[-1].removesuffix(path.suffix.lower()).strip()
             for start in range(len(parts)):
-                name = "/".join(parts[start:])
-                for key in {name, name.removesuffix(path.suffix)}:
-                    self._of_name.setdefault(key, []).append(path)
+                for last in {parts[-1], stem}:
+                    self._of_name.setdefault("/".join([*parts[start:-1], last]), []).append(path)
+
+    def _set_files(self) -> None:
+        self._files = list(_visible(self.root))
+        self.paths = [path for path in self._files if path.suffix.lower() in EXTENSIONS and path.is_file()]
+
+    def files(self, *suffixes: str) -> list[Path]:
+        """The files of annotations that end in a suffix, in any case; hidden ones are left out."""
+        files = self._files if self.file is None else [self.file]
+        return [path for path in files if path.suffix.lower() in suffixes]
 
     def find(self, name: str, beside: Path, role: str | None = None) -> str | None:
         """The path of an image; `None` if none has this name, or several have.
@@ -116,9 +146,11 @@ class ImageIndex:
             beside: Folder of the file that names the image.
             role: Split of the image; its folder may tell it from another one of the same name.
         """
-        name = name.replace("\\", "/").removeprefix("./")
+        name = name.strip().replace("\\", "/").removeprefix("./")
         for key in ("/".join((*beside.relative_to(self.root).parts, name)), name):
-            found = self._of_name.get(key, [])
+            found = self._of_name.get(loose(key), [])
+            if len(found) > 1:
+                found = [path for path in found if _ends_in(path, key)] or found
             if len(found) > 1:
                 exact = [path for path in found if path.relative_to(self.root).as_posix() == key]
                 found = exact or [path for path in found if role in map(split_of, path.relative_to(self.root).parts)]
@@ -136,3 +168,40 @@ class ImageIndex:
         if found is None:
             self.inside.check(name, str(file))
         return found or str(file.parent / name)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """The files below a folder, by name. What is hidden, links to folders and links to nothing are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); make it readable, or move it away") from error
+    for entry in found:
+        path = folder / entry.name
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _visible(path)
+        elif not entry.is_dir() and (not entry.is_symlink() or path.exists()):
+            yield path
+
+
+def loose(name: str) -> str:
+    """A path without what does not count in it: blanks around names, case, forms of Unicode."""
+    return "/".join(map(str.strip, unicodedata.normalize("NFC", name).lower().split("/")))
+
+
+def _ends_in(path: Path, name: str) -> bool:
+    """Whether the last parts of a path are spelled as a name, with or without the suffix."""
+    return any(f"/{text}".endswith(f"/{name}") for text in (path.as_posix(), path.with_suffix("").as_posix()))
+
+
+def ends_of(path: Path, size: int = 1 << 16) -> bytes:
+    """The first and last bytes of a text file, by which its form is guessed; without the zeros of UTF-16."""
+    if not path.is_file():
+        return b""
+    with open(path, "rb") as file:
+        start = file.read(size)
+        file.seek(max(len(start), path.stat().st_size - size))
+        return (start + file.read()).replace(b"\0", b"")

@@ -27,7 +27,7 @@ def find_arrow(root: Path, index: ImageIndex, options: Options) -> LabelledSet |
         UserError: They cannot be read, or have no column of images or labels.
     """
     saved = root.is_dir() and any((root / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    files = [root] if root.suffix == ".parquet" else sorted(root.rglob("*.parquet")) if root.is_dir() else []
+    files = index.files(".parquet")
     if not saved and not files:
         return None
     if saved:

@@ -185,11 +185,11 @@ def find_tables(
     if root.is_file():
         files = [root]
     else:
-        found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in TABLES]
+        found = index.files(*TABLES)
         named = [path for path in found if path.stem == "metadata"] or found
         files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named
         if len(named) > 1 and files is named:
-            files = [path for path in named if _image_column(read_table(path), index, path) is not None]
+            files = [path for path in named if lists_images(path, index)]
             if len(files) != 1:
                 tables = some([path.relative_to(root).as_posix() for path in files or named])
                 raise UserError(f"{root}: has several tables, {tables}; give the one that lists the images (root=FILE)")
@@ -207,6 +207,16 @@ def find_tables(
                 target.add(image, part.labels[i], part.unknown[i] if part.unknown else ())
     kinds = ", ".join(file.relative_to(index.root).as_posix() for file in files)
     return LabelledSet(f"table ({kinds})", splits, tuple(names)) if files else None
+
+
+def lists_images(table: Path, index: ImageIndex) -> bool:
+    """Whether a table can be read and has a column of images, by its name or by what it names in the folder."""
+    try:
+        columns = read_table(table)
+    except UserError:
+        return False
+    is_named = any(column_key(name) in IMAGE_COLUMNS and column_key(name) != "id" for name in columns)
+    return is_named or _image_column(columns, index, table) is not None
 
 
 def _path(index: ImageIndex, file: Path, cell: Any, role: str) -> str:

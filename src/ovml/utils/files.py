@@ -56,7 +56,7 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
             os.replace(beside, path)
         _fsync(path.parent)
     except OSError as error:
-        if error.filename is None:  # so it is where a write fails, such as on a full disk
+        if error.filename is None and error.errno is not None:  # so it is where a write fails, such as on a full disk
             error.filename = str(path)
         raise
     finally:

@@ -2,6 +2,7 @@
 
 # Annotations are evaluated: Gradio reads them.
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ EXAMPLES = (
 """Scenes of the demo data set: split, index, and labels to rank for them."""
 HOUR = 60 * 60
 NOTHING = (None, NOT_RANKED_YET, NOT_FOUND_YET)
+Answer = tuple[str | None, Ranking | None, str]
+"""An image, its ranking, and the ranking or an error as HTML."""
 
 
 def build_page(
@@ -48,16 +51,20 @@ def build_page(
     """
     import gradio as gr
 
-    def rank(image: str | None, source: str, text: str, probabilities: bool = False) -> tuple[Ranking | None, str, str]:
+    def rank(image: str | None, source: str, text: str, probabilities: bool = False) -> Answer:
         if image is None:
-            return NOTHING
+            return None, None, NOT_RANKED_YET
         try:
             used(image)
             vocabulary = typed_labels(text, max_labels) if source == TYPED else lists[source]
             ranking = ranker.rank(image, vocabulary, probabilities)
         except UserError as problem:
-            return None, error(problem), NOT_FOUND_YET
-        return ranking, bars(ranking), NOT_FOUND_YET
+            return image, None, error(problem)
+        return image, ranking, bars(ranking)
+
+    def show(answer: Answer, image: str | None) -> tuple[Ranking | None, str, str]:
+        # A ranking of the former image must not stand beside the new one.
+        return (*answer[1:], NOT_FOUND_YET) if answer[0] == image else NOTHING
 
     def find(ranking: Ranking | None, event: gr.EventData) -> str:
         if ranking is None:
@@ -73,7 +80,7 @@ def build_page(
 
     with gr.Blocks(title="ovml", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(head(model_name), elem_id="head")
-        ranked = gr.State(None, time_to_live=HOUR)
+        answer, ranked = (gr.State(None, time_to_live=HOUR) for _ in range(2))
         with gr.Row():
             with gr.Column(scale=8, min_width=300):
                 image = upload_field()
@@ -107,15 +114,15 @@ def build_page(
         private: Any = {"api_visibility": "private"}
         alone: Any = {"concurrency_id": "model", "concurrency_limit": 1, **private}
         shown = [ranked, result, place]
-        pressed = button.click(rank, form, shown, **alone)
+        button.click(rank, form, answer, **alone).then(show, [answer, image], shown, **private)
         result.click(find, ranked, place, **alone)
         source.change(lambda choice: gr.update(visible=choice == TYPED), source, text, **private)
         chosen = dataset.click(
             lambda index: (*scenes[index], *NOTHING), dataset, [image, source, text, *shown], **private
         )
-        examined = chosen.then(rank, form, shown, **alone)
-        # A ranking of the former image must not stand beside the new one, nor come after it.
-        image.input(lambda: NOTHING, None, shown, cancels=[pressed, examined], **private)
+        chosen.then(rank, form, answer, **alone).then(show, [answer, image], shown, **private)
+        # In the browser, at once: the server might do it after a ranking that is asked for next.
+        image.input(None, None, shown[1:], js=f"() => {json.dumps(NOTHING[1:])}", **private)
     return page
 
 

@@ -548,7 +548,7 @@ def test_a_ranked_file_is_used_and_one_model_run_goes_at_a_time(site):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all('"success":true' in answer and "moon" in answer for answer in answers.values()), answers
+    assert all('"success":true' in answer for answer in answers.values()), answers
     assert site.stub.met == [False, False]
     assert site.stub.images == [stored, stored]
     assert stored.stat().st_mtime > before + 100

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from ovml.inference.xmp_text import EMPTY, HIERARCHY, SUBJECT, check_label, merge
 from ovml.utils.errors import UserError, error_at
-from ovml.utils.files import atomic_write, read_text
+from ovml.utils.files import FULL, atomic_write, read_text
 from ovml.utils.images import ImageLike
 from ovml.utils.urls import is_url
 
@@ -130,7 +130,7 @@ def add_labels(path: str | Path, labels: Sequence[str], parents: Mapping[str, st
             if there:
                 shutil.copymode(path, beside)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno in (*FULL, errno.EIO):
             raise
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); check the folder") from error
     return True

@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import ctypes
 import errno
-import glob
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
@@ -21,6 +21,9 @@ from ovml.utils.errors import UserError, first_line
 
 MOST_BYTES = 2**26
 """Size of the largest text file that is read: a million names of 60 characters."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that is full, or of a user who has no more room on it."""
 
 
 @contextmanager
@@ -44,7 +47,8 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
     """
     path = Path(os.path.realpath(path))  # a link to a file stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    restore_replaced(path)
+    if replace_folder:
+        restore_replaced(path)
     beside, old = _hidden_names(path)
     try:
         yield beside
@@ -146,10 +150,14 @@ def _machine() -> str:
     return f"{zlib.crc32(f'{platform.node()} {table.stat().st_ino if table.exists() else 0}'.encode()):08x}"
 
 
-def _left_by_the_dead(path: Path, kind: str = "*") -> list[Path]:
+def _left_by_the_dead(path: Path, kind: str = "[^-]*") -> list[Path]:
     """What processes of this machine left beside a path when they were killed."""
-    found = path.parent.glob(f".{glob.escape(_short_name(path))}.{kind}-{_machine()}-*-*")
-    return [left for left in found if (pid := left.name.split("-")[-2]).isdecimal() and not _is_alive(int(pid))]
+    ours = re.compile(rf"\.{re.escape(_short_name(path))}\.{kind}-{_machine()}-([0-9]+)-[^-]*")
+    try:
+        found = map(ours.fullmatch, os.listdir(path.parent))  # names alone: a folder may have many files
+    except (OSError, ValueError):  # there is no such folder
+        return []
+    return [path.with_name(left[0]) for left in found if left and not _is_alive(int(left[1]))]
 
 
 def _is_alive(pid: int) -> bool:
@@ -178,7 +186,7 @@ def _fsync(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (*FULL, errno.EIO):
             raise
 
 

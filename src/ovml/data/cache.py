@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write, write_text
+from ovml.utils.files import FULL, atomic_write, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ FEATURES = datasets.Features(
     }
 )
 """Columns of every data set: image, ids of the labels present, ids of the labels verified absent, name."""
+LABEL_FEATURES = datasets.Features({name: feature for name, feature in FEATURES.items() if name != "image"})
+"""Those beside the image."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _clear_leftovers(root: Path) -> None:
 def full_disk(error: BaseException | None) -> OSError | None:
     """The full disk that is the cause of an error; `None` if there is another one."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             return error
         error = error.__cause__ or error.__context__
     return None

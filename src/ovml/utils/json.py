@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import Any
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, beginning
 
 
 def load_json(text: str) -> Any:
@@ -20,6 +21,16 @@ def load_json(text: str) -> Any:
     ovml.utils.errors.UserError: "cat" stands twice in one object; keep one of them
     """
     return json.loads(text, object_pairs_hook=_unique)
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as JSON in a line of an error, cut if it is long.
+
+    >>> shown({"a": [1]}), shown("x" * 100, most=8)
+    ('{"a": [1]}', '"xxxxxxx...')
+    """
+    pieces = islice(json.JSONEncoder().iterencode(value), most + 1)  # lazily: the value may be a whole file
+    return beginning("".join(pieces), most)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

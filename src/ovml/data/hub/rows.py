@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from ovml.data.cache import FEATURES, Table, cached_table
+from ovml.data.cache import FEATURES, LABEL_FEATURES, Table, cached_table
 from ovml.data.labels import ColumnPath, LabelReader
 from ovml.data.paths import PathCheck
 from ovml.data.rows import undecoded
@@ -103,18 +103,17 @@ def stored_rows(
     Raises:
         UserError: A label cannot be read, or the cache cannot be written.
     """
-    features = datasets.Features({name: FEATURES[name] for name in FEATURES if name != "image"})
 
     def make(counts: dict[str, int]) -> Iterator[pa.RecordBatch]:
         others = rows.select_columns(maker.columns.others)
         for start in track(range(0, len(rows), CHUNK), "reading labels"):
             chunk = others.__getitems__(range(start, min(start + CHUNK, len(rows))))
             made = [maker.labels(row, str(number)) for number, row in enumerate(chunk, start)]
-            yield pa.RecordBatch.from_pylist(made, schema=features.arrow_schema)
+            yield pa.RecordBatch.from_pylist(made, schema=LABEL_FEATURES.arrow_schema)
         if maker.skipped:
             counts[LEFT_OUT] = maker.skipped
 
-    table = cached_table(cache_dir, name, [], settings, make, features)
+    table = cached_table(cache_dir, name, [], settings, make, LABEL_FEATURES)
     return replace(table, rows=beside_images(rows, maker.columns.image, table.rows))
 
 

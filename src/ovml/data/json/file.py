@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pyarrow as pa
 
 from ovml.data.cache import cached_table
 from ovml.utils.errors import UserError, error_at, first_line
-from ovml.utils.json import load_json
+from ovml.utils.json import load_json, shown
 from ovml.utils.progress import track
 from ovml.vocabulary import check_names, label_key
 
@@ -122,10 +120,10 @@ class _Parser:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.file}: not JSON ({first_line(error)}); it must hold {FORM}") from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.file}: expected {FORM}, got {_short(content)}")
+            raise UserError(f"{self.file}: expected {FORM}, got {shown(content)}")
         for key in ("classes", "images"):
             if not isinstance(content.get(key), list):
-                got = f"got {_short(content[key])}" if key in content else "it is missing"
+                got = f"got {shown(content[key])}" if key in content else "it is missing"
                 raise UserError(f"{self.file}: {key}: expected a list, {got}; the file must hold {FORM}")
         return content
 
@@ -138,7 +136,7 @@ class _Parser:
                 except UnicodeEncodeError:
                     pass
         raise UserError(
-            f'{self.file}: images[{place}]: expected ["path", ["label", ...]], got {_short(item)}; correct the row'
+            f'{self.file}: images[{place}]: expected ["path", ["label", ...]], got {shown(item)}; correct the row'
         )
 
     def _path(self, path: str) -> str:
@@ -146,7 +144,7 @@ class _Parser:
 
     def _number(self, label: Any, place: int) -> int:
         if not isinstance(label, str) or not label.strip():
-            raise UserError(f"{self.file}: images[{place}]: label {_short(label)} is not a name; correct the row")
+            raise UserError(f"{self.file}: images[{place}]: label {shown(label)} is not a name; correct the row")
         number = self.number.get(label)
         if number is None:
             label.encode()
@@ -156,8 +154,3 @@ class _Parser:
                 self.others[label.strip()] = place
             number = self.number[label] = self.number_of_key[key]
         return number
-
-
-def _short(value: Any) -> str:
-    text = "".join(islice(json.JSONEncoder().iterencode(value), 61))  # lazily: the value may be the whole file
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,6 +10,7 @@ from typing import Any
 from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, ends_of, split_of
 from ovml.utils.errors import UserError, beginning, first_line
 from ovml.utils.files import read_text
+from ovml.utils.json import shown
 
 KEYS = {"images", "annotations", "categories"}
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic")
@@ -108,16 +109,12 @@ def _id(item: Mapping[str, Any], key: str, kind: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"{key} of {kind} is {_short(value)}" if key in item else f"{kind} without {key}")
+        raise ValueError(f"{key} of {kind} is {shown(value, 40)}" if key in item else f"{kind} without {key}")
     return str(value).strip()
 
 
 def _text(item: Mapping[str, Any], key: str, kind: str) -> str:
     value = item.get(key)
     if isinstance(value, (bool, Mapping, list, type(None))) or not str(value).strip():
-        raise ValueError(f"{key} of {kind} is {_short(value)}" if key in item else f"{kind} without {key}")
+        raise ValueError(f"{key} of {kind} is {shown(value, 40)}" if key in item else f"{kind} without {key}")
     return str(value)
-
-
-def _short(value: Any) -> str:
-    return beginning(json.dumps(value), 40)

@@ -15,14 +15,14 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from ovml.data.base import MultiLabelDataModule, Split
-from ovml.data.cache import FEATURES
+from ovml.data.cache import LABEL_FEATURES
 from ovml.data.hub.rows import beside_images
 from ovml.data.labels import LabelReader, given_names, some
 from ovml.data.own.choose import choose_labels, few_rows, held_out_rows
 from ovml.data.own.find import find_set
 from ovml.data.own.labelled import SPLITS, LabelledSet, Rows
 from ovml.data.own.memory import from_memory
-from ovml.data.plain import PlainRow, plain_table
+from ovml.data.plain import PlainRow, plain_dataset, plain_table
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, check_share, check_whole
 from ovml.vocabulary import LabelVocabulary, label_key
@@ -94,6 +94,7 @@ class OwnDataModule(MultiLabelDataModule):
         self.shots = shots
         self.max_missing = max_missing
         self.cache_dir = cache_dir
+        self._rows: dict[Split, datasets.Dataset] = {}
 
     @property
     def where(self) -> str:
@@ -215,8 +216,13 @@ class OwnDataModule(MultiLabelDataModule):
         """Whether labels that an image does not list are absent; otherwise its row lists those."""
         return not any(rows.unknown for rows in self.found.splits.values())
 
-    def dataset(self, split: Split) -> datasets.Dataset | list[PlainRow]:
-        """Rows of one split."""
+    def dataset(self, split: Split) -> datasets.Dataset:
+        """Rows of one split, made once: every stage asks for them."""
+        if split not in self._rows:
+            self._rows[split] = self._make_rows(split)
+        return self._rows[split]
+
+    def _make_rows(self, split: Split) -> datasets.Dataset:
         rows, indices = self._part(split)
         if split == "train" and self.shots:
             indices = self._few
@@ -229,12 +235,11 @@ class OwnDataModule(MultiLabelDataModule):
             reader = LabelReader(self.vocabulary)
             for row in made:
                 row |= {name: reader.read(row[name], where) for name in ("positive", "negative")}
-            features = datasets.Features({name: FEATURES[name] for name in FEATURES if name != "image"})
-            images = rows.images.select(indices)
-            return beside_images(images, images.column_names[0], datasets.Dataset.from_list(made, features=features))
+            images, labels = rows.images.select(indices), datasets.Dataset.from_list(made, features=LABEL_FEATURES)
+            return beside_images(images, images.column_names[0], labels)
         plain: list[PlainRow] = [{**row, "image": rows.images[i]} for i, row in zip(indices, made, strict=True)]
         if not all(isinstance(row["image"], str) for row in plain):
-            return plain
+            return plain_dataset(plain, self.vocabulary, where)
         files = [{**row, "image_id": row["image"]} for row in plain]
         return plain_table(files, self.vocabulary, where, Path(), self.cache_dir).rows
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from ovml.data.own.coco import find_coco
 from ovml.data.own.folders import find_folders
 from ovml.data.own.labelled import ImageIndex, LabelledSet
 from ovml.data.own.memory import Options, find_arrow
-from ovml.data.own.tables import TABLES, find_tables, lists_images
+from ovml.data.own.tables import TABLES, find_tables, lists_images, read_table
 from ovml.data.own.voc import find_voc
 from ovml.data.own.yolo import find_yolo
 from ovml.utils.errors import UserError
@@ -29,12 +30,13 @@ def find_set(root: Path, options: Options) -> LabelledSet:
     if not root.exists():
         raise UserError(f"{root}: no such folder; root=FOLDER holds {FORMS}")
     index = ImageIndex(root)
-    found = find_arrow(root, index, options) or find_coco(index) or find_yolo(index) or find_voc(index)
+    read = cache(read_table)  # more than one question is asked of a table
+    found = find_arrow(index, options) or find_coco(index) or find_yolo(index) or find_voc(index)
     if found is None and (tables := index.files(*TABLES)):
-        if root.is_dir() and not (options["image_column"] or any(lists_images(table, index) for table in tables)):
+        if root.is_dir() and not (options["image_column"] or any(lists_images(table, index, read) for table in tables)):
             with suppress(UserError):  # a table of something else may stand beside label folders
                 found = find_folders(index)
-        found = found or find_tables(root, index, **options)
+        found = found or find_tables(index, read, **options)
     if found is None and index.damaged:
         raise index.damaged[0]
     if found is None:

@@ -158,16 +158,17 @@ class ImageIndex:
                 return str(found[0])
         return None
 
-    def path(self, name: str, file: Path, role: str | None = None) -> str:
-        """The path of an image that a file names, or where it would be; see `find`.
+    def path(self, name: object, file: Path, role: str | None = None) -> str:
+        """The path of an image that a file names, such as in a cell, or where it would be; see `find`.
 
         Raises:
             UserError: The name leads out of the folder.
         """
-        found = self.find(name, file.parent, role)
+        text = str(name)
+        found = self.find(text, file.parent, role)
         if found is None:
-            self.inside.check(name, str(file))
-        return found or str(file.parent / name)
+            self.inside.check(text, str(file))
+        return found or str(file.parent / text)
 
 
 def _visible(folder: Path) -> Iterator[Path]:

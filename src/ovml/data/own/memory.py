@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import datasets
@@ -20,13 +20,14 @@ Options = Mapping[str, str | None]
 """`image_column`, `label_column` and `separator` of `table_rows`."""
 
 
-def find_arrow(root: Path, index: ImageIndex, options: Options) -> LabelledSet | None:
+def find_arrow(index: ImageIndex, options: Options) -> LabelledSet | None:
     """Parquet files, or a folder that `save_to_disk` wrote; `None` without them.
 
     Raises:
         UserError: They cannot be read, or have no column of images or labels.
     """
-    saved = root.is_dir() and any((root / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    root = index.root
+    saved = index.file is None and any((root / name).is_file() for name in ("dataset_dict.json", "state.json"))
     files = index.files(".parquet")
     if not saved and not files:
         return None
@@ -39,9 +40,9 @@ def find_arrow(root: Path, index: ImageIndex, options: Options) -> LabelledSet |
         splits = load_set("parquet", data_files=of_role).splits
     for rows in splits.values():
         for name in [name for name, feature in rows.features.items() if _is_image_struct(feature)]:
-            index.inside.check_images(rows.data.column(name), str(root))
+            index.inside.check_images(rows.data.column(name), str(index.file or root))
     file = files[0] if files else root / "state.json"
-    return from_memory(splits, options, lambda cell, role: index.path(str(cell), file, role))
+    return from_memory(splits, options, partial(index.path, file=file))
 
 
 def from_memory(data: Any, options: Options, locate: Callable[..., Any] | None = None) -> LabelledSet:

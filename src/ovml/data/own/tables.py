@@ -169,34 +169,40 @@ def _name(value: Any) -> Any:
 
 
 def find_tables(
-    root: Path,
     index: ImageIndex,
+    read: Callable[[Path], Columns],
     image_column: str | None = None,
     label_column: str | None = None,
     separator: str | None = None,
 ) -> LabelledSet | None:
-    """The tables of a folder, or the one that `root` is; `None` if there is none.
+    """The tables of a folder, or the one that is to be read; `None` if there is none.
 
     A table's name, or the folder that it stands in, may name its split: `train.csv`, `test/metadata.jsonl`.
+
+    Args:
+        index: The files of the folder.
+        read: `read_table`, or a form of it that keeps what it read.
+        image_column: See `table_rows`; so are the next two.
+        label_column: Of the labels.
+        separator: Between labels.
 
     Raises:
         UserError: See `table_rows`.
     """
-    if root.is_file():
-        files = [root]
-    else:
-        found = index.files(*TABLES)
-        named = [path for path in found if path.stem == "metadata"] or found
-        files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named
-        if len(named) > 1 and files is named:
-            files = [path for path in named if lists_images(path, index)]
-            if len(files) != 1:
-                tables = some([path.relative_to(root).as_posix() for path in files or named])
-                raise UserError(f"{root}: has several tables, {tables}; give the one that lists the images (root=FILE)")
+    found = index.files(*TABLES)
+    named = [path for path in found if path.stem == "metadata"] or found
+    files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named
+    if len(named) > 1 and files is named:
+        files = [path for path in named if lists_images(path, index, read)]
+        if len(files) != 1:
+            tables = some([path.relative_to(index.root).as_posix() for path in files or named])
+            raise UserError(
+                f"{index.root}: has several tables, {tables}; give the one that lists the images (root=FILE)"
+            )
     splits: dict[str, Rows] = {}
     names: dict[str, None] = {}
     for file in files:
-        columns, locate = read_table(file), partial(_path, index, file)
+        columns, locate = read(file), partial(index.path, file=file)
         images = image_column or _image_column(columns, index, file)
         rows, own = table_rows(columns, str(file), locate, images, label_column, separator)
         names |= dict.fromkeys(own)
@@ -209,18 +215,14 @@ def find_tables(
     return LabelledSet(f"table ({kinds})", splits, tuple(names)) if files else None
 
 
-def lists_images(table: Path, index: ImageIndex) -> bool:
+def lists_images(table: Path, index: ImageIndex, read: Callable[[Path], Columns]) -> bool:
     """Whether a table can be read and has a column of images, by its name or by what it names in the folder."""
     try:
-        columns = read_table(table)
+        columns = read(table)
     except UserError:
         return False
     is_named = any(column_key(name) in IMAGE_COLUMNS and column_key(name) != "id" for name in columns)
     return is_named or _image_column(columns, index, table) is not None
-
-
-def _path(index: ImageIndex, file: Path, cell: Any, role: str) -> str:
-    return index.path(str(cell), file, role)
 
 
 def _image_column(columns: Columns, index: ImageIndex, file: Path) -> str | None:

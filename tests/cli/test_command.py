@@ -10,8 +10,10 @@ from ovml.cli.command import Command, with_flags
 from ovml.cli.export import SUFFIXES as EXPORTED
 from ovml.cli.main import COMMANDS, main
 from ovml.cli.tag import SUFFIXES as TAGGED
+from ovml.cli.tag import XMP_NAMES
 from ovml.inference.export import FORMATS
 from ovml.inference.tag_output import SUFFIXES
+from ovml.inference.xmp import NAMES
 from ovml.utils.errors import UserError
 
 HEAVY = "torch", "lightning", "transformers", "datasets", "torchmetrics", "gradio"
@@ -159,6 +161,7 @@ def test_arguments_become_options(message, expected):
 
 def test_endings_are_those_of_the_library():
     assert SUFFIXES == TAGGED
+    assert NAMES == XMP_NAMES
     assert FORMATS == EXPORTED
 
 

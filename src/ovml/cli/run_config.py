@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from ovml.cli.settings import MOST_CONFIG_NODES, check_config
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, beginning
 from ovml.utils.files import read_text
 from ovml.utils.parts import Part, defines
 from ovml.utils.yaml import load_yaml
@@ -203,5 +203,4 @@ def _short(value: Any) -> str:
         return f"[{', '.join(map(_short, value))}]"
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rpartition(".")[2]
-    text = "its default" if value is None else "none" if value == [] else str(value)
-    return text if len(text) < 100 else f"{text[:97]}..."
+    return beginning("its default" if value is None else "none" if value == [] else str(value))

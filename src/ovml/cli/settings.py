@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def check_config(path: str | Path) -> None:
     """
     where = f"--config {path}: "
     try:
-        Path(path).read_bytes()[: MOST_CONFIG_BYTES + 1].decode()
+        with open(path, "rb") as file:  # jsonargparse reads UTF-8 alone; the last character may be cut
+            codecs.getincrementaldecoder("utf-8")().decode(file.read(MOST_CONFIG_BYTES + 1))
         content = load_yaml(read_text(path, "configuration", "YAML", MOST_CONFIG_BYTES), MOST_CONFIG_NODES)
     except OSError as error:
         raise UserError(f"{where}cannot be read ({error.strerror}); check the path") from error

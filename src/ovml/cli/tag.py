@@ -13,7 +13,6 @@ from typing import Literal
 
 from ovml.cli.command import Command, add_label_options, add_model_options, at_least, chosen_labels
 from ovml.cli.parsing import LONGEST
-from ovml.inference.xmp import NAMES
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
@@ -23,6 +22,9 @@ from ovml.vocabulary import packaged_parents
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """Endings of the files of tags, as in `ovml.inference.tag_files`, which imports torch."""
+
+XMP_NAMES = ("photo.jpg.xmp", "photo.xmp")
+"""Names of sidecars, as in `ovml.inference.xmp`, which imports NumPy and Pillow."""
 
 FORMATS = ("table", "tsv", "jsonl")
 """Forms of what is printed: for people; lines `image, label, score` separated by tabs; rows as in `tags.jsonl`."""
@@ -78,7 +80,7 @@ class Tag(Command):
         )
         parser.add_argument(
             "--xmp-name",
-            choices=NAMES,
+            choices=XMP_NAMES,
             help="how the sidecar of photo.jpg is named: photo.jpg.xmp (the default; digiKam, darktable) or photo.xmp "
             "(Lightroom, for raw files)",
         )
@@ -126,7 +128,7 @@ class Tag(Command):
         if args.out_format is not None:
             packaged = args.vocabulary if labels is not None or scored is None else EVERYDAY
             parents = {} if packaged is None else packaged_parents(packaged)
-            write_xmp(tagger, images, parents, args.xmp_name or NAMES[0], _total(args))
+            write_xmp(tagger, images, parents, args.xmp_name or XMP_NAMES[0], _total(args))
         elif args.out is None:
             print_tags(tagger, images, args.format or ("table" if sys.stdout.isatty() else "tsv"))
         else:

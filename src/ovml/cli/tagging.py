@@ -11,7 +11,6 @@ from rich import progress
 from ovml.inference.tag_files import image_name, tag_row
 from ovml.inference.tag_output import Written
 from ovml.inference.tagger import Tagger
-from ovml.inference.xmp import Sidecars, write_sidecars
 from ovml.utils.console import console, notice, on_one_line, show, show_line, shows_progress, tsv_line, warn
 from ovml.utils.errors import UserError
 
@@ -93,6 +92,8 @@ def write_xmp(
         xmp_name: One of `ovml.inference.xmp.NAMES`.
         total: Number of images, if it is known.
     """
+    from ovml.inference.xmp import Sidecars, write_sidecars
+
     bar, task = _bar(total)
 
     def update(counts: Sidecars, error: UserError | None) -> None:

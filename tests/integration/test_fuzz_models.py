@@ -4,9 +4,9 @@ import copy
 import json
 import shutil
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from checkpoints import save_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,9 +41,7 @@ def folder(classifier, tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(classifier, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "last.ckpt"
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    trainer.strategy.connect(classifier)
-    trainer.save_checkpoint(path)
+    save_checkpoint(classifier, path)
     return path
 
 

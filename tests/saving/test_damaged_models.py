@@ -6,9 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from checkpoints import save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from ovml import OVMultiLabelClassifier, UserError, load_model
@@ -36,9 +36,7 @@ def whole(classifier, tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(classifier, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    trainer.strategy.connect(classifier)
-    trainer.save_checkpoint(path)
+    save_checkpoint(classifier, path)
     return torch.load(path, weights_only=True)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import save_checkpoint
 from my_parts import MaxPatchHead, ShiftStage
 from PIL import Image
 from transformers import CLIPModel
@@ -42,15 +43,6 @@ def trained(model):
 def scores(model, labels=None):
     with torch.no_grad():
         return model(PIXELS.to(next(model.parameters()).dtype), labels)
-
-
-def checkpoint(model, path):
-    """Save a checkpoint as a trainer does."""
-    import lightning.pytorch as pl
-
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(path)
 
 
 @pytest.fixture
@@ -224,7 +216,7 @@ def test_run_folders_and_checkpoints(tiny, tmp_path):
     model = trained(OVMultiLabelClassifier(tiny, LABELS))
     (tmp_path / "config.yaml").write_text("model: {}\n")
     assert "no checkpoint yet" in error(tmp_path)
-    checkpoint(model, tmp_path / "prompt" / "last.ckpt")
+    save_checkpoint(model, tmp_path / "prompt" / "last.ckpt")
     for path in (tmp_path, tmp_path / "prompt" / "last.ckpt"):
         assert torch.equal(scores(load(path)), scores(model))
         assert load(path).model.image_processor == model.model.image_processor
@@ -232,7 +224,7 @@ def test_run_folders_and_checkpoints(tiny, tmp_path):
 
 
 def test_a_checkpoint_is_read_once(tiny, tmp_path, monkeypatch):
-    checkpoint(trained(OVMultiLabelClassifier(tiny, LABELS)), tmp_path / "last.ckpt")
+    save_checkpoint(trained(OVMultiLabelClassifier(tiny, LABELS)), tmp_path / "last.ckpt")
     read, load_file = [], torch.load
 
     def reading(path, **options):
@@ -249,10 +241,10 @@ def test_the_newest_checkpoint_of_a_run_is_found_beside_damaged_ones(tiny, tmp_p
     (tmp_path / "config.yaml").write_text("model: {}\n")
     model = trained(OVMultiLabelClassifier(tiny, LABELS))
     for stage in ("vision", "prompt"):
-        checkpoint(model, tmp_path / stage / "last.ckpt")
+        save_checkpoint(model, tmp_path / stage / "last.ckpt")
     (tmp_path / "prompt" / "last.ckpt").write_bytes(damage)  # the newest: an older one is not taken in its place
     assert f"{tmp_path / 'prompt' / 'last.ckpt'}: not a checkpoint" in error(tmp_path)
-    checkpoint(model, tmp_path / "prompt" / "last.ckpt")
+    save_checkpoint(model, tmp_path / "prompt" / "last.ckpt")
     (tmp_path / "vision" / "last.ckpt").write_bytes(damage)
     assert torch.equal(scores(load(tmp_path)), scores(model))
     (tmp_path / "prompt" / "last.ckpt").write_bytes(damage)
@@ -285,7 +277,7 @@ def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
 def test_preprocessing_is_saved_and_can_be_replaced(tiny, tmp_path, preprocessing):
     model = trained(OVMultiLabelClassifier(tiny, LABELS, preprocessing=preprocessing))
     model.save_pretrained(tmp_path / "saved")
-    checkpoint(model, tmp_path / "last.ckpt")
+    save_checkpoint(model, tmp_path / "last.ckpt")
     other = Preprocessing(mean=IMAGENET_MEAN)
     for name in (tmp_path / "saved", tmp_path / "last.ckpt"):
         own = model.model.image_processor
@@ -298,7 +290,7 @@ def test_preprocessing_is_saved_and_can_be_replaced(tiny, tmp_path, preprocessin
 def test_the_resampling_filter_is_saved(model, tmp_path):
     model.model.image_processor = replace(model.model.image_processor, resample=2)
     model.save_pretrained(tmp_path / "saved")
-    checkpoint(model, tmp_path / "last.ckpt")
+    save_checkpoint(model, tmp_path / "last.ckpt")
     for name in (tmp_path / "saved", tmp_path / "last.ckpt"):
         assert load(name).model.image_processor == model.model.image_processor
 
@@ -307,7 +299,7 @@ def test_a_torch_model_is_loaded_from_every_kind_of_name(tiny, tmp_path):
     model = trained(OVMultiLabelClassifier(tiny, LABELS, head=MaxPatchHead(2.0)))
     model.model.calibration = Calibration(3.0, -1.0, 0.3, model.model.vocabulary, (0.1, 0.2, 0.3))
     (tmp_path / "config.yaml").write_text("model: {}\n")
-    checkpoint(model, tmp_path / "prompt" / "last.ckpt")
+    save_checkpoint(model, tmp_path / "prompt" / "last.ckpt")
     model.save_pretrained(tmp_path / "saved")
     for name in (tmp_path, tmp_path / "prompt" / "last.ckpt", tmp_path / "saved"):
         found = load_model(str(name))
@@ -320,7 +312,7 @@ def test_a_torch_model_is_loaded_from_every_kind_of_name(tiny, tmp_path):
 
 def test_a_checkpoint_names_what_it_lacks(tiny, tmp_path):
     model = OVMultiLabelClassifier(tiny, LABELS, head=OfAnything(torch.zeros(3)))
-    checkpoint(model, tmp_path / "last.ckpt")
+    save_checkpoint(model, tmp_path / "last.ckpt")
     assert "inner: cannot be saved, it is a Tensor" in error(tmp_path / "last.ckpt")
     given = OfAnything(torch.zeros(3))
     assert torch.equal(scores(load(tmp_path / "last.ckpt", head=given).eval()), scores(model.eval()))

@@ -2,6 +2,8 @@
 
 import csv
 import logging
+import pickle
+import pickletools
 from collections import Counter
 
 import datasets
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from ovml.data.openimages.csv import SOURCE, read_annotations
 from ovml.data.openimages.datamodule import OpenImagesDataModule
+from ovml.data.openimages.unseen import published_unseen, read_biam
 from ovml.utils.errors import UserError
 
 LABELS = fake.TRAINABLE + fake.UNSEEN
@@ -208,6 +211,73 @@ def test_the_real_lists_have_7586_names(module, root):
     assert vocabulary.texts == tuple(names[label] for label in seen.read_text().split() + unseen.read_text().split())
     assert len(set(vocabulary.texts[:7186])) < 7100
     assert len(data.names) == 19_995
+
+
+PUBLISHED = ["/m/0tree", "/g/11sky"]
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Lets the published list be two labels of the tiny tree."""
+    monkeypatch.setattr("ovml.data.openimages.datamodule.published_unseen", lambda: list(PUBLISHED))
+
+
+def test_unseen_labels_are_the_published_ones_unless_they_are_counted(module, root, published):
+    assert module(root, num_unseen=None).unseen_ids == PUBLISHED
+    assert module(root, num_unseen=1).unseen_ids == ["/m/0bank2"]
+    seen = root / "classes-trainable.txt"
+    seen.write_text(seen.read_text() + "/m/0tree\n")
+    with pytest.raises(UserError, match=r"the published list of unseen labels: /m/0tree \(Tree\) is a seen label"):
+        _ = module(root, num_unseen=None).vocabulary
+
+
+def test_descriptions_without_the_published_labels_say_so(module, root):
+    with pytest.raises(UserError, match=r"lack /m/011v5tq3 and 399 others of the published unseen labels"):
+        _ = module(root, num_unseen=None).vocabulary
+
+
+def test_the_published_unseen_labels_are_those_of_biam_s_files():
+    folder = SHARED / "benchmark_files" / "openimages_biam"
+    if not folder.is_dir():
+        pytest.skip(f"BiAM's files are not here: {folder}")
+    names = [
+        value
+        for code, value, _ in pickletools.genops((folder / "unseen_labels.pkl").read_bytes())
+        if code.name == "BINUNICODE" and value.startswith("/m/")
+    ]
+    rows = [int(line) for line in (folder / "top_400_unseen.csv").read_text(encoding="utf-8-sig").split()]
+    assert read_biam(folder / "top_400_unseen.csv") == [names[row] for row in rows]
+    assert published_unseen() == sorted(names[row] for row in rows)
+    listed = (SHARED / "data" / "openimages_unseen400.txt").read_text().split()
+    assert published_unseen() == sorted(listed)
+
+
+class Opened:
+    def __reduce__(self):
+        return (open, ("opened.txt", "w"))
+
+
+@pytest.mark.parametrize("rows", ["0\n1\n", "0\n7\n", "zero\n"])
+def test_biam_s_pickle_is_never_executed(module, root, tmp_path, monkeypatch, rows):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unseen_labels.pkl").write_bytes(pickle.dumps([*PUBLISHED, Opened()]))
+    (tmp_path / "top.csv").write_text(rows)
+    data = module(root, unseen_file=str(tmp_path / "top.csv"))
+    if rows == "0\n1\n":
+        assert data.unseen_ids == PUBLISHED
+    else:
+        with pytest.raises(UserError, match=r"top.csv, line \d: '\w+' is no row of .*unseen_labels.pkl"):
+            _ = data.unseen_ids
+    assert not (tmp_path / "opened.txt").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", None])
+def test_biam_s_files_are_both_needed(module, root, tmp_path, content):
+    (tmp_path / "top.csv").write_text("0\n")
+    if content is not None:
+        (tmp_path / "unseen_labels.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"unseen_labels.pkl"):
+        _ = module(root, unseen_file=str(tmp_path / "top.csv")).unseen_ids
 
 
 def replace(path, old, new):

@@ -10,6 +10,7 @@ import ovml.data
 from ovml.cli.main import main
 from ovml.data import (
     DemoDataModule,
+    DividedDataModule,
     FolderDataModule,
     HubDataModule,
     JSONDataModule,
@@ -18,7 +19,7 @@ from ovml.data import (
 )
 from ovml.utils.errors import UserError
 
-BASES = (MultiLabelDataModule, FolderDataModule)
+BASES = (MultiLabelDataModule, FolderDataModule, DividedDataModule)
 MODULES = [
     module
     for module in vars(ovml.data).values()
@@ -29,6 +30,7 @@ NEEDED = {
     JSONDataModule: {"root": "/", "train_file": "a.json", "gzsl_file": "b.json"},
     OpenImagesDataModule: {"root": "/"},
     DemoDataModule: {},
+    **{module: {"root": "/"} for module in MODULES if module.__module__.startswith("ovml.data.divided")},
 }
 NEEDED |= {module: {"root": "owner/name"} for module in MODULES if module not in NEEDED}
 
@@ -36,7 +38,9 @@ FROM_ONE, FROM_ZERO = [0, -1, -5, 1.5, True, math.nan, 10**30], [-1, 0.5, False,
 BAD = {
     "crop_scale": [(-1, 2), (0.9, 0.1), (0, 1), (0.5, 1.5), (math.nan, 1), (0.5, math.nan)],
     "max_missing": [-1, 1.01, math.nan],
-    **dict.fromkeys(("num_workers", "seed", "scene_seed", "shuffle_buffer"), FROM_ZERO),
+    "partition": [*FROM_ZERO, 5],
+    "test_share": [-1, 0, 1, 1.5, math.nan],
+    **dict.fromkeys(("num_workers", "seed", "scene_seed", "unseen_seed", "shuffle_buffer"), FROM_ZERO),
 }
 
 
@@ -57,11 +61,11 @@ CASES = [(module, name) for module in MODULES for name in numeric(module)]
 
 
 def test_the_matrix_is_large():
-    assert len(MODULES) == 6
+    assert len(MODULES) == 12
     assert {name for _, name in CASES} >= {
         *("batch_size", "eval_batch_size", "num_workers", "seed", "crop_scale", "max_missing", "validation_size"),
         *("train_size", "eval_size", "scene_seed", "num_unseen", "min_train_images", "streamed_rows", "shuffle_buffer"),
-        *("shots", "unseen"),
+        *("shots", "unseen", "unseen_seed", "partition", "test_share"),
     }
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from commands import SMALL
 from conftest import SHARED
-from data import fake_json, fake_nuswide, fake_openimages
+from data import fake_divided, fake_json, fake_nuswide, fake_openimages
 from PIL import Image
 
 from ovml.cli.main import main
@@ -44,7 +44,21 @@ def json_files(root):
     return ["--train_file", "train.json", "--zsl_file", "zsl.json", "--gzsl_file", "gzsl.json"]
 
 
-RECIPES = {"nuswide": nuswide, "nuswide-h5": nuswide_h5, "openimages": openimages, "json": json_files}
+def divided(write, *arguments):
+    def tree(root):
+        if write in (fake_divided.write_pa100k, fake_divided.write_rap):
+            pytest.importorskip("scipy", reason="files of MATLAB need scipy")
+        write(root)
+        return list(arguments)
+
+    return tree
+
+
+DIVIDED = {
+    name: divided(getattr(fake_divided, f"write_{name}"), "--unseen", "5")
+    for name in ("coco", "multiscene", "mlrsnet", "pa100k", "rap")
+}
+RECIPES = {"nuswide": nuswide, "nuswide-h5": nuswide_h5, "openimages": openimages, "json": json_files, **DIVIDED}
 
 
 def options(arguments, prefix="--data."):
@@ -79,7 +93,17 @@ def test_prepare_then_fit(recipe, tmp_path, tiny, capsys):
     assert main(["test", "--ckpt_path", str(run), "--trainer.enable_progress_bar", "false"]) == 0
 
 
-@pytest.mark.parametrize("name", ["nuswide", "openimages", "json"])
+def test_a_closed_set_is_prepared_and_trained(tmp_path, tiny, capsys):
+    root = tmp_path / "VOC2007"
+    fake_divided.write_voc(root)
+    assert main(["prepare", "voc", "--root", str(root), "--cache-dir", str(root / "cache")]) == 0
+    assert "labels: 20 (20 seen, 0 unseen)" in capsys.readouterr().out
+    assert fit("voc", root, tiny, tmp_path / "runs") == 0
+    rows = json.loads((tmp_path / "runs" / "version_0" / "results.json").read_text())
+    assert all("seen/mAP" in metrics and "zsl/mAP" not in metrics for metrics in rows.values())
+
+
+@pytest.mark.parametrize("name", ["nuswide", "openimages", "json", *DIVIDED, "voc"])
 def test_recipes_are_the_paper_s(name):
     recipe = yaml.safe_load((ROOT / "src" / "ovml" / "resources" / "configs" / f"{name}.yaml").read_text())
     vision, prompt = (stage["init_args"] for stage in recipe["model"]["stages"])
@@ -95,6 +119,30 @@ def test_recipes_are_the_paper_s(name):
     assert recipe["model"]["preprocessing"] == {"resize": 256, **imagenet}
     assert data["rand_augment"]["init_args"] == {"num_ops": 2, "magnitude": 9, "std": 0.5}
     assert recipe["model"]["ks"] == ([10, 20] if name == "openimages" else [3, 5])
+
+
+def test_prepare_names_labels_of_the_same_images(tmp_path, capsys):
+    pairs = [[f"{i}.png", ["cat", "kitten"] + ["dog"] * (i % 2)] for i in range(12)]
+    for i in range(12):
+        fake_divided.picture(tmp_path / f"{i}.png", i)
+    content = {"classes": ["cat", "kitten", "dog"], "images": pairs}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    (tmp_path / "test.json").write_text(json.dumps({**content, "images": pairs[:9]}))
+    files = ["--train-file", "train.json", "--gzsl-file", "test.json", "--cache-dir", str(tmp_path / "cache")]
+    assert main(["prepare", "json", "--root", str(tmp_path), *files]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 'cat' and 'kitten' are present in the same 12 images" in printed
+    assert "test: 'cat'" not in printed  # too few to tell
+
+
+def test_prepare_names_the_labels_of_one_column_in_the_published_list_of_rap(tmp_path, capsys):
+    listed = SHARED / "benchmark_files" / "ram_json" / "RAP" / "test.json"
+    if not listed.is_file():
+        pytest.skip(f"the published list is not here: {listed}")
+    files = ["--train-file", str(listed), "--gzsl-file", str(listed), "--verify", "none", "--max-missing", "1"]
+    files += ["--strip-prefix", "/mnt/nas/TrueNas1/tanhao/PAR/RAP", "--cache-dir", str(tmp_path / "cache")]
+    assert main(["prepare", "json", "--root", str(tmp_path), *files]) == 0
+    assert "'Skirt' and 'Short Skirt' and 'Dress' are present in the same 545 images" in capsys.readouterr().out
 
 
 def test_nuswide_with_its_real_labels(tmp_path, tiny, capsys):

@@ -1,8 +1,11 @@
 """Which labels a protocol scores, and that they are scored among themselves."""
 
+import csv
+
 import pytest
 import torch
 from commands import SMALL
+from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
@@ -43,6 +46,17 @@ def test_words_are_those_that_the_text_tower_reads():
     vocabulary = LabelVocabulary(("red (/m/1)", "car"), ("red car", "Bank (/m/2)"), ("red", "car", "red car", "Bank"))
     assert names(TextLabels(), vocabulary) == ["red car"]
     assert names(TextLabels(known_words=False), vocabulary) == ["red car"]
+
+
+def test_text_labels_of_open_images_are_the_published_number():
+    lists = SHARED / "data"
+    if not lists.is_dir():
+        pytest.skip(f"the real class lists are not here: {lists}")
+    with open(lists / "openimages_class_descriptions.csv", newline="", encoding="utf-8") as file:
+        name_of = {label: name.strip() for label, name in csv.reader(file)}
+    seen, unseen = ((lists / f"openimages_{name}.txt").read_text().split() for name in ("trainable7186", "unseen400"))
+    columns = TextLabels(known_words=False, seen=True).columns(LabelVocabulary.from_ids(seen, unseen, name_of))
+    assert (sum(i < 7186 for i in columns), sum(i >= 7186 for i in columns)) == (3525, 231)
 
 
 LABEL = st.lists(st.sampled_from("abcde"), min_size=1, max_size=3).map(" ".join)

@@ -11,6 +11,12 @@ from ovml.cli.command import Command, spell_options
 DATA_SETS = {
     "nuswide": "ovml.data:NUSWIDEDataModule",
     "openimages": "ovml.data:OpenImagesDataModule",
+    "coco": "ovml.data:COCODataModule",
+    "voc": "ovml.data:VOCDataModule",
+    "multiscene": "ovml.data:MultiSceneDataModule",
+    "mlrsnet": "ovml.data:MLRSNetDataModule",
+    "pa100k": "ovml.data:PA100KDataModule",
+    "rap": "ovml.data:RAPDataModule",
     "json": "ovml.data:JSONDataModule",
 }
 """The data module of each data set that lies in a folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import inspect
 import io
 import re
@@ -95,6 +96,10 @@ def prepare_folder(
                     f"positives per {kind} label in {report.split}: {part.min():,} to {part.max():,}, "
                     f"median {int(np.median(part)):,}; {int((part == 0).sum()):,} labels have none"
                 )
+    for report in reports:
+        for labels, number in _twins(report.annotations, len(names)):
+            same = " and ".join(repr(names.names[i]) for i in labels)
+            show(f"{report.split}: {same} are present in the same {number:,} images; is that an error of the files?")
     for number, splits in _shared_images(reports):
         show(f"{number:,} images are in {splits}: results on them say little")
     out = out or reports[0].check.folder
@@ -121,6 +126,25 @@ def _shared_images(reports: Sequence[_Report]) -> Iterator[tuple[int, str]]:
         shared = pc.sum(pc.is_in(*(pc.unique(some.drop_null()) for some in paths))).as_py()
         if shared:
             yield shared, f"both {first.split} and {second.split}"
+
+
+def _twins(table: Table, num_labels: int, least: int = 10) -> Iterator[tuple[list[int], int]]:
+    """Labels that are present in the same images, `least` or more; and the number of these."""
+    images: dict[int, list[np.ndarray[Any, Any]]] = {}
+    start = 0
+    for chunk in table.rows.data.column("positive").chunks:
+        rows, columns = (pc.list_parent_indices(chunk).to_numpy() + start, chunk.flatten().to_numpy())
+        order = np.argsort(columns, kind="stable")
+        labels, first = np.unique(columns[order], return_index=True)
+        for label, part in zip(labels.tolist(), np.split(rows[order], first[1:]), strict=True):
+            images.setdefault(label, []).append(part)
+        start += len(chunk)
+    groups: dict[tuple[int, str], list[int]] = {}
+    for label in sorted(images):
+        found = np.concatenate(images[label])
+        if len(found) >= least:
+            groups.setdefault((len(found), hashlib.sha256(found.tobytes()).hexdigest()), []).append(label)
+    return ((labels, number) for (number, _), labels in groups.items() if len(labels) > 1)
 
 
 def _cell(label: str) -> str:

@@ -1,6 +1,11 @@
 """Data modules. To add a data set, subclass `FolderDataModule` or `MultiLabelDataModule`."""
 
 from ovml.data.base import MultiLabelDataModule
+from ovml.data.divided.base import DividedDataModule
+from ovml.data.divided.coco import COCODataModule
+from ovml.data.divided.pedestrians import PA100KDataModule, RAPDataModule
+from ovml.data.divided.scenes import MLRSNetDataModule, MultiSceneDataModule
+from ovml.data.divided.voc import VOCDataModule
 from ovml.data.folder import FolderDataModule
 from ovml.data.hub.datamodule import HubDataModule
 from ovml.data.json.datamodule import JSONDataModule
@@ -11,13 +16,20 @@ from ovml.data.rand_augment import RandAugment
 from ovml.data.synthetic.demo import DemoDataModule
 
 __all__ = [
+    "COCODataModule",
     "DemoDataModule",
+    "DividedDataModule",
     "FolderDataModule",
     "HubDataModule",
     "JSONDataModule",
+    "MLRSNetDataModule",
     "MultiLabelDataModule",
+    "MultiSceneDataModule",
     "NUSWIDEDataModule",
     "OpenImagesDataModule",
     "OwnDataModule",
+    "PA100KDataModule",
+    "RAPDataModule",
     "RandAugment",
+    "VOCDataModule",
 ]

@@ -94,12 +94,14 @@ class GeneralizedZeroShot(EvaluationProtocol):
 
 
 class TextLabels(EvaluationProtocol):
-    """Unseen labels of several words such as "black cat" (the text labels of He et al., AAAI 2023).
+    """Labels of several words such as "black cat" (the text labels of He et al., AAAI 2023).
 
-    A text tower reads them; tables of word vectors have no entry for them.
+    A text tower reads them; tables of word vectors have no entry for them. The 3,756 text labels of the literature on
+    Open Images are those among all 7,586 labels: `known_words: false` and `seen: true`.
 
     Args:
-        known_words: Only phrases whose words all occur in seen labels. If false, every unseen phrase.
+        known_words: Only phrases whose words all occur in seen labels. If false, every phrase.
+        seen: Seen labels too. By default unseen ones only.
 
     Example:
         >>> vocabulary = LabelVocabulary(("cat", "black dog"), ("black cat", "horse", "white horse"))
@@ -107,18 +109,22 @@ class TextLabels(EvaluationProtocol):
         ['black cat']
         >>> [vocabulary.names[i] for i in TextLabels(known_words=False).columns(vocabulary)]
         ['black cat', 'white horse']
+        >>> [vocabulary.names[i] for i in TextLabels(known_words=False, seen=True).columns(vocabulary)]
+        ['black dog', 'black cat', 'white horse']
     """
 
     name = "text"
 
-    def __init__(self, known_words: bool = True) -> None:
+    def __init__(self, known_words: bool = True, seen: bool = False) -> None:
         self.known_words = known_words
+        self.seen = seen
 
     def columns(self, vocabulary: LabelVocabulary) -> Sequence[int]:
-        """Those among the unseen labels."""
-        seen = _words_of_seen(vocabulary)
-        phrases = [(i, _words(vocabulary.texts[i])) for i in ZeroShot().columns(vocabulary)]
-        return [i for i, words in phrases if len(words) > 1 and (not self.known_words or seen.issuperset(words))]
+        """Those among the unseen labels, or among all."""
+        known = _words_of_seen(vocabulary)
+        first = 0 if self.seen else len(vocabulary.seen)
+        phrases = [(i, _words(vocabulary.texts[i])) for i in range(first, len(vocabulary))]
+        return [i for i, words in phrases if len(words) > 1 and (not self.known_words or known.issuperset(words))]
 
 
 class NewWords(EvaluationProtocol):

@@ -18,6 +18,7 @@ from ovml.data.folder import FolderDataModule
 from ovml.data.openimages.csv import SOURCE
 from ovml.data.openimages.files import OpenImagesFiles, find_class_file, read_class_list, read_descriptions
 from ovml.data.openimages.hub import HubRows
+from ovml.data.openimages.unseen import published_unseen, read_unseen
 from ovml.utils.errors import UserError, check_whole
 from ovml.vocabulary import LabelVocabulary
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 50_000
 OVER_100 = 101
 """Default of `min_train_images` without a list of trainable classes."""
+PUBLISHED_SIZE = 400
+"""Number of unseen labels that are counted where the published list does not apply."""
 
 
 class OpenImagesDataModule(FolderDataModule):
@@ -34,8 +37,8 @@ class OpenImagesDataModule(FolderDataModule):
     A label is present (verified, Confidence 1), absent (verified, 0) or, for most pairs of image and label, unknown.
     Pairs annotated both ways are unknown too. Labels are keyed by machine id, since many share a name.
 
-    The seen labels are the trainable classes; the unseen labels are the other labels that are present in most test
-    images. The rows of a split are the images of its annotations; for validation and test the images of the image
+    The seen labels are the trainable classes; the unseen labels are the 400 of the literature, a published list. The
+    rows of a split are the images of its annotations; for validation and test the images of the image
     list, if there is one, even without annotations.
 
     `root` holds `{train,validation,test}-annotations-human-imagelabels.csv`, `class-descriptions.csv`,
@@ -45,8 +48,11 @@ class OpenImagesDataModule(FolderDataModule):
 
     Args:
         root: Folder of the data set, or its name on the Hub.
-        num_unseen: Number of unseen labels. If the test split has fewer, all are used, with a warning.
-        unseen_file: List of the unseen labels, one machine id per line; replaces `num_unseen`.
+        num_unseen: Number of unseen labels that are counted afresh: those present in most test images that are not
+            seen. If the test split has fewer, all are used, with a warning. Default: the published list; or 400, where
+            labels are names without machine ids.
+        unseen_file: List of the unseen labels, one machine id per line; or BiAM's `top_400_unseen.csv`, beside which
+            its `unseen_labels.pkl` lies.
         min_train_images: Minimum number of training images in which a trainable class is present to be a seen label.
             Default: no minimum. It requires reading the training annotations.
         classes_trainable: List of the trainable classes. Default: the one in `root`. For a set on the Hub the labels
@@ -78,7 +84,7 @@ class OpenImagesDataModule(FolderDataModule):
     def __init__(
         self,
         root: str,
-        num_unseen: int = 400,
+        num_unseen: int | None = None,
         unseen_file: str | None = None,
         min_train_images: int | None = None,
         classes_trainable: str | None = None,
@@ -146,17 +152,18 @@ class OpenImagesDataModule(FolderDataModule):
     def unseen_ids(self) -> list[str]:
         """Machine ids of the unseen labels."""
         seen = set(self.seen_ids)
-        if self.unseen_file is not None:
-            unseen = read_class_list(Path(self.unseen_file).expanduser(), self.names)
-            if both := [label for label in unseen if label in seen]:
+        if (listed := self._listed_unseen) is not None:
+            if both := [label for label in listed if label in seen]:
                 raise UserError(
-                    f"{self.unseen_file}: {both[0]} ({self.names[both[0]]}) is a seen label, as are {len(both) - 1} "
-                    "others of the list; unseen labels must not be trained on, so remove them"
+                    f"{self.unseen_file or 'the published list of unseen labels'}: {both[0]} ({self.names[both[0]]}) "
+                    f"is a seen label, as are {len(both) - 1} others of the list; unseen labels must not be trained "
+                    "on, so remove them, or count afresh (num_unseen=400)"
                 )
-            return unseen
+            return listed
         positives = self.positives("test")
         others = [label for label, count in positives.items() if count and label not in seen]
-        unseen = sorted(others, key=lambda label: (-positives[label], label))[: self.num_unseen]
+        wanted = self.num_unseen or PUBLISHED_SIZE
+        unseen = sorted(others, key=lambda label: (-positives[label], label))[:wanted]
         if not unseen:
             raise UserError(
                 f"{self.root}: no label outside the {len(seen):,} seen ones is present in a test image, so none is "
@@ -167,13 +174,28 @@ class OpenImagesDataModule(FolderDataModule):
                 f"{self.root}: the test annotations have {nameless[0]}, which is not in the class descriptions; "
                 "use both files of the same version"
             )
-        if len(unseen) < self.num_unseen:
+        if len(unseen) < wanted:
             logger.warning(
                 "%s: %s labels outside the seen ones are present in test images, fewer than num_unseen %s; "
                 "results on them are not comparable with published ones",
-                *(self.root, f"{len(unseen):,}", f"{self.num_unseen:,}"),
+                *(self.root, f"{len(unseen):,}", f"{wanted:,}"),
             )
         return unseen
+
+    @property
+    def _listed_unseen(self) -> list[str] | None:
+        """The labels of the unseen file, or else the published ones; `None` if they are to be counted."""
+        if self.unseen_file is not None:
+            return read_unseen(Path(self.unseen_file).expanduser(), self.names)
+        if self.num_unseen is not None or self._descriptions is None:
+            return None
+        published = published_unseen()
+        if nameless := [label for label in published if label not in self.names]:
+            raise UserError(
+                f"{self.root}: the class descriptions lack {nameless[0]} and {len(nameless) - 1} others of the "
+                "published unseen labels; use those of V4 or later, or count afresh (num_unseen=400)"
+            )
+        return published
 
     def positives(self, split: Split) -> dict[str, int]:
         """Number of a split's images in which a label is present, for every label of its annotations."""

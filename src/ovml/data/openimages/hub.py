@@ -84,7 +84,7 @@ class HubRows:
         if self.streaming:
             raise UserError(
                 f"{self.root}: labels cannot be counted in a stream; give class_descriptions=FILE, "
-                "classes_trainable=FILE and unseen_file=FILE, or set streaming=false"
+                "classes_trainable=FILE, and unseen_file=FILE instead of num_unseen, or set streaming=false"
             )
         return [Path(file["filename"]) for file in self.rows(split).cache_files]
 

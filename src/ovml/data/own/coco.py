@@ -61,6 +61,24 @@ def find_coco(index: ImageIndex) -> LabelledSet | None:
     return LabelledSet("COCO annotations", splits, tuple(names), left_out)
 
 
+def read_coco(file: Path) -> tuple[list[str], list[tuple[str, dict[str, None]]]]:
+    """The names of the categories; and the name of each image with the labels in it.
+
+    Raises:
+        UserError: The file is not COCO's instances, or is damaged.
+    """
+    try:
+        content = _content(file)
+        if content is not None:
+            return _images(content)
+        reason = "it has no images, annotations and categories"
+    except (LookupError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = first_line(error)
+    raise UserError(f"{file}: not COCO annotations ({reason}); download it again")
+
+
 def _content(file: Path) -> Mapping[str, Any] | None:
     """The content of a file of COCO; `None` if it is something else.
 

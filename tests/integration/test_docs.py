@@ -1,24 +1,29 @@
 """What the pages and the docstrings say is there, and what is there is said."""
 
+import argparse
 import ast
 import importlib
 import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 
 import ovml
 from ovml.classifier import OVMultiLabelClassifier
-from ovml.cli.main import COMMANDS, main
+from ovml.cli.main import COMMANDS, command, main
 from ovml.cli.prepare import DATA_SETS
+from ovml.cli.prepare_folder import option_parser
 from ovml.metrics.functional import average_precision
 from ovml.utils.resources import config_path
 
@@ -133,7 +138,7 @@ def test_commands_on_the_pages_exist():
 
 
 def test_shipped_configurations_on_the_pages_exist():
-    own = {"my.yaml"}
+    own = {"my.yaml", "loggers.yaml"}
     for _, call in CALLS:
         for option, value in pairwise(call):
             if option == "--config" and value not in own:
@@ -244,6 +249,69 @@ def test_links_outside_of_the_site_exist():
     assert missing == []
 
 
+# ---------------------------------------------------------------------- the site
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_on_the_pages_has_a_language(page):
+    opening = re.findall(r"^```.*$", page.read_text(), re.MULTILINE)[::2]
+    assert [fence for fence in opening if fence == "```"] == [], "say which: sh, console, python, yaml, json or text"
+
+
+def test_the_navigation_is_short():
+    nav = yaml.load((ROOT / "mkdocs.yml").read_text(), _AnyTag)["nav"]
+
+    def pages(items):
+        for value in (next(iter(item.values())) if isinstance(item, dict) else item for item in items):
+            yield from [value] if isinstance(value, str) else pages(value)
+
+    listed = list(pages(nav))
+    assert len(set(listed)) == len(listed) <= 30
+    assert listed[:4] == ["index.md", "quickstart.md", "tagging.md", "data/own.md"]
+
+
+class _AnyTag(yaml.SafeLoader):
+    """Reads tags of mkdocs as text."""
+
+
+_AnyTag.add_multi_constructor("!", lambda loader, suffix, node: suffix)
+
+
+@pytest.fixture(scope="module")
+def cli_page():
+    """The page of the commands as mkdocs gets it from the hook."""
+    hook = runpy.run_path(str(ROOT / "docs" / "build_cli_page.py"))
+    return hook["on_page_markdown"]((ROOT / "docs" / "reference" / "cli.md").read_text()), hook
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_has_each_command_and_its_options(name, cli_page):
+    page, hook = cli_page
+    section = re.search(rf"^## ovml {name} {{#{name}}}$.*?(?=^## )", page, re.MULTILINE | re.DOTALL)[0]
+    parser = command(name).parser()
+    training = COMMANDS[name][0].endswith(":Training")
+    parsers = [(parser, section if not training or name == "fit" else page)]
+    if name == "prepare":
+        parsers += [(option_parser("", resolve_name(place)), section) for place in DATA_SETS.values()]
+    if training:
+        parsers.append((hook["training_parser"](name), page[page.index("{#all-options}") :]))
+    for parser, text in parsers:
+        names = {
+            name for action in parser._actions if action.help != argparse.SUPPRESS for name in action.option_strings
+        }
+        if name == "prepare":
+            names = {option.replace("_", "-") for option in names}
+        shown = set(re.findall(r"`(-[^` \[]+)", text))
+        assert {option for option in names - shown if "-->" not in option} <= {"-h", "--help"}
+
+
+def test_pages_that_are_not_in_the_navigation_are_linked():
+    text = "".join(page.read_text() for page in PAGES)
+    nav = (ROOT / "mkdocs.yml").read_text()
+    hidden = [page for page in PAGES if "docs" in page.parts and page.relative_to(ROOT / "docs").as_posix() not in nav]
+    assert [page.name for page in hidden if not re.search(rf"\]\((\w*/|\.\./)*{page.name}[)#]", text)] == []
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         pytest.importorskip(package, reason="the site's tools are not installed: pip install '.[docs]'")
@@ -251,10 +319,14 @@ def test_the_site_builds_without_a_warning(tmp_path):
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # an advertisement
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    heads = (tmp_path / "site" / "reference" / "heads" / "index.html").read_text()
-    assert "TwoStreamHead" in heads
-    assert "&gt;&gt;&gt;" in heads  # an example is shown as code
-    assert "<blockquote>" not in heads  # and not as Markdown's quotations
-    tutorial = (tmp_path / "site" / "tutorials" / "own_head" / "index.html").read_text()
-    assert "MaxPatchHead" in tutorial
-    assert "--8&lt;--" not in tutorial
+    pages = {path.parent.name: path.read_text() for path in (tmp_path / "site").rglob("index.html")}
+    assert "TwoStreamHead" in pages["parts"]
+    assert "&gt;&gt;&gt;" in pages["parts"]  # an example is shown as code
+    assert "<blockquote>" not in pages["parts"]  # and not as Markdown's quotations
+    assert "MaxPatchHead" in pages["own_head"]
+    assert "BiasStage" in pages["own_stage"]
+    assert "--8&lt;--" not in pages["own_head"]
+    assert "--trainer.max_epochs" in pages["cli"]
+    assert "Add a head" in pages["contributing"]
+    assert 'class="md-tabs__item md-tabs__item--active"' in pages["json"]  # is not in the navigation
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+\.(?:js|css|woff2?|png|svg)"', "".join(pages.values()))

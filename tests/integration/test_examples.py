@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
-from ovml import OVMultiLabelClassifier, Tagger
+from ovml import LabelVocabulary, OVMultiLabelClassifier, Tagger
 from ovml.cli.main import main
 from ovml.data.synthetic.scenes import LABELS, draw_scene
 from ovml.encoders import TextEncoder
@@ -76,7 +76,7 @@ def test_zero_shot_in_a_process_of_its_own(tmp_path):
     assert -1 <= min(scores) < max(scores) <= 1
 
 
-@pytest.mark.parametrize("name", ["own_head.py", "own_loss.py", "own_prompt.py"])
+@pytest.mark.parametrize("name", ["own_head.py", "own_loss.py", "own_prompt.py", "own_stage.py"])
 def test_parts_of_ones_own_train(run, name):
     found = ast.literal_eval(run(name).splitlines()[-1])
     assert {"val/zsl/mAP", "val/gzsl/mAP", "val/seen/mAP"} <= set(found)
@@ -111,6 +111,28 @@ def test_own_prompt_begins_as_its_words_and_learns(own):
     torch.testing.assert_close(prompt(names), TemplatePrompt("there is a {}").bind(tower)(names), atol=1e-4, rtol=1e-4)
     prompt(names).square().sum().backward()
     assert prompt.context.grad.norm(dim=1).min() > 0
+
+
+def test_own_stage_trains_vectors_of_the_last_blocks_alone(own):
+    from own_stage import BiasStage
+
+    model = OVMultiLabelClassifier("ovml-demo", ["star", "moon"], stages=[BiasStage(num_layers=2)])
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    depth = len(model.model.image_encoder.vision_model.encoder.layers)
+    assert {int(re.search(r"layers\.(\d+)\.", name)[1]) for name in learning} == {depth - 2, depth - 1}
+    assert all(name.endswith(".bias") or "norm" in name for name in learning)
+    assert any("norm" in name for name in learning)
+
+
+def test_own_protocol_scores_the_labels_with_a_word(run, own):
+    from own_protocol import LabelsWith
+
+    vocabulary = LabelVocabulary(("star", "moon", "starfish"), ("red star",))
+    assert list(LabelsWith("star").columns(vocabulary)) == [0, 3]
+    said = run("own_protocol.py")
+    assert "labels: ['star', " in said
+    found = ast.literal_eval(said.splitlines()[-1])
+    assert {"val/zsl/mAP", "val/with_star/mAP"} <= set(found)
 
 
 def test_own_dataset_gives_batches(run):
@@ -249,7 +271,7 @@ def test_tag_with_ray_passes_its_options_on(run, monkeypatch):
     assert (options.labels, options.prompt, options.top_k) == (("cat", "dog"), ["a {}"], 2)
 
 
-def test_the_command_line_takes_all_four_parts(own, tmp_path, monkeypatch):
+def test_the_command_line_takes_all_parts(own, tmp_path, monkeypatch, capsys):
     """The YAML of the tutorials: every part of one's own at once."""
     from own_dataset import draw_folder
 
@@ -261,6 +283,8 @@ def test_the_command_line_takes_all_four_parts(own, tmp_path, monkeypatch):
             "loss": "own_loss.KnownBinaryCrossEntropy",
             "prompt": {"class_path": "own_prompt.PrefixPrompt", "init_args": {"start": "a picture of a"}},
             "ks": [1],
+            "stages": [{"class_path": "own_stage.BiasStage", "init_args": {"warmup_epochs": 0}}, "PromptStage"],
+            "protocols": [{"class_path": "own_protocol.LabelsWith", "init_args": {"word": "star"}}],
         },
         "data": {
             "class_path": "own_dataset.CSVDataModule",
@@ -270,5 +294,7 @@ def test_the_command_line_takes_all_four_parts(own, tmp_path, monkeypatch):
     }
     Path("my.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", "my.yaml"]) == 0
+    assert Path("runs/version_0/bias/last.ckpt").is_file()
     assert Path("runs/version_0/prompt/last.ckpt").is_file()
     assert main(["test", "--ckpt_path", "runs/version_0"]) == 0
+    assert "with 'star'" in capsys.readouterr().out

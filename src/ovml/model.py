@@ -173,7 +173,7 @@ def _load_checkpoint(clip: Any, tokenizer: Any) -> tuple[Any, Any, ImageProcesso
         raise UserError(f"tokenizer: must be a tokenizer of transformers, made in Python; got {tokenizer!r}")
     if isinstance(clip, str):
         model = load_clip(clip)
-        return model, tokenizer or load_tokenizer(clip, model.config), load_image_processor(clip, model.config)
+        return model, tokenizer or load_tokenizer(clip, model.config), load_image_processor(clip)
     if tokenizer is None:
         raise UserError("tokenizer: needed where clip is a CLIPModel; pass the tokenizer that belongs to it")
     model = copy.deepcopy(clip)

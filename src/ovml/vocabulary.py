@@ -65,6 +65,50 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
+def group_columns(groups: Sequence[Sequence[str]], names: Sequence[str], where: str = "exclusive") -> list[list[int]]:
+    """Columns of groups of labels, compared as `label_key` does.
+
+    Args:
+        groups: Names of at least two labels each.
+        names: All labels.
+        where: Name of the groups in errors.
+
+    Raises:
+        UserError: A group has fewer labels, repeats one, or has a name that is not one of the labels.
+
+    >>> group_columns([["Indoor", "outdoor"]], ["cat", "indoor", "outdoor"])
+    [[1, 2]]
+    """
+    column = {label_key(name): position for position, name in enumerate(names)}
+    columns = []
+    for group in groups:
+        if isinstance(group, str):
+            raise UserError(f"{where}: expected lists of labels, got the single string {group!r}; write [[...], [...]]")
+        if missing := next((name for name in check_names(group, where) if label_key(name) not in column), None):
+            raise UserError(f"{where}: {beginning(missing)!r} is not one of the labels; check the spelling, or add it")
+        if len(group) < 2:
+            raise UserError(f"{where}: a group has at least two labels, of which one may win; got {list(group)}")
+        columns.append([column[label_key(name)] for name in group])
+    return columns
+
+
+def labels_below(name: str, parents: Mapping[str, str]) -> list[str]:
+    """Labels that have a label above them, however far.
+
+    Args:
+        name: The label above.
+        parents: The parent of each label that has one; see `packaged_parents`.
+
+    >>> labels_below("animal", {"dog": "mammal", "mammal": "animal", "car": "vehicle"})
+    ['dog', 'mammal']
+    """
+    above, below = {label_key(name)}, {""}
+    while below:
+        below = {label_key(label) for label, parent in parents.items() if label_key(parent) in above} - above
+        above |= below
+    return [label for label in parents if label_key(label) in above - {label_key(name)}]
+
+
 def check_template(template: str) -> str:
     """Return a template that has exactly one `{}`.
 
@@ -163,6 +207,21 @@ class LabelVocabulary:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
+
+    def extended(self, names: Sequence[str], where: str) -> LabelVocabulary:
+        """Return a vocabulary of these labels and more.
+
+        Args:
+            names: More names.
+            where: What to call them in an error.
+
+        Raises:
+            UserError: They are not a proper list, or one of them is in the vocabulary.
+        """
+        own = set(map(label_key, self.names))
+        if twice := next((name for name in check_names(names, where) if label_key(name) in own), None):
+            raise UserError(f"{where}: {beginning(twice)!r} is one of the labels; leave it out here or there")
+        return LabelVocabulary((*self.names, *names), texts=(*self.texts, *names))
 
     def seen_only(self) -> LabelVocabulary:
         """Return a vocabulary of the seen labels alone."""

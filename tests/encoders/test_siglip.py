@@ -1,5 +1,6 @@
 """SigLIP's towers against transformers' own."""
 
+import json
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    GemmaTokenizer,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessorPil,
@@ -336,3 +338,61 @@ def test_no_sentencepiece_is_said(siglip, monkeypatch):
     with pytest.raises(UserError, match="pip install sentencepiece protobuf") as info:
         load_tokenizer(siglip)
     assert "\n" not in str(info.value)
+
+
+# ---------------------------------------------------------------------- SigLIP 2
+
+LANGUAGES = ["Schwarze Katze", "黒い猫", "Черная Кошка", "قطة سوداء", "एक बिल्ली", "Μαύρη ΓΆΤΑ"]
+LANGUAGES += ["İstanbul Kedi", "a Black cat"]  # the first letter has two when it is lower-cased
+KNOWN = ["▁", *"abcdefghijklmnopqrstuvwxyz黒い猫кшτ", "ca", "cat"]
+
+
+@pytest.fixture(scope="module")
+def siglip2(tmp_path_factory):
+    """A folder with a random SigLIP 2 of one resolution: its tokenizer spells unknown letters in bytes."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += dict.fromkeys(KNOWN)
+    merges = [("c", "a"), ("ca", "t")]
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("siglip2")
+    config = sizes()
+    config.text_config.vocab_size = len(pieces)
+    SiglipModel(config).save_pretrained(folder)
+    GemmaTokenizer({piece: i for i, piece in enumerate(pieces)}, merges).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=2).save_pretrained(folder)
+    # As in the repositories of Google: no ids in the configuration, the end token by these settings.
+    file, of_model = folder / "tokenizer_config.json", json.loads((folder / "config.json").read_text())
+    of_model["text_config"] = {k: v for k, v in of_model["text_config"].items() if not k.endswith("token_id")}
+    (folder / "config.json").write_text(json.dumps(of_model))
+    own = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "do_lower_case": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **own, "model_max_length": 64}))
+    return str(folder)
+
+
+def test_labels_of_several_languages_are_embedded_as_transformers_does(siglip2):
+    model, tokenizer = load_clip(siglip2), load_tokenizer(siglip2)
+    lowered = [text.lower() for text in LANGUAGES]
+    padded = tokenizer(lowered, padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
+    assert padded[:, -1].tolist() == [0] * len(LANGUAGES)  # the tower reads <pad>, not <eos> as SigLIP's first version
+    encoder = SiglipTextEncoder(model, tokenizer)
+    with torch.no_grad():
+        theirs = model.get_text_features(padded).pooler_output
+        torch.testing.assert_close(encoder(LANGUAGES), theirs, atol=1e-5, rtol=0)
+    for text, spans in zip(LANGUAGES, encoder.tokenize(LANGUAGES)[1], strict=True):
+        assert {place for span in spans for place in range(*span)} == set(range(len(text)))
+
+
+def test_tag_in_several_languages_by_the_command(siglip2, picture, tmp_path, capfd):
+    (tmp_path / "labels.txt").write_text("\n".join(LANGUAGES), encoding="utf-8")
+    command = ["tag", str(picture), "--labels-file", str(tmp_path / "labels.txt"), "--top-k", "8", "--model", siglip2]
+    assert main([*command, "--format", "tsv"]) == 0
+    out, err = capfd.readouterr()
+    assert sorted(line.split("\t")[1] for line in out.splitlines()) == sorted(LANGUAGES)
+    assert len(err.splitlines()) == 1  # what the file of labels has; no warning of transformers
+
+
+def test_a_siglip_2_of_any_resolution_is_refused_in_one_line(tmp_path, picture, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "siglip2", "vision_config": {"num_patches": 256}}')
+    assert main(["tag", str(picture), "--labels", "cat", "--model", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "NaFlex), which ovml does not run; take one of a fixed resolution, such as google/siglip2-base" in line

@@ -160,9 +160,20 @@ def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
     if args.labels_file is not None:
         return labels_in(args.labels_file)
     if args.labels is not None:
-        names = [name for name in unicodedata.normalize("NFC", args.labels).split(",") if name.strip()]
-        return LabelVocabulary(check_names(names, where="--labels"))
+        return LabelVocabulary(check_names(comma_separated(args.labels), where="--labels"))
     return None
+
+
+def comma_separated(text: str) -> list[str]:
+    """Names that are separated by commas, in Unicode's normal form C; empty ones are left out."""
+    return [name for name in unicodedata.normalize("NFC", text).split(",") if name.strip()]
+
+
+def several_names(text: str) -> list[str]:
+    """The type of an option that is one or more names, separated by commas."""
+    if not (names := comma_separated(text)):
+        raise argparse.ArgumentTypeError("expected names, separated by commas")
+    return names
 
 
 def labels_in(file: Path) -> LabelVocabulary:

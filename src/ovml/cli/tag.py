@@ -6,19 +6,26 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from ovml.cli.command import Command, add_label_options, add_model_options, at_least, chosen_labels
+from ovml.cli.command import (
+    Command,
+    add_label_options,
+    add_model_options,
+    at_least,
+    chosen_labels,
+    several_names,
+)
 from ovml.cli.parsing import LONGEST
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
 from ovml.utils.find_images import find_images
 from ovml.utils.lists import read_paths
-from ovml.vocabulary import packaged_parents
+from ovml.vocabulary import group_columns, labels_below, packaged_parents
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """Endings of the files of tags, as in `ovml.inference.tag_files`, which imports torch."""
@@ -57,8 +64,22 @@ class Tag(Command):
             "--threshold",
             type=_threshold,
             metavar="S",
-            help="minimum score of returned labels, for these labels only, since scores compare them; "
-            "'calibrated': the model's own thresholds of probabilities",
+            help="minimum score, for this list of labels only; 'calibrated': the model's own, for probabilities",
+        )
+        parser.add_argument(
+            "--exclusive",
+            type=several_names,
+            action="append",
+            default=[],
+            metavar="A,B",
+            help="keep only the best of these labels, or of all below one of --vocabulary",
+        )
+        parser.add_argument(
+            "--floor",
+            type=several_names,
+            default=[],
+            metavar="A,B",
+            help="names such as 'photo,image' that labels must beat",
         )
         parser.add_argument(
             "--probabilities",
@@ -105,6 +126,11 @@ class Tag(Command):
         if not args.images and args.images_file is None:
             raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
         labels = chosen_labels(args)
+        if labels is not None:
+            parents = {} if args.vocabulary is None else packaged_parents(args.vocabulary)
+            group_columns(_groups(args.exclusive, parents), labels.names)
+            if args.floor:
+                labels.extended(args.floor, "floor")
         skipped: Counter[str] = Counter()
         images: Iterator[Path | str] = find_images(args.images, skipped, args.allow_urls)
         if args.images_file is not None:
@@ -122,12 +148,13 @@ class Tag(Command):
         from ovml.cli.tagging import print_tags, write_tags, write_xmp
         from ovml.inference.tagger import Tagger
 
-        options = "top_k", "batch_size", "threshold", "num_workers", "prompt", "probabilities", "allow_urls"
+        options = "top_k", "batch_size", "threshold", "floor", "num_workers", "prompt", "probabilities", "allow_urls"
         model, scored = model_and_labels(args, labels)
-        tagger = Tagger(model, scored, **{name: getattr(args, name) for name in options})
+        packaged = args.vocabulary if labels is not None or scored is None else EVERYDAY
+        parents = {} if packaged is None else packaged_parents(packaged)
+        chosen = {name: getattr(args, name) for name in options}
+        tagger = Tagger(model, scored, **chosen, exclusive=_groups(args.exclusive, parents))
         if args.out_format is not None:
-            packaged = args.vocabulary if labels is not None or scored is None else EVERYDAY
-            parents = {} if packaged is None else packaged_parents(packaged)
             write_xmp(tagger, images, parents, args.xmp_name or XMP_NAMES[0], _total(args))
         elif args.out is None:
             print_tags(tagger, images, args.format or ("table" if sys.stdout.isatty() else "tsv"))
@@ -135,6 +162,20 @@ class Tag(Command):
             write_tags(tagger, images, args.out, args.overwrite, _total(args))
         if skipped:
             notice(f"passed over in folders: {', '.join(f'{n:,} {kind}' for kind, n in skipped.most_common())}")
+
+
+def _groups(groups: Sequence[Sequence[str]], parents: Mapping[str, str]) -> list[Sequence[str]]:
+    """Groups of labels, a single label replaced by those below it."""
+    found = []
+    for group in groups:
+        below = labels_below(group[0], parents) if len(group) == 1 else group
+        if not below:
+            raise UserError(
+                f"exclusive: no label is below {group[0]!r}; give two labels or more, or one of --vocabulary everyday "
+                "that has others below it, such as weather"
+            )
+        found.append(below)
+    return found
 
 
 def _threshold(text: str) -> float | Literal["calibrated"]:

@@ -45,6 +45,8 @@ def _print_table(image: str, tags: Sequence[tuple[str, float]] | UserError) -> N
         show(on_one_line(str(tags)), style="red")
         return
     show(on_one_line(image), style="bold")
+    if not tags:
+        show("no label", style="dim")
     scores = [f"{score:.4f}" for _, score in tags]
     width = max(map(len, scores), default=0)
     for (label, _), score in zip(tags, scores, strict=True):

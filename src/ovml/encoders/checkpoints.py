@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ovml.encoders import open_clip
 from ovml.encoders.config import model_config
 from ovml.encoders.image_processor import ImageProcessor
 from ovml.utils.errors import UserError, error_at, first_line
@@ -18,6 +19,7 @@ WEIGHTS = "model.safetensors"
 MOST_SHOWN = 300
 """Characters of a name and of a library's message in an error."""
 DOWNLOAD_AGAIN = "save or download the checkpoint again"
+SAVE_PRETRAINED = "write the folder with the model's, tokenizer's and image processor's save_pretrained"
 
 
 def checkpoint_path(name: str) -> str:
@@ -26,13 +28,13 @@ def checkpoint_path(name: str) -> str:
 
 
 def load_clip(name: str) -> Any:
-    """Load a `CLIPModel` or `SiglipModel` (safetensors only) in evaluation mode, in float32 whatever the file has.
+    """Load a `CLIPModel` or `SiglipModel` in evaluation mode, in float32 whatever the file has.
 
     SigLIP 2's checkpoints of one resolution are `SiglipModel`s too. The configuration is compared with the shapes of
-    the weights before memory is taken.
+    the weights before memory is taken. Weights are safetensors; OpenCLIP's may be a `.bin`, read as plain tensors.
 
     Args:
-        name: `ovml-demo`, a folder written by `save_pretrained`, or a name on the Hugging Face Hub.
+        name: `ovml-demo`, a folder written by `save_pretrained` or OpenCLIP, or a name on the Hugging Face Hub.
 
     Raises:
         UserError: Nothing of that name can be loaded, it is a checkpoint of another type, or it is damaged.
@@ -40,45 +42,101 @@ def load_clip(name: str) -> Any:
     import torch
     import transformers
 
-    config, path = _load_config(name), checkpoint_path(name)
+    config, own = _read_config(name)
     # transformers imports a class when it is asked for.
     model_class = transformers.SiglipModel if config.model_type == "siglip" else transformers.CLIPModel
+    if own is not None:
+        return _load_open_clip(name, model_class, config)
+    path = checkpoint_path(name)
     with _checkpoint_errors(name, WEIGHTS):
-        _check_shapes(name, model_class, config)
+        if shapes := _weight_shapes(
+            path
+        ):  # else transformers finds other names of the file, or says that there is none
+            _check_shapes(shapes, model_class, config, f"{name}: {WEIGHTS}", "config.json")
         options = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
         return model_class.from_pretrained(path, config=config, **options).eval()
 
 
-def _load_config(name: str) -> Any:
-    from transformers import PreTrainedConfig
-
-    with _checkpoint_errors(name, "config.json"):
-        settings, _ = PreTrainedConfig.get_config_dict(checkpoint_path(name))
-        if not settings:
-            raise OSError("the file is missing or empty")
-        with error_at(f"{name}, config.json"):
-            return model_config(settings)
-
-
-def _check_shapes(name: str, model_class: Any, config: Any) -> None:
-    """Check that the weights' file has every tensor that a configuration asks for, in its shape."""
+def _load_open_clip(name: str, model_class: Any, config: Any) -> Any:
+    """Load a model from OpenCLIP's file of weights."""
     import torch
 
-    shapes = _weight_shapes(checkpoint_path(name))
-    if not shapes:
-        return  # transformers finds other names of the file, or says that there is none
+    file = _file_of(checkpoint_path(name), *open_clip.WEIGHTS)
+    if file is None:
+        raise UserError(
+            f"{name}: has {open_clip.CONFIG}, but neither {' nor '.join(open_clip.WEIGHTS)}; {DOWNLOAD_AGAIN}"
+        )
+    with _checkpoint_errors(name, os.path.basename(file), DOWNLOAD_AGAIN):
+        weights, where = open_clip.read_weights(file), f"{name}: {os.path.basename(file)}"
+        shapes = {key: list(value.shape) for key, value in weights.items()}
+        expected = _check_shapes(shapes, model_class, config, where, open_clip.CONFIG)
+        if unknown := next((key for key in shapes if key not in expected), None):
+            raise UserError(f"{where} has {unknown[:MOST_SHOWN]!r}, which a CLIPModel lacks; take another checkpoint")
+        weights = {key: value.to(torch.float32, copy=True).contiguous() for key, value in weights.items()}
+        return model_class.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()
+
+
+def _read_config(name: str) -> tuple[Any, open_clip.Settings | None]:
+    """The configuration of a checkpoint, and OpenCLIP's settings if transformers has none of it."""
+    from transformers import PreTrainedConfig
+
+    path = checkpoint_path(name)
+    with _checkpoint_errors(name, "config.json"):
+        try:
+            settings, problem = PreTrainedConfig.get_config_dict(path)[0], OSError("the file is missing or empty")
+        except OSError as error:
+            settings, problem = {}, error
+        if "model_type" not in settings and (file := _file_of(path, open_clip.CONFIG)):
+            own = open_clip.read_settings(file, name)
+            return open_clip.clip_config(own, name), own
+        if not settings:
+            raise problem
+        with error_at(f"{name}, config.json"):
+            return model_config(settings), None
+
+
+def _file_of(path: str, *names: str) -> str | None:
+    """The first of some files that a folder, or a repository on the Hub, has."""
+    from transformers.utils import cached_file
+
+    for name in names:
+        try:
+            return str(cached_file(path, name))
+        except OSError:
+            continue
+    return None
+
+
+def _check_shapes(
+    shapes: Mapping[str, Sequence[int]], model_class: Any, config: Any, where: str, asking: str
+) -> Mapping[str, Sequence[int]]:
+    """Check that weights have every tensor that a configuration asks for, in its shape.
+
+    Args:
+        shapes: Shapes by name.
+        model_class: The class of the model.
+        config: Its configuration.
+        where: What to call the file of the weights in an error.
+        asking: The configuration's file.
+
+    Returns:
+        The shapes that the configuration asks for, by name.
+    """
+    import torch
+
     for tower in (config.vision_config, config.text_config):
         if tower.num_hidden_layers > len(shapes):
             raise UserError(
-                f"{name}: config.json asks for {tower.num_hidden_layers:,} blocks, and {WEIGHTS} has {len(shapes):,} "
-                f"tensors; {DOWNLOAD_AGAIN}"
+                f"{where} has {len(shapes):,} tensors, and {asking} asks for {tower.num_hidden_layers:,} blocks; "
+                f"{DOWNLOAD_AGAIN}"
             )
     with torch.device("meta"):  # shapes without memory
         expected = {key: list(value.shape) for key, value in model_class(config).state_dict().items()}
     for key, shape in expected.items():
         if shapes.get(key, shape if key.startswith("logit_") else None) != shape:
             found = f"has {key!r} as {shapes[key]}" if key in shapes else f"lacks {key!r}"
-            raise UserError(f"{name}: {WEIGHTS} {found}, config.json asks for {shape}; {DOWNLOAD_AGAIN}")
+            raise UserError(f"{where} {found}, {asking} asks for {shape}; {DOWNLOAD_AGAIN}")
+    return expected
 
 
 def _weight_shapes(path: str) -> dict[str, list[int]]:
@@ -108,7 +166,7 @@ def load_tokenizer(name: str, config: Any = None) -> Any:
     path = checkpoint_path(name)
     if config is None:
         try:
-            config = _load_config(name)
+            config, _ = _read_config(name)
         except UserError:  # the files of the tokenizer may do without
             config = PreTrainedConfig()
     with _checkpoint_errors(name, "tokenizer"):
@@ -122,17 +180,23 @@ def load_tokenizer(name: str, config: Any = None) -> Any:
         (found,) = tokenizer(["a"], verbose=False)["input_ids"]  # damaged ones may raise any error here
         if not set(found) - set(tokenizer.all_special_ids):  # transformers makes an empty one where files are missing
             raise UserError(
-                f"{name}: its tokenizer knows no letters; get tokenizer.json, or vocab.json and merges.txt, again"
+                f"{name}: its tokenizer knows no letters; get tokenizer.json, or vocab.json and merges.txt, again; "
+                f"with CLIP's 49,408 tokens, those of {DEFAULT} serve"
+            )
+        end = config.text_config.eos_token_id if config.model_type == "clip" else None
+        if end not in (None, 2, found[-1]):  # 2 stands in old configurations whatever the token is
+            raise UserError(
+                f"{name}: its tokenizer ends texts with token {found[-1]}, and the text tower reads token {end}; take "
+                "the tokenizer that belongs to the checkpoint"
             )
     return tokenizer
 
 
-def load_image_processor(name: str, config: Any = None) -> ImageProcessor:
+def load_image_processor(name: str) -> ImageProcessor:
     """Load a checkpoint's image processor: how images are resized, cropped and normalized.
 
     Args:
         name: See `load_clip`.
-        config: The checkpoint's configuration, if it is loaded already.
 
     Raises:
         UserError: Nothing of that name can be loaded, images are not square, or a setting is damaged.
@@ -142,7 +206,10 @@ def load_image_processor(name: str, config: Any = None) -> ImageProcessor:
     """
     import transformers
 
-    config, path = config or _load_config(name), checkpoint_path(name)
+    config, own = _read_config(name)
+    if own is not None:
+        return open_clip.image_processor(own, config.vision_config.image_size, name)
+    path = checkpoint_path(name)
     with _checkpoint_errors(name, "preprocessor_config.json"):
         settings, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(path, trust_remote_code=False)
         kind = settings.get("image_processor_type", "")
@@ -154,7 +221,7 @@ def load_image_processor(name: str, config: Any = None) -> ImageProcessor:
 
 
 @contextmanager
-def _checkpoint_errors(name: str, file: str) -> Iterator[None]:
+def _checkpoint_errors(name: str, file: str, advice: str = SAVE_PRETRAINED) -> Iterator[None]:
     """Turn the errors of transformers into a `UserError`; which it raises for a damaged file is not documented."""
     path = checkpoint_path(name)
     try:
@@ -166,10 +233,7 @@ def _checkpoint_errors(name: str, file: str) -> Iterator[None]:
         if not isinstance(error, (OSError, ValueError)):
             reason = f"{type(error).__name__}: {reason}"
         if os.path.isdir(path):
-            raise UserError(
-                f"{name}: not a complete CLIP checkpoint ({file}: {reason}); write the folder with the model's, "
-                "tokenizer's and image processor's save_pretrained"
-            ) from error
+            raise UserError(f"{name}: not a complete CLIP checkpoint ({file}: {reason}); {advice}") from error
         if name.count("/") > 1 or "\\" in name or name.startswith("."):  # which no name on the Hub has
             raise UserError(f"{name}: no such folder; check the path") from error
         raise UserError(

@@ -93,6 +93,8 @@ def model_config(settings: Mapping[str, Any]) -> Any:
     known: dict[str, Any] = {key: settings[key] for key in settings if key in ("projection_dim", *TOWERS)}
     for name in known.keys() & TOWERS.keys():
         known[name] = None if known[name] is None else _tower_config(known[name], name)
+    if kind == "siglip":  # reads texts at their last position; transformers warns of its own defaults, which are CLIP's
+        known["text_config"] = {**(known.get("text_config") or {}), "bos_token_id": None, "eos_token_id": None}
     config = CLIPConfig(**known) if kind == "clip" else SiglipConfig(**known)
     text = config.text_config
     if kind == "clip" and text.eos_token_id not in range(text.vocab_size):

@@ -154,17 +154,18 @@ class SiglipTextEncoder(TextEncoder):
         Raises:
             UserError: A text has more tokens than the tower has positions.
         """
-        lowered = [_lower(text) for text in texts]
-        if self.tokenizer.is_fast:
-            return super().tokenize(lowered)
-        rows = self.tokenizer(lowered, verbose=False)["input_ids"]
+        lowered = [text.lower() for text in texts]
+        rows, spans = super().tokenize(lowered) if self.tokenizer.is_fast else self._tokenize_slowly(lowered)
+        return rows, [_spans_before(text, own) for text, own in zip(texts, spans, strict=True)]
+
+    def _tokenize_slowly(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """The same for a tokenizer that reports no spans."""
+        rows = self.tokenizer(list(texts), verbose=False)["input_ids"]
         self._check_tokens(texts, rows)
         special = set(self.tokenizer.all_special_tokens) - {self.tokenizer.unk_token}
         pieces = [self.tokenizer.convert_ids_to_tokens(row) for row in rows]
         words = [[None if piece in special else piece for piece in row] for row in pieces]
-        return rows, [
-            token_spans(text, row, self.tokenizer.unk_token) for text, row in zip(lowered, words, strict=True)
-        ]
+        return rows, [token_spans(text, row, self.tokenizer.unk_token) for text, row in zip(texts, words, strict=True)]
 
     def encode(self, token_embeds: Tensor, lengths: Tensor, num_shared: int = 0) -> Tensor:
         """Pad token embeddings to the full length, run them through the tower and read the last position.
@@ -234,9 +235,9 @@ def _is_word(character: str) -> bool:
     return character not in string.punctuation and not character.isspace()
 
 
-def _lower(text: str) -> str:
-    """Lower-case a text without changing its length, so that spans fit the original text."""
-    lowered = text.lower()
-    if len(lowered) == len(text):
-        return lowered
-    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+def _spans_before(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans of a lower-cased text as those of the text itself: a few letters, as in İstanbul, become two."""
+    if len(text) == len(text.lower()):
+        return spans
+    origin = [position for position, letter in enumerate(text) for _ in letter.lower()]
+    return [(origin[begin], origin[end - 1] + 1) if begin < end else (0, 0) for begin, end in spans]

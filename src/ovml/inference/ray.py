@@ -43,6 +43,8 @@ class TaggerOptions(NamedTuple):
     batch_size: int = 32
     num_workers: int | None = None
     probabilities: bool = False
+    exclusive: Sequence[Sequence[str]] = ()
+    floor: Sequence[str] = ()
 
     def tagger(self, device: str) -> Tagger:
         """Load the model to a device and make the tagger."""

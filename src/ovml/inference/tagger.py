@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
+from ovml.inference.selection import above_floor, best_of_groups
 from ovml.inference.tag_output import Written, write_tags
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import PromptLearner, TemplatePrompt
@@ -24,7 +25,7 @@ from ovml.utils.errors import UserError
 from ovml.utils.images import ImageLike, is_one_image, load_image
 from ovml.utils.parts import Part, class_path
 from ovml.utils.tensors import check_scores, digest
-from ovml.vocabulary import LabelVocabulary
+from ovml.vocabulary import LabelVocabulary, group_columns
 
 
 class LabelScore(NamedTuple):
@@ -58,6 +59,9 @@ class Tagger:
         probabilities: Return calibrated probabilities instead of scores. The labels are scored together with those of
             the calibration; see `ovml.metrics.Calibration`.
         allow_urls: Download images that are given as `http://` or `https://` addresses.
+        exclusive: Groups of labels of which only the best is returned, such as `[["indoor", "outdoor"]]`.
+        floor: Neutral names, such as `["photo", "image"]`, which are scored too: only labels that score higher than
+            each of them are returned. An image for which there is none shows none of these labels.
 
     Raises:
         UserError: `top_k` or `batch_size` is below 1, `num_workers` is below 0, `threshold` is not finite, a template
@@ -82,6 +86,8 @@ class Tagger:
         prompt: PromptLearner | str | Sequence[str] | None = None,
         probabilities: bool = False,
         allow_urls: bool = False,
+        exclusive: Sequence[Sequence[str]] = (),
+        floor: Sequence[str] = (),
     ) -> None:
         for name, value, least in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value is not None and value < least:
@@ -105,7 +111,10 @@ class Tagger:
                 "or take its scores"
             )
         self.allow_urls = allow_urls
-        self._scored = self.vocabulary if self.calibration is None else self.calibration.together(self.vocabulary)
+        self._groups = group_columns(exclusive, self.labels)
+        scored = self.vocabulary.extended(floor, "floor") if floor else self.vocabulary
+        self._with_floor = len(scored)
+        self._scored = scored if self.calibration is None else self.calibration.together(scored)
         self.transform = model.image_processor
 
     def _bound(self, prompt: PromptLearner | str | Sequence[str]) -> PromptLearner:
@@ -113,7 +122,7 @@ class Tagger:
         return prompt if hasattr(prompt, "text_encoder") else prompt.bind(self.model.prompt.text_encoder)
 
     def label_embeds(self) -> Tensor:
-        """Embeddings `[L, D]` of the labels, followed by those of the calibration's other labels."""
+        """Embeddings `[L, D]` of the labels, followed by those of the floor and of the calibration's other labels."""
         prompt = None if self.prompt is None else self.prompt.to(self.model.device)
         return self.model.embed_labels(self._scored, prompt)
 
@@ -168,7 +177,7 @@ class Tagger:
         return next(self.tag([images]))[1]
 
     def score(self, images: Iterable[ImageLike]) -> Tensor:
-        """Return the scores (or probabilities) of all labels; `top_k` and `threshold` are not applied.
+        """Return the scores (or probabilities) of all labels, also of those that `tag` leaves out.
 
         Args:
             images: As for `tag`.
@@ -184,7 +193,7 @@ class Tagger:
             for _, pixels in batch:
                 if not isinstance(pixels, Tensor):
                     raise pixels
-            rows.append(scores.cpu())
+            rows.append(scores[:, : len(self.labels)].cpu())
         return torch.cat(rows)
 
     def write(
@@ -217,17 +226,19 @@ class Tagger:
             "labels": digest("\n".join([*self.labels, *self.vocabulary.texts])),
             "top_k": self.top_k,
             "threshold": self.threshold,
+            "exclusive": self._groups,
+            "floor": list(self._scored.names[len(self.labels) : self._with_floor]),
             **({} if self.calibration is None else {"calibration": digest(json.dumps(self.calibration.to_dict()))}),
         }
 
     def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
-        """Yield batches of images with the scores `[R, L]` of those that can be read."""
+        """Yield batches of images with the scores `[R, L + F]` of those that can be read: of labels and floors."""
         if is_one_image(images):
             raise UserError("images: expected several images, got one; write [image]")
         label_embeds = self.label_embeds()
         for batch in self._prepare(images):
             readable = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
-            none = torch.empty(0, len(self.labels))
+            none = torch.empty(0, self._with_floor)
             yield batch, self._score(torch.stack(readable), label_embeds) if readable else none
 
     def _prepare(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
@@ -265,12 +276,12 @@ class Tagger:
         model = self.model
         with inference(model):
             features = model.encode_images(pixels.to(model.device))
-            scores = model.score(features, label_embeds)[:, : len(self.labels)]
+            scores = model.score(features, label_embeds)[:, : self._with_floor]
         check_scores(scores)
         return scores if self.calibration is None else self.calibration.probabilities(scores)
 
     def _rank(self, scores: Tensor) -> list[list[LabelScore]]:
-        best = scores.topk(self.top_k)
+        best = best_of_groups(above_floor(scores, len(self.labels)), self._groups).topk(self.top_k)
         return [
             [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= self._minimum[c]]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -281,7 +292,8 @@ class Tagger:
         """Minimum score of each label."""
         if self.threshold == "calibrated" and self.calibration is not None:
             return self.calibration.thresholds(self.vocabulary).tolist()
-        return [-float("inf") if self.threshold is None else float(self.threshold)] * len(self.labels)
+        lowest = torch.finfo(torch.float32).min  # all scores but those of labels that are left out
+        return [lowest if self.threshold is None else max(lowest, float(self.threshold))] * len(self.labels)
 
 
 @contextmanager

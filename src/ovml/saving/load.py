@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RemoteEntryNotFoundError
 
+from ovml.encoders import open_clip
 from ovml.encoders.checkpoints import checkpoint_path
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
@@ -19,7 +20,7 @@ from ovml.utils.files import is_run, restore_replaced
 
 HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError, EntryNotFoundError))
 """Errors that a call of the Hub may raise; the first is the HTTP library's own."""
-DOWNLOADED = ["*.json", "merges.txt", "spiece.model", WEIGHTS, CARD]
+DOWNLOADED = ["*.json", "merges.txt", "spiece.model", CARD]
 
 
 def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
@@ -83,14 +84,16 @@ def download(name: str, options: Mapping[str, Any]) -> Path | None:
         UserError: A file of the model cannot be downloaded.
     """
     try:
-        config = hf_hub_download(name, CONFIG, **options)
+        config = read_json(Path(hf_hub_download(name, CONFIG, **options)))
+    except RemoteEntryNotFoundError:
+        config = {}  # OpenCLIP's repositories may have only their own
     except HUB_ERRORS:
         return None  # transformers, which is asked next, says why
-    own = "ovml" in read_json(Path(config))
-    if not own and not any(options.values()):
+    if "ovml" not in config and not any(options.values()):
         return None
+    weights = [WEIGHTS] if "model_type" in config else open_clip.WEIGHTS
     try:
-        return Path(snapshot_download(name, allow_patterns=DOWNLOADED, **options))
+        return Path(snapshot_download(name, allow_patterns=[*DOWNLOADED, *weights], **options))
     except HUB_ERRORS as error:
         reason = first_line(error)
         raise UserError(f"{name}: the Hugging Face Hub did not give all files ({reason}); check the network") from error

@@ -123,7 +123,8 @@ def _problem_in_mapping(values: Mapping[Any, Any], kind: Any, place: tuple[str, 
         if unknown := next((key for key in values if key not in kinds), None):
             return place, f"a mapping without the key {short(unknown)}", values
     else:
-        needed = set(kind.__required_keys__)
+        # `__required_keys__` lacks those of annotations that are strings.
+        needed = set(kind.__required_keys__) | {key for key, hint in kinds.items() if get_origin(hint) is Required}
     if missing := needed - values.keys():
         return place, f"a mapping with the key {min(missing)!r}", values
     found = (_problem(values[key], kinds[key], (*place, key)) for key in kinds if key in values)

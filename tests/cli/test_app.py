@@ -17,6 +17,7 @@ import threading
 import urllib.request
 import zlib
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -27,10 +28,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ovml import LabelVocabulary, OpenVocabularyModel, Tagger, UserError
-from ovml.cli.app.markup import SHOWN, bars, error, head, where
+from ovml.cli.app.gallery import Tile, gallery
+from ovml.cli.app.markup import SHOWN, SIDE, bars, error, head, view, where
 from ovml.cli.app.ranking import Ranker, Ranking, typed_labels, vocabularies
 from ovml.cli.app.server import address, build_server, listen
 from ovml.cli.app.uploads import Uploads, upload_folder
+from ovml.cli.app.visit import Events
 from ovml.cli.main import command
 from ovml.data.synthetic.scenes import LABELS, draw_scene
 from ovml.encoders import TextEncoder
@@ -210,6 +213,7 @@ def test_what_users_wrote_is_text(model, scene, text):
         "ovml-name": (bars(ranking), {"p", "ol", "li", "button", "span"}),
         None: (where(*ranker.find(ranking, text)), {"figure", "img", "figcaption", "strong", "span"}),
         "ovml-error": (error(text), {"p"}),
+        "ovml-note": (view(Image.new("RGB", (4, 4)), text), {"figure", "img", "figcaption", "span"}),
     }
     for place, (html, tags) in marked.items():
         read = Buttons(html)
@@ -217,6 +221,17 @@ def test_what_users_wrote_is_text(model, scene, text):
         assert set(read.attributes) <= ATTRIBUTES
         assert "".join(read.texts[place]) in (text, f"{text} ")
     assert Buttons(where(*ranker.find(ranking, text))).alt == f"Heat map of where {text} was found"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_tags_and_errors_of_the_gallery_are_text(text):
+    tiles = {0: Tile(text, "hash", [LabelScore(text, 0.5)]), 7: Tile(text, problem=text)}
+    read = Buttons(gallery(tiles, 0, 30, chosen=7))
+    assert set(read.tags) == {"div", "p", "button", "ol", "li", "span", "img"}
+    assert set(read.attributes) <= {*ATTRIBUTES, "data-picture", "data-first", "aria-disabled", "loading", "title"}
+    assert read.texts["ovml-file"] == [text, text]
+    assert read.texts["ovml-problem"] == [text]
+    assert text in [written.strip() for written in read.texts[None]]
 
 
 @pytest.mark.parametrize("name", ["org/x<i>", 'x" onload="alert(1)', "ovml-demo"])
@@ -276,7 +291,7 @@ def test_a_strip_is_ranked_and_shown(model, tmp_path, shape):
     ranking = ranker.rank(str(path), LabelVocabulary(("a", "b")))
     assert len(ranking.scores) == 2
     read = pixels(re.search(r'src="([^"]*)', where(*ranker.find(ranking, "a")))[1])
-    assert max(read.shape[:2]) == 400
+    assert max(read.shape[:2]) == SIDE
 
 
 def test_a_picture_that_is_gone_or_broken_is_one_line(model, tmp_path):
@@ -347,7 +362,7 @@ def test_a_calibrated_model_gives_probabilities(calibrated, scene):
 
 def test_the_box_of_probabilities_is_there_for_a_calibrated_model(model, gradio, request):
     def boxes():
-        page = build_page(Ranker(model), {})
+        page = build_page(Events(Ranker(model), {}))
         return [block.label for block in page.blocks.values() if isinstance(block, gradio.Checkbox)]
 
     from ovml.cli.app.page import build_page
@@ -434,10 +449,10 @@ def asked_without_a_browser(served, path):
 
     with ask("config") as answer:
         config = json.load(answer)
-    (button,) = (c["id"] for c in config["components"] if c["props"].get("elem_id") == "rank")
-    (event,) = (d["id"] for d in config["dependencies"] if [button, "click"] in d["targets"])
-    data = [{"path": str(path), "meta": {"_type": "gradio.FileData"}}, "typed below", "cat"]
-    body = {"data": data, "fn_index": event, "trigger_id": button, "session_hash": f"s{hash(str(path))}"}
+    (field,) = (c["id"] for c in config["components"] if c["props"].get("elem_id") == "drop")
+    (event,) = (d["id"] for d in config["dependencies"] if [field, "upload"] in d["targets"])
+    data = [[{"path": str(path), "meta": {"_type": "gradio.FileData"}}], None]
+    body = {"data": data, "fn_index": event, "trigger_id": field, "session_hash": f"s{hash(str(path))}"}
     ask("gradio_api/queue/join", json.dumps(body).encode()).close()
     with ask(f"gradio_api/queue/data?session_hash={body['session_hash']}") as lines:
         return next(line.decode() for line in lines if b'"process_completed"' in line)
@@ -448,22 +463,26 @@ def test_files_that_were_not_uploaded_are_not_read(served, picture, place):
     path = {"elsewhere": picture, "in the repository": __file__, "an address": f"{served}/favicon.ico"}[place]
     answer = asked_without_a_browser(served, path)
     assert '"success":false' in answer
-    assert "ovml-" not in answer  # neither a ranking nor what is wrong with the file
+    assert "ovml-" not in answer  # neither the image nor what is wrong with the file
 
 
-def upload(page, path):
-    page.locator("#image input[type=file]").set_input_files(str(path))
-    page.locator("#image img").wait_for()
+def upload(page, *paths):
+    """Choose files; wait until the first is shown."""
+    page.locator("#drop input[type=file]").set_input_files([str(path) for path in paths])
+    page.get_by_alt_text(f"The image {Path(paths[0]).name}").wait_for()
+
+
+def field(page):
+    return page.get_by_role("textbox", name="Labels")
 
 
 def pick(page, title):
-    page.get_by_label("Labels", exact=True).click()
+    page.get_by_label("Or a vocabulary").click()
     page.get_by_role("option", name=title).click()
 
 
 def type_labels(page, labels):
-    pick(page, "typed below")
-    page.get_by_label("Typed labels").fill("\n".join(labels))
+    field(page).fill("\n".join(labels))
 
 
 def ranking_of(page):
@@ -471,10 +490,24 @@ def ranking_of(page):
     return list(zip(names, map(float, page.locator(".ovml-score").all_inner_texts()), strict=True))
 
 
+def test_labels_are_typed_first_and_stay_for_each_picture(page, scene, model, tmp_path):
+    other = tmp_path / "other.png"
+    draw_scene(0, "test", 9).image.save(other)
+    page.locator("#labels textarea:focus").wait_for()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type(", ".join(TYPED))
+    page.keyboard.press("Enter")
+    tagger = Tagger(model, TYPED, top_k=None)
+    for path in (scene, other):
+        upload(page, path)
+        page.locator(".ovml-bar").first.wait_for()
+        assert [label for label, _ in ranking_of(page)] == [label for label, _ in tagger.predict(str(path))]
+    assert field(page).input_value() == ", ".join(TYPED)
+
+
 def test_a_picture_is_ranked_and_a_label_found(page, scene, model, tmp_path):
-    upload(page, scene)
     type_labels(page, TYPED + TRICKY)
-    page.get_by_role("button", name="Rank").click()
+    upload(page, scene)
     page.locator(".ovml-bar").first.wait_for()
     ((_, expected),) = Tagger(model, TYPED + TRICKY, top_k=None).tag([scene])
     shown = ranking_of(page)
@@ -484,9 +517,8 @@ def test_a_picture_is_ranked_and_a_label_found(page, scene, model, tmp_path):
     label = expected[2].label
     bar = page.locator(".ovml-bar").nth(2)
     bar.click()
-    picture = page.locator("figure img")
+    picture = page.get_by_alt_text(f"Heat map of where {label} was found")
     picture.wait_for()
-    assert picture.get_attribute("alt") == f"Heat map of where {label} was found"
     assert page.locator(".ovml-bar[aria-pressed=true]").all_inner_texts() == [bar.inner_text()]
     ranker = Ranker(model)
     vocabulary = LabelVocabulary(tuple(TYPED + TRICKY))
@@ -497,6 +529,9 @@ def test_a_picture_is_ranked_and_a_label_found(page, scene, model, tmp_path):
     page.keyboard.press("Tab")  # the next bar, without a mouse
     page.keyboard.press("Enter")
     page.get_by_alt_text(f"Heat map of where {expected[3].label} was found").wait_for()
+    page.keyboard.press("Enter")  # and back to the image
+    page.get_by_alt_text("The image scene.png").wait_for()
+    assert page.locator(".ovml-bar[aria-pressed=true]").count() == 0
 
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     with Image.open(tmp_path / "page.png") as image:
@@ -511,13 +546,20 @@ def pixels(source):
 
 
 def test_an_example_is_ready_and_a_vocabulary_can_be_picked(page, model):
-    page.locator("#examples button, #examples img").first.click()
+    from playwright.sync_api import expect
+
+    page.locator(".ovml-tile").first.click()
     page.locator(".ovml-bar").first.wait_for()
     assert len(ranking_of(page)) >= 2
     pick(page, "drawn shapes")
-    page.get_by_role("button", name="Rank").click()
-    page.get_by_text(f"{len(LABELS)} labels ranked, the best {SHOWN} shown").wait_for()
+    page.get_by_text(f"{len(LABELS)} labels ranked, the best {SHOWN} shown (drawn shapes)").wait_for()
     assert len(ranking_of(page)) == SHOWN
+    pick(page, "coco")
+    page.get_by_text(f"80 labels ranked, the best {SHOWN} shown (coco)").wait_for()
+    type_labels(page, TYPED)
+    field(page).press("Enter")
+    page.get_by_text(f"{len(TYPED)} labels ranked").wait_for()
+    expect(page.get_by_label("Or a vocabulary")).to_have_value("none")
 
 
 def test_what_is_wrong_is_said_in_one_line(page, scene, tmp_path):
@@ -530,36 +572,95 @@ def test_what_is_wrong_is_said_in_one_line(page, scene, tmp_path):
     type_labels(page, ["cat", "Cat"])
     rank.click()
     page.get_by_text("differ only in case").wait_for()
+    type_labels(page, [])
+    rank.click()
+    page.get_by_text("Type labels and press Enter, or choose a vocabulary").wait_for()
 
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.click()
-    upload(page, broken)
     type_labels(page, ["cat"])
-    rank.click()
-    page.get_by_text("broken.png: not an image that Pillow can read").wait_for()
+    page.locator("#drop input[type=file]").set_input_files(str(broken))
+    page.locator("#result [role=alert]", has_text="broken.png: not an image that Pillow can read").wait_for()
+    assert page.locator("#image img").count() == 0
 
 
-@pytest.mark.parametrize("removed", [True, False])
-def test_another_picture_or_none_clears_the_ranking(page, scene, tmp_path, removed):
-    bar, remove = page.locator(".ovml-bar"), page.get_by_label("Clear").or_(page.get_by_label("Remove")).first
-    draw_scene(0, "test", 9).image.save(tmp_path / "other.png")
+GIVEN = """([kind, name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+  const given = new DataTransfer();
+  given.items.add(new File([bytes], name, {type: 'image/png'}));
+  const about = {bubbles: true, cancelable: true};
+  const event = kind === 'paste'
+    ? new ClipboardEvent('paste', {...about, clipboardData: given})
+    : new DragEvent('drop', {...about, dataTransfer: given});
+  document.getElementById('labels').dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_a_picture_is_pasted_or_dropped_anywhere(page, scene, kind):
     type_labels(page, TYPED)
+    page.evaluate(GIVEN, [kind, "given.png", base64.b64encode(Path(scene).read_bytes()).decode()])
+    page.get_by_alt_text("The image given.png").wait_for()
+    page.get_by_text(f"{len(TYPED)} labels ranked").wait_for()
+
+
+def test_several_pictures_are_a_gallery_with_their_tags(page, scene, model, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        draw_scene(0, "test", 20 + i).image.save(path)
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    type_labels(page, TYPED)
+    upload(page, *paths, tmp_path / "broken.png")
+    tagger = Tagger(model, TYPED, top_k=3)
+    for i, path in enumerate(paths):
+        tile = page.locator(f'.ovml-tile:has([title="{i}.png"])')
+        tile.locator(".ovml-tag").nth(2).wait_for()
+        tags = [text.split("\n")[0] for text in tile.locator(".ovml-tag").all_inner_texts()]
+        assert tags == [label for label, _ in tagger.predict(str(path))]
+        assert tile.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+    page.locator('.ovml-tile:has([title="broken.png"])').get_by_text("not an image that Pillow can read").wait_for()
+    page.locator('.ovml-tile:has([title="2.png"])').click()
+    page.get_by_alt_text("The image 2.png").wait_for()
+    page.locator(".ovml-bar").first.wait_for()
+    ranked = [label for label, _ in tagger.predict(str(paths[2]))]
+    assert [label for label, _ in ranking_of(page)][:3] == ranked
+    assert page.locator(".ovml-tile[aria-pressed=true]").count() == 1
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_off_or_pale_on_a_phone_and_on_a_desktop(page, scene, width, scheme):
+    page.set_viewport_size({"width": width, "height": 740})
+    page.emulate_media(color_scheme=scheme)
+    type_labels(page, [*TYPED, "a" * 22, "one of several words"])
     upload(page, scene)
-    page.get_by_role("button", name="Rank").click()
-    bar.first.click()
-    page.locator("figure img").wait_for()
-    if removed:
-        remove.click()
-    else:
-        page.locator("#image input[type=file]").set_input_files(str(tmp_path / "other.png"))
-    page.get_by_text("the ranking appears here").wait_for()
-    page.get_by_text("where it was found appears here").wait_for()
-    assert bar.count() == 0
+    page.locator(".ovml-bar").nth(5).click()
+    page.get_by_alt_text(re.compile("Heat map")).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    wide = page.evaluate(
+        "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert wide == 0
+    for selector in (".ovml-note", ".ovml-lead", ".ovml-name", ".ovml-score", ".ovml-file"):
+        assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+
+
+CONTRAST = """(element) => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => parts(colour).slice(0, 3).map((part) => part / 255)
+    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+  let behind = element;
+  while (behind && parts(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+  const ground = behind ? getComputedStyle(behind).backgroundColor : 'rgb(255, 255, 255)';
+  const [less, more] = [getComputedStyle(element).color, ground].map(light).sort((a, b) => a - b);
+  return (more + 0.05) / (less + 0.05);
+}"""
+"""WCAG's contrast of text and what is behind it."""
 
 
 class Slow:
-    """Ranks when it is told to."""
+    """Ranks when it is told to; the label is the image's name."""
 
     calibrated = False
 
@@ -569,7 +670,13 @@ class Slow:
     def rank(self, image, vocabulary, probabilities):
         self.begun.set()
         assert self.go.wait(WAIT / 1000)
-        return Ranking(image, vocabulary, [LabelScore(name, 0.5) for name in vocabulary.names])
+        return Ranking(image, vocabulary, [LabelScore(Path(image).stem, 0.5)])
+
+    def embed(self, vocabulary, probabilities):
+        pass
+
+    def best(self, image, vocabulary, probabilities):
+        return ()
 
 
 SEEN = """() => {
@@ -584,7 +691,7 @@ def test_a_ranking_of_the_former_picture_does_not_come_late(browser, gradio, sce
 
     ranker = Slow()
     with listen("127.0.0.1", 0) as taken, upload_folder() as folder:
-        server = build_server(build_page(ranker, {}), taken, Uploads(folder, 2**20))
+        server = build_server(build_page(Events(ranker, {})), taken, Uploads(folder, 2**20))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         page = browser.new_page()
@@ -593,17 +700,13 @@ def test_a_ranking_of_the_former_picture_does_not_come_late(browser, gradio, sce
             page.goto(address(taken))
             page.evaluate(SEEN)
             draw_scene(0, "test", 9).image.save(tmp_path / "other.png")
-            for label, picture, cleared in (("former", scene, True), ("present", tmp_path / "other.png", False)):
-                upload(page, picture)
-                page.get_by_label("Typed labels").fill(label)
-                page.get_by_role("button", name="Rank").click()
-                assert ranker.begun.wait(WAIT / 1000)
-                if cleared:
-                    page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.click()
-                    page.locator("#image img").wait_for(state="detached")
-                ranker.go.set()
-            page.locator(".ovml-name", has_text="present").wait_for()
-            assert set(page.evaluate("window.seen")) == {"present"}
+            type_labels(page, ["a"])
+            upload(page, scene)
+            assert ranker.begun.wait(WAIT / 1000)
+            upload(page, tmp_path / "other.png")  # it is shown while the former one is still being ranked
+            ranker.go.set()
+            page.locator(".ovml-name", has_text="other").wait_for()
+            assert set(page.evaluate("window.seen")) == {"other"}
         finally:
             page.close()
             ranker.go.set()
@@ -611,18 +714,24 @@ def test_a_ranking_of_the_former_picture_does_not_come_late(browser, gradio, sce
             thread.join()
 
 
-def test_an_example_clears_the_ranking_until_its_own_is_there(page, scene):
-    upload(page, scene)
+def test_another_picture_clears_the_ranking_until_its_own_is_there(page, scene):
     type_labels(page, ["only this"])
-    page.get_by_role("button", name="Rank").click()
+    upload(page, scene)
     page.get_by_text("1 label ranked").wait_for()
-    page.locator("#examples button, #examples img").first.click()
-    page.get_by_text("7 labels ranked").wait_for()
+    page.locator(".ovml-bar").click()
+    page.get_by_alt_text("Heat map of where only this was found").wait_for()
+    page.evaluate(SEEN)
+    type_labels(page, ["and", "those"])
+    page.locator(".ovml-tile", has_text="scene 0.png").click()
+    page.get_by_alt_text("The image scene 0.png").wait_for()
+    page.get_by_text("2 labels ranked").wait_for()
+    assert page.get_by_alt_text("Heat map").count() == 0
 
 
 def test_the_page_tells_no_folder(page, scene, served):
     upload(page, scene)
-    assert "/gradio_api/file=/ovml-uploads/" in page.locator("#image img").get_attribute("src")
+    page.locator(".ovml-tile", has_text="scene.png").wait_for()
+    assert re.fullmatch("/ovml-thumbnails/[0-9a-f]{32}", page.locator(".ovml-tile img").first.get_attribute("src"))
     assert tempfile.gettempdir() not in page.content()
 
 
@@ -631,6 +740,21 @@ def test_a_file_that_is_too_large_is_refused(page, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), dtype=np.uint8)
     Image.fromarray(noise).save(large)
     assert large.stat().st_size > 2**20
-    page.locator("#image input[type=file]").set_input_files(str(large))
+    page.locator("#drop input[type=file]").set_input_files(str(large))
     page.get_by_text(re.compile("size", re.I)).wait_for()
     assert page.locator("#image img").count() == 0
+
+
+def test_the_picture_of_the_docs_can_be_made_again(browser, tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "picture_of_app.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, script, "ovml-demo", tmp_path / "app.png"],
+        env=environment,
+        check=True,
+        timeout=2 * WAIT / 1000,
+    )
+    with Image.open(tmp_path / "app.png") as image:
+        assert image.width == 1280
+        assert np.asarray(image.convert("L")).std() > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["app.png"]

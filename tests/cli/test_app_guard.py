@@ -5,19 +5,22 @@ import http.client
 import itertools
 import json
 import os
+import re
 import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
+from ovml.cli.app.pictures import Album
 from ovml.cli.app.ranking import Ranking
 from ovml.cli.app.server import HEADERS, build_server, listen
-from ovml.cli.app.uploads import PUBLIC, Uploads, upload_folder
+from ovml.cli.app.uploads import PUBLIC, THUMBNAILS, Uploads, upload_folder
+from ovml.cli.app.visit import SKIP, Events, Visit
 from ovml.cli.main import command
 from ovml.inference.tagger import LabelScore
 from ovml.utils.errors import UserError
@@ -204,6 +207,9 @@ def test_a_link_from_another_site_opens_the_page(guard):
         ("GET", f"/gradio_api/file={PUBLIC}x/a.png", 404),
         ("GET", f"/gradio_api/file={PUBLIC}/../a.png", 404),
         ("GET", "/assets/../gradio_api/file=/etc/passwd", 404),
+        ("GET", "/ovml-thumbnails/../gradio_api/file=/etc/passwd", 404),
+        ("GET", "/ovml-thumbnails", 404),
+        ("POST", "/ovml-thumbnails/x", 405),
         ("GET", "/monitoring", 404),
         ("HEAD", "/monitoring", 404),
     ],
@@ -226,9 +232,10 @@ def test_websockets_are_refused_and_the_lifespan_passes(guard, inner):
 
 
 FORM = 2**16  # a form around a file may be as large as this
+AT_ONCE = 16  # files that are received at the same time, of one form or of several
 
 
-@pytest.mark.parametrize(("path", "most"), [(guards.UPLOAD, 1000 + FORM), ("/gradio_api/queue/join", 500)])
+@pytest.mark.parametrize(("path", "most"), [(guards.UPLOAD, AT_ONCE * (1000 + FORM)), ("/gradio_api/queue/join", 500)])
 def test_large_bodies_are_refused_as_they_come(guard, inner, path, most):
     def chunks(size):
         while True:
@@ -246,6 +253,40 @@ def test_large_bodies_are_refused_as_they_come(guard, inner, path, most):
     ]
     assert ask(guard, request("POST", path, [("content-length", str(most))]), whole)[0] == 200
     assert inner.bodies == [bytes(most - 1) + b"x"]
+
+
+def test_bodies_hold_no_more_than_the_largest_together(inner, uploads):
+    guard = Guard(inner, Served(LOCAL), uploads, at_once=2)
+    room = 2 * (1000 + FORM)
+    statuses = []
+
+    async def run():
+        ready = asyncio.Event()
+
+        def post(size):
+            messages = iter([{"type": "http.request", "body": bytes(size), "more_body": True}, None])
+
+            async def receive():
+                message = next(messages)
+                if message is None:
+                    await ready.wait()
+                return message or {"type": "http.request", "body": b""}
+
+            async def send(message):
+                statuses.extend([message["status"]] if "status" in message else [])
+
+            return asyncio.create_task(guard(request("POST", guards.UPLOAD), receive, send))
+
+        first = post(room)
+        await asyncio.sleep(0)
+        await post(1)
+        assert statuses == [503]
+        ready.set()
+        await first
+        await post(room)
+
+    asyncio.run(run())
+    assert statuses == [503, 200, 200]
 
 
 def test_a_slow_body_ends(inner, uploads):
@@ -411,6 +452,12 @@ def test_the_folder_of_uploads_is_new_and_goes_away(tmp_path, monkeypatch, given
 # ---------------------------------------------------------------------- the page itself
 
 
+def picture(path, colour="red", size=(30, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
 class Stub:
     """Ranks nothing, and tells whether it ranks two images at once."""
 
@@ -428,6 +475,12 @@ class Stub:
             self.both.reset()
             self.met.append(False)
         return Ranking(image, vocabulary, [LabelScore("moon", 0.5)])
+
+    def embed(self, vocabulary, probabilities):
+        pass
+
+    def best(self, image, vocabulary, probabilities):
+        return tuple(self.rank(image, vocabulary, probabilities).scores)
 
 
 class Site:
@@ -462,26 +515,43 @@ class Site:
         kind = "multipart/form-data; boundary=x"
         return self.status("/gradio_api/upload", body % (name.encode(), content), Content_Type=kind)
 
-    def rank(self, path, session):
+    def call(self, element, event, data, session, event_data=None):
+        """Do what the page does at an event, and what follows at once; returns the line that ends it."""
         config = json.loads(self.status("/config")[2])
-        (button,) = (c["id"] for c in config["components"] if c["props"].get("elem_id") == "rank")
-        (event,) = (d["id"] for d in config["dependencies"] if [button, "click"] in d["targets"])
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "typed below", "moon"]
-        body = {"data": data, "fn_index": event, "trigger_id": button, "session_hash": session}
-        self.status("/gradio_api/queue/join", json.dumps(body).encode(), Content_Type="application/json")
+        (trigger,) = (c["id"] for c in config["components"] if c["props"].get("elem_id") == element)
+        number = next(d["id"] for d in config["dependencies"] if [trigger, event] in d["targets"])
+        return self.run(number, trigger, data, session, event_data)
+
+    def run(self, number, trigger, data, session, event_data=None):
+        about = {"fn_index": number, "trigger_id": trigger, "session_hash": session, "event_data": event_data}
+        body = json.dumps({"data": data, **about}).encode()
+        self.status("/gradio_api/queue/join", body, Content_Type="application/json")
         with self.open(f"/gradio_api/queue/data?session_hash={session}") as lines:
             return next(line.decode() for line in lines if b'"process_completed"' in line)
 
+    def choose(self, path, session):
+        """Upload has happened; show the image."""
+        return self.call("drop", "upload", [[{"path": path, "meta": {"_type": "gradio.FileData"}}], None], session)
+
+    def rank(self, path, session):
+        self.choose(path, session)
+        config = json.loads(self.status("/config")[2])
+        (result,) = (c["id"] for c in config["components"] if c["props"].get("elem_id") == "result")
+        number = next(d["id"] for d in config["dependencies"] if d["outputs"] == [result])
+        return self.run(number, None, [None, "moon", "none"], session)
+
 
 @contextmanager
-def running(allowed=()):
+def running(allowed=(), album=None):
     from ovml.cli.app.page import build_page
 
     with listen("127.0.0.1", 0) as taken, upload_folder() as folder:
         uploads = Uploads(folder, max_file_size=1000, max_files=4)
         stub = Stub()
-        page = build_page(stub, {}, examples=folder / "examples")
-        server = build_server(page, taken, uploads, allowed_hosts=allowed, max_labels=10)
+        events = Events(stub, {}, album)
+        server = build_server(
+            build_page(events), taken, uploads, allowed_hosts=allowed, max_labels=10, thumbnails=events.thumbnails
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         try:
@@ -519,7 +589,49 @@ def test_no_folder_is_told(site, path):
     assert str(site.folder) not in body
     assert str(Path.cwd()) not in body
     assert str(site.folder.parent) not in body
-    assert (PUBLIC in body) == (path != "/gradio_api/queue/data"), status
+    assert (PUBLIC in body) == path.startswith(guards.FILE), status
+
+
+@pytest.mark.parametrize(
+    "named", ["", ".", "file:///etc/passwd", f"{PUBLIC}/../x.png", f"{PUBLIC}/..", r"/ovml-uploads\u002f..", "\0"]
+)
+def test_errors_tell_no_folder_either(site, named):
+    answer = site.choose(named, f"session{abs(hash(named))}")
+    assert '"success":false' in answer
+    for folder in (site.folder, Path.cwd(), site.folder.parent):
+        assert str(folder) not in answer
+
+
+def test_thumbnails_are_served_by_their_names_only(tmp_path):
+    picture(tmp_path / "photos" / "secret name.png")
+    with running(album=Album(tmp_path / "photos")) as site:
+        config = json.loads(site.status("/config")[2])
+        (shown,) = (c["id"] for c in config["components"] if c["props"].get("elem_id") == "gallery")
+        tag = next(d["id"] for d in config["dependencies"] if d["outputs"] == [shown])
+        answer = site.run(tag, None, [None, "moon", "none"], "visitor")
+        assert "secret name.png" in answer
+        assert str(tmp_path) not in answer
+        (name,) = set(re.findall(f"{THUMBNAILS}/([0-9a-f]{{32}})", answer))
+        with site.open(f"{THUMBNAILS}/{name}") as image:
+            assert image.read(3) == b"\xff\xd8\xff"
+            assert (image.headers["content-type"], image.headers["cache-control"][:7]) == ("image/jpeg", "private")
+        others = [
+            "",
+            "/",
+            "/0",
+            "/secret%20name.png",
+            "/..%2fphotos",
+            "/%2e%2e/config",
+            f"/{name}x",
+            f"/{name}/a",
+            "/%00",
+        ]
+        for other in others:
+            assert site.status(THUMBNAILS + other)[0] == 404, other
+        assert site.status(f"{THUMBNAILS}/{name}", Host="evil.example")[0] == 421
+        assert site.status(f"{THUMBNAILS}/{name}", Origin="http://evil.example")[0] == 403
+        path = str(tmp_path / "photos" / "secret name.png")
+        assert '"success":false' in site.choose(path, "other")
 
 
 def test_uploads_are_told_by_a_public_name_and_the_oldest_deleted(site):
@@ -533,7 +645,9 @@ def test_uploads_are_told_by_a_public_name_and_the_oldest_deleted(site):
     assert len(kept) == 4
     assert any(path.name == "scene 9.png" for path in kept)
     assert site.status(f"{guards.FILE}{path.replace(' ', '%20')}")[2] == "9"
-    assert site.announce(guards.UPLOAD, 1000 + FORM) == 413
+    assert site.announce(guards.UPLOAD, AT_ONCE * (1000 + FORM)) == 413
+    status, _, body = site.upload("large.png", bytes(1001))
+    assert (status, "maximum allowed size" in body) == (413, True)
 
 
 def test_a_ranked_file_is_used_and_one_model_run_goes_at_a_time(site):
@@ -574,30 +688,23 @@ def test_uploads_that_nobody_ranks_are_deleted_in_time(monkeypatch):
 
 
 def test_an_image_whose_labels_are_looked_at_is_used(tmp_path, monkeypatch):
-    from ovml.cli.app.page import build_page
-
-    monkeypatch.setattr("ovml.cli.app.page.where", lambda *found: found)
+    monkeypatch.setattr("ovml.cli.app.visit.where", lambda *found: found)
     stub = Stub()
     stub.find = lambda ranking, label: (label,)
-    page = build_page(stub, {})
-    (find,) = (event.fn for event in page.fns.values() if event.name == "find")
-    image = put(tmp_path, "a", age=300)
-    ranking = Ranking(str(image), None, [LabelScore("moon", 0.5), LabelScore("fish", 0.4)])
-    assert find(ranking, SimpleNamespace(rank=2)) == ("fish",)
+    events, visit = Events(stub, {}), Visit()
+    image = picture(tmp_path / "a.png")
+    events.add([str(image)], visit)
+    visit.ranking = Ranking(str(image), None, [LabelScore("moon", 0.5), LabelScore("fish", 0.4)])
+    before = time.time() - 300
+    os.utime(image, (before, before))
+    events.show(visit)
     assert time.time() - image.stat().st_mtime < 200
-    assert "Click a label" in find(None, SimpleNamespace(rank=2))
-
-
-def test_an_example_comes_without_the_former_ranking(tmp_path):
-    from ovml.cli.app.page import build_page
-
-    page = build_page(Stub(), {}, examples=tmp_path / "examples")
-    (choose,) = (event.fn for event in page.fns.values() if len(event.outputs) == 6)
-    path, source, labels, ranking, result, place = choose(0)
-    assert (Path(path).parent, source, ranking) == (tmp_path / "examples", "typed below", None)
-    assert "red circle" in labels
-    assert "the ranking appears here" in result
-    assert "where it was found appears here" in place
+    os.utime(image, (before, before))
+    assert events.find(visit, 2) == ("fish",)
+    assert time.time() - image.stat().st_mtime < 200
+    for rank in (None, -1, 3, 10**9):
+        assert events.find(visit, rank) == SKIP
+    assert events.find(Visit(), 1) == SKIP
 
 
 # ---------------------------------------------------------------------- the command
@@ -614,7 +721,7 @@ def started(monkeypatch, capsys):
             pass
 
     def build(page, taken, *args):
-        got.append((page, *args))
+        got.append((page, *args[:-1]))
         return Server()
 
     def run(*arguments):
@@ -642,6 +749,28 @@ def test_limits_and_hosts_reach_the_server(started):
     assert any(getattr(block, "info", None) and "at most 7" in block.info for block in page.blocks.values())
 
 
+@pytest.mark.parametrize(
+    ("options", "chosen", "typed"),
+    [
+        (["--labels", "cat,red dog"], "none", "cat, red dog"),
+        (["--labels", "a,b,c", "--max-labels", "2"], "given (3)", ""),
+        (["--labels-file", "{folder}/names.txt"], "given (2)", ""),
+        (["--vocabulary", "voc"], "voc (20)", ""),
+    ],
+)
+def test_labels_and_images_of_the_command_are_those_of_the_page(started, tmp_path, monkeypatch, options, chosen, typed):
+    from ovml.cli.app import page as pages
+
+    picture(tmp_path / "photos" / "one.png")
+    (tmp_path / "names.txt").write_text("cat\nred dog\n")
+    shown, build = [], pages.build_page
+    monkeypatch.setattr(pages, "build_page", lambda *args: shown.append(args) or build(*args))
+    started("--images", str(tmp_path / "photos"), *(option.format(folder=tmp_path) for option in options))
+    ((events, name, text, title),) = shown
+    assert (name, text, title) == ("ovml-demo", typed, chosen)
+    assert [events.album.name(i) for i in range(len(events.album))] == ["one.png"]
+
+
 @pytest.mark.parametrize("name", ["http://a.example", "a.example:80", "a b", "", "*"])
 def test_a_host_that_is_no_name_is_one_line(name):
     with pytest.raises(UserError, match="--allowed-host: expected a host name") as raised:
@@ -654,7 +783,7 @@ def test_all_addresses_are_served_where_all_are_listened_at():
 
     for host, address, status in (("0.0.0.0", "192.0.2.7", 200), ("127.0.0.1", "192.0.2.7", 421)):
         with listen(host, 0) as taken, upload_folder() as folder:
-            server = build_server(build_page(Stub(), {}), taken, Uploads(folder, 10), host)
+            server = build_server(build_page(Events(Stub(), {})), taken, Uploads(folder, 10), host)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
             thread.start()
             try:

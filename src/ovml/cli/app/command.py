@@ -7,12 +7,13 @@ import re
 import threading
 import webbrowser
 from contextlib import suppress
+from pathlib import Path
 
+from ovml.cli.app.pictures import Album
 from ovml.cli.app.server import address, build_server, listen
 from ovml.cli.app.uploads import EXAMPLES, Uploads, upload_folder
 from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_extra, chosen_labels
 from ovml.utils.console import notice
-from ovml.utils.resources import DEMO
 
 
 class App(Command):
@@ -22,6 +23,12 @@ class App(Command):
         """Add labels, model, address and limits."""
         add_label_options(parser)
         add_model_options(parser, device=True)
+        parser.add_argument(
+            "--images",
+            type=Path,
+            metavar="FOLDER",
+            help="show the images of a folder as a gallery with their best labels; nothing in it is changed",
+        )
         parser.add_argument(
             "--host",
             default="127.0.0.1",
@@ -42,7 +49,11 @@ class App(Command):
             "--max-labels", type=at_least(1), default=1000, metavar="N", help="labels that may be typed (default: 1000)"
         )
         parser.add_argument(
-            "--max-upload-mb", type=at_least(1), default=10, metavar="MB", help="largest image file (default: 10)"
+            "--max-upload-mb",
+            type=at_least(1),
+            default=10,
+            metavar="MB",
+            help="largest uploaded image file (default: 10)",
         )
         parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
@@ -51,24 +62,27 @@ class App(Command):
         labels = chosen_labels(args)
         check_extra("app", "gradio")
         with listen(args.host, args.port) as taken, upload_folder() as folder:
+            album = None if args.images is None else Album(args.images)
+
             from ovml.cli.app.page import build_page
-            from ovml.cli.app.ranking import Ranker, vocabularies
+            from ovml.cli.app.ranking import Ranker
+            from ovml.cli.app.start import start
+            from ovml.cli.app.visit import Events
             from ovml.cli.models import chosen_model
-            from ovml.data.synthetic.scenes import LABELS
 
             model = chosen_model(args)
-            lists = vocabularies(model, args.model, labels)
-            own = model.vocabulary
-            drawn = args.model == DEMO or (own is not None and set(own.names) <= set(LABELS))
-            examples = folder / EXAMPLES if drawn else None
-            page = build_page(Ranker(model, args.prompt), lists, args.max_labels, args.model, examples)
+            typed = args.labels is not None and labels is not None and len(labels) <= args.max_labels
+            first = start(model, args.model, album, folder / EXAMPLES, labels, args.vocabulary, typed)
+            events = Events(Ranker(model, args.prompt), first.lists, first.album, args.max_labels)
+            page = build_page(events, args.model, first.typed, first.chosen)
             if args.host not in ("127.0.0.1", "localhost", "::1"):
                 notice(f"everyone who reaches {args.host} can use the page; there is no password")
             print(f"ovml: {address(taken)} (Ctrl-C ends it)", flush=True)
             if not args.no_browser:
                 threading.Thread(target=webbrowser.open, args=[address(taken)], daemon=True).start()
             uploads = Uploads(folder, args.max_upload_mb * 2**20)
-            server = build_server(page, taken, uploads, args.host, args.allowed_host, args.max_labels)
+            limits = (args.host, args.allowed_host, args.max_labels)
+            server = build_server(page, taken, uploads, *limits, events.thumbnails)
             with suppress(KeyboardInterrupt):  # the server may or may not pass it on
                 server.run(sockets=[taken])
             notice("ended")

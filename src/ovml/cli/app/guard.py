@@ -12,7 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 
-from ovml.cli.app.uploads import PUBLIC, Uploads
+from ovml.cli.app.uploads import PUBLIC, THUMBNAILS, Uploads
 
 UPLOAD = "/gradio_api/upload"
 FILE = "/gradio_api/file="
@@ -24,7 +24,7 @@ READ = (
 )
 """Paths that the page reads, ..."""
 ASSETS = ("/assets/", "/static/")
-READ_BELOW = (*ASSETS, "/gradio_api/heartbeat/", f"{FILE}{PUBLIC}/")
+READ_BELOW = (*ASSETS, "/gradio_api/heartbeat/", f"{FILE}{PUBLIC}/", f"{THUMBNAILS}/")
 """... and what the others begin with."""
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]+)?", re.IGNORECASE)
 TEXT = ("application/json", "text/html", "text/event-stream")
@@ -73,7 +73,8 @@ class Guard:
         uploads: The uploaded files.
         max_body: Maximum size of other posted data in bytes.
         seconds: Maximum time of a body.
-        at_once: Maximum number of bodies that are read at the same time.
+        at_once: Maximum number of bodies that are read at the same time. All together hold no more than as many files
+            of the maximum size; one body may hold them all.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Guard:
     ) -> None:
         self.app, self.served, self.uploads = app, served, uploads
         self.max_body, self.seconds, self.at_once = max_body, seconds, at_once
-        self._reading = 0
+        self._reading = self._held = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve a request, or refuse it in one line."""
@@ -116,11 +117,16 @@ class Guard:
         elif headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise _Refused(403, "requests of other sites are refused")
 
+    @property
+    def _room(self) -> int:
+        """Bytes of all bodies, with the forms around the files."""
+        return self.at_once * (self.uploads.max_file_size + 2**16)
+
     async def _read(self, scope: Any, receive: Any) -> Any:
         """Read a body; returns what passes it on."""
         most = self.max_body
         if scope["path"] == UPLOAD:
-            most = self.uploads.max_file_size + 2**16  # the form around the file
+            most = self._room
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > most):
             raise _Refused(413, f"too large; at most {most:,} bytes")
@@ -128,7 +134,7 @@ class Guard:
             raise _Refused(503, "too many uploads at the same time; try again")
         self._reading += 1
         try:
-            body = await asyncio.wait_for(_body(receive, most), self.seconds)
+            body = await asyncio.wait_for(self._body(receive, most), self.seconds)
         except asyncio.TimeoutError as error:
             raise _Refused(408, f"too slow; at most {self.seconds:g} seconds") from error
         finally:
@@ -142,6 +148,26 @@ class Guard:
             return next(messages, None) or await receive()
 
         return read
+
+    async def _body(self, receive: Any, most: int) -> bytes:
+        body = bytearray()
+        more = True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _Refused(400, "the connection ended")
+                chunk = message.get("body", b"")
+                body += chunk
+                self._held += len(chunk)
+                if len(body) > most:
+                    raise _Refused(413, f"too large; at most {most:,} bytes")
+                if self._held > self._room:
+                    raise _Refused(503, "too many uploads at the same time; try again")
+                more = message.get("more_body", False)
+            return bytes(body)
+        finally:
+            self._held -= len(body)
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
@@ -173,20 +199,6 @@ class _Refused(Exception):
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
         self.status = status
-
-
-async def _body(receive: Any, most: int) -> bytes:
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Refused(400, "the connection ended")
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise _Refused(413, f"too large; at most {most:,} bytes")
-        more = message.get("more_body", False)
-    return bytes(body)
 
 
 def _name(host: str) -> str:

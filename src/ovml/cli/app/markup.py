@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from ovml.cli.app.pictures import data_uri, fitted
 from ovml.cli.app.ranking import Ranking
 from ovml.inference.explain import heat_map
 from ovml.inference.patches import LabelEvidence, PatchGrid
@@ -16,54 +15,15 @@ from ovml.utils.resources import DEMO
 
 SHOWN = 20
 """Labels shown of a ranking."""
-SIDE = 400
-"""Pixels of a heat map's long side."""
+SIDE = 640
+"""Pixels of the shown image's long side."""
 
-ON_CLICK = """
-element.addEventListener('click', (event) => {
-  const bar = event.target.closest('button[data-rank]');
-  if (!bar) return;
-  for (const other of element.querySelectorAll('button[data-rank]')) {
-    other.setAttribute('aria-pressed', String(other === bar));
-  }
-  trigger('click', {rank: Number(bar.dataset.rank)});
-});
-"""
-"""Script of `bars`: a click marks the bar and sends its rank."""
-
-CSS = """
-.gradio-container { width: 100%; max-width: 1400px !important; margin: 0 auto !important; }
-.ovml-title { font-size: 1.7rem; font-weight: 700; margin: .4rem 0 .2rem; }
-.ovml-lead { color: var(--body-text-color-subdued); line-height: 1.55; margin: 0 0 .4rem; }
-#head .html-container, #result .html-container, #where .html-container { padding: 0; }
-.ovml-note { color: var(--body-text-color-subdued); font-size: var(--text-sm); margin: 0 0 .6rem; line-height: 1.45; }
-.ovml-empty { color: var(--body-text-color-subdued); border: 1px dashed var(--border-color-primary);
-  border-radius: var(--radius-lg); padding: 3.5rem 1.5rem; text-align: center; line-height: 1.7; }
-.ovml-error { color: var(--error-text-color); background: var(--error-background-fill);
-  border: 1px solid var(--error-border-color); border-radius: var(--radius-lg); padding: .7rem .9rem; margin: 0;
-  overflow-wrap: anywhere; }
-.ovml-bars { list-style: none; margin: 0; padding: 0; }
-.ovml-bars li { margin: 0; padding: 0; }
-.ovml-bar { display: grid; grid-template-columns: 1.6rem minmax(7rem, 42%) 1fr 3.6rem; gap: .6rem; align-items: center;
-  width: 100%; padding: .22rem .5rem; border: 1px solid transparent; border-radius: var(--radius-md);
-  background: none; color: var(--body-text-color); font-size: var(--text-md); font-weight: 400;
-  text-align: left; cursor: pointer; }
-.ovml-bar:hover { background: var(--background-fill-secondary); }
-.ovml-bar:focus-visible { outline: 2px solid var(--color-accent); outline-offset: -1px; }
-.ovml-bar[aria-pressed="true"] { border-color: var(--color-accent); background: var(--background-fill-secondary); }
-.ovml-bar span { overflow-wrap: anywhere; }
-.ovml-rank, .ovml-score { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums;
-  text-align: right; font-size: var(--text-sm); }
-.ovml-track { height: .7rem; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
-.ovml-fill { display: block; height: 100%; border-radius: 99px; background: var(--color-accent); }
-.ovml-where { margin: 0; }
-.ovml-where img { display: block; max-width: 100%; border-radius: var(--radius-lg); margin: 0; }
-.ovml-where figcaption { margin-top: .5rem; line-height: 1.5; color: var(--body-text-color); }
-.ovml-where figcaption .ovml-note { display: block; }
-"""
-
-NOT_RANKED_YET = '<p class="ovml-empty">Drop an image, choose labels, press Rank:<br>the ranking appears here.</p>'
-NOT_FOUND_YET = '<p class="ovml-empty">Click a label of the ranking:<br>where it was found appears here.</p>'
+EMPTY = '<p class="ovml-empty">{}</p>'
+NO_PICTURE = ""
+"""The image before one is chosen."""
+NOT_RANKED_YET = EMPTY.format("Type labels, then drop or paste an image:<br>the ranking appears here.")
+RANKING = EMPTY.format("Ranking ...")
+NO_LABELS = EMPTY.format("Type labels and press Enter, or choose a vocabulary:<br>the ranking appears here.")
 
 
 def head(model_name: str) -> str:
@@ -88,47 +48,62 @@ def error(message: object) -> str:
     return f'<p class="ovml-error" role="alert">{escape(str(message))}</p>'
 
 
-def bars(ranking: Ranking) -> str:
+def shown_score(score: float, probability: bool) -> str:
+    """A score or a probability as text.
+
+    >>> shown_score(0.0415, False), shown_score(0.0415, True)
+    ('0.042', '4.2 %')
+    """
+    return f"{100 * score:.1f} %" if probability else f"{score:.3f}"
+
+
+def bars(ranking: Ranking, title: str = "") -> str:
     """The best labels as buttons with bars.
 
     The length of a bar is its share of the best score, 0 if the score is negative; a probability is the length itself.
+
+    Args:
+        ranking: Labels and scores.
+        title: Of the vocabulary; empty for typed labels.
     """
     best = 1.0 if ranking.probabilities else ranking.scores[0].score
     rows = []
     for rank, (label, score) in enumerate(ranking.scores[:SHOWN], start=1):
         share = min(max(score / best, 0), 1) if best > 0 else 0
-        shown = f"{100 * score:.1f} %" if ranking.probabilities else f"{score:.3f}"
         rows.append(
             f'<li><button type="button" class="ovml-bar" data-rank="{rank}" aria-pressed="false">'
             f'<span class="ovml-rank">{rank}</span><span class="ovml-name">{escape(label)}</span>'
             f'<span class="ovml-track"><span class="ovml-fill" style="width: {100 * share:.1f}%"></span></span>'
-            f'<span class="ovml-score">{shown}</span></button></li>'
+            f'<span class="ovml-score">{shown_score(score, ranking.probabilities)}</span></button></li>'
         )
     number = len(ranking.scores)
     count = f"{number:,} labels" if number > 1 else "1 label"
+    source = f" ({escape(title.rpartition(' (')[0] or title)})" if title else ""
     best_shown = f", the best {SHOWN} shown" if number > SHOWN else ""
-    note = (
-        f'<p class="ovml-note" role="status">{count} ranked{best_shown}. Click a label to see where it was found.</p>'
-    )
-    return f'{note}<ol class="ovml-bars" aria-label="labels, best first">{"".join(rows)}</ol>'
+    note = f"{count} ranked{best_shown}{source}. Click a label to see where it was found, again for the image."
+    items = "".join(rows)
+    return f'<p class="ovml-note" role="status">{note}</p><ol class="ovml-bars" aria-label="best labels">{items}</ol>'
+
+
+def view(image: Image.Image, name: str) -> str:
+    """An image with its file name."""
+    return _figure(image, f"The image {name}", f'<span class="ovml-note">{escape(name)}</span>')
 
 
 def where(image: Image.Image, grid: PatchGrid, found: LabelEvidence) -> str:
     """A label's heat map with what it shows."""
-    scale = SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Large images are reduced first: Pillow's filters take memory with the factor.
-    shown = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC, reducing_gap=3.0)
-    file = io.BytesIO()
-    heat_map(shown, grid, found).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    label = escape(found.label)
     least, greatest = (f"{value:.3g}" for value in (found.similarity.min(), found.similarity.max()))
     patches = "the patch" if len(found.patches) == 1 else f"the {len(found.patches)} patches"
+    caption = (
+        f'<strong>{escape(found.label)}</strong> <span class="ovml-note">Light: patches like the label ({greatest}), '
+        f"dark: unlike it ({least}). Outlined: {patches} of the local score. Score {found.score:.3f}, "
+        f"global {found.global_score:.3f}, local {found.local_score:.3f}.</span>"
+    )
+    return _figure(heat_map(fitted(image, SIDE), grid, found), f"Heat map of where {found.label} was found", caption)
+
+
+def _figure(image: Image.Image, alt: str, caption: str) -> str:
     return (
-        f'<figure class="ovml-where"><img src="data:image/png;base64,{data}" width="{size[0]}" height="{size[1]}" '
-        f'alt="Heat map of where {label} was found"><figcaption><strong>{label}</strong> '
-        f'<span class="ovml-note">Light: patches like the label ({greatest}), dark: unlike it ({least}). Outlined: '
-        f"{patches} of the local score. Score {found.score:.3f}, global {found.global_score:.3f}, "
-        f"local {found.local_score:.3f}.</span></figcaption></figure>"
+        f'<figure class="ovml-where"><img src="{data_uri(image)}" width="{image.width}" height="{image.height}" '
+        f'alt="{escape(alt)}"><figcaption>{caption}</figcaption></figure>'
     )

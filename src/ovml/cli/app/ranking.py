@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from PIL import Image
 
+from ovml.cli.app.pictures import open_picture, stamp
 from ovml.data.synthetic.scenes import LABELS as DEMO_LABELS
 from ovml.inference.patches import LabelEvidence, PatchGrid, find_labels
 from ovml.inference.tagger import LabelScore, Tagger
 from ovml.model import OpenVocabularyModel
 from ovml.utils.errors import UserError
-from ovml.utils.images import load_image
-from ovml.utils.resources import DEMO
-from ovml.vocabulary import LabelVocabulary, check_names
+from ovml.utils.resources import DEMO, VOCABULARIES
+from ovml.vocabulary import LabelVocabulary, check_names, packaged_vocabulary
 
 LONGEST = 200
 """Characters of a typed label."""
-MOST_PIXELS = 50_000_000
-"""Pixels of an image: a small file may claim many, which are decoded before anything is known of them."""
+TAGS = 3
+"""Labels of an image in the gallery."""
 
 
 def typed_labels(text: str, most: int) -> LabelVocabulary:
@@ -72,6 +71,16 @@ def vocabularies(
     return lists
 
 
+def packaged_vocabularies() -> dict[str, LabelVocabulary]:
+    """The vocabularies that ovml ships, by title.
+
+    >>> list(packaged_vocabularies())[1:3]
+    ['coco (80)', 'voc (20)']
+    """
+    packaged = {name: packaged_vocabulary(name) for name in VOCABULARIES}
+    return {f"{name} ({len(labels):,})": labels for name, labels in packaged.items()}
+
+
 @dataclass(frozen=True)
 class Ranking:
     """An image's labels, best first.
@@ -106,12 +115,20 @@ class Ranker:
         self.model = model.eval()
         self.prompt = prompt
         self.calibrated = model.calibration is not None
-        self._tagger = lru_cache(maxsize=8)(self._new_tagger)
+        self._scorer = lru_cache(maxsize=8)(self._new_scorer)
 
-    def _new_tagger(self, vocabulary: LabelVocabulary, probabilities: bool) -> Tagger:
-        return Tagger(
-            self.model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, probabilities=probabilities
+    def _new_scorer(self, vocabulary: LabelVocabulary, probabilities: bool) -> _Scorer:
+        return _Scorer(
+            Tagger(self.model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, probabilities=probabilities)
         )
+
+    def embed(self, vocabulary: LabelVocabulary, probabilities: bool = False) -> None:
+        """Embed the labels of a vocabulary before images are ranked.
+
+        Raises:
+            UserError: A label is too long for the text tower.
+        """
+        self._scorer(vocabulary, probabilities and self.calibrated).tagger.label_embeds()
 
     def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> Ranking:
         """Rank all labels of a vocabulary.
@@ -122,11 +139,14 @@ class Ranker:
             probabilities: Calibrate the scores, if the model can.
 
         Raises:
-            UserError: The file is no image, is broken or is gone, or has more than `MOST_PIXELS`.
+            UserError: The file is no image, is broken or is gone, or has too many pixels.
         """
         probabilities = probabilities and self.calibrated
-        ((_, scores),) = self._tagger(vocabulary, probabilities).tag([_uploaded(image)])
-        return Ranking(image, vocabulary, scores, probabilities)
+        return Ranking(image, vocabulary, self._scorer(vocabulary, probabilities).rank(image), probabilities)
+
+    def best(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> tuple[LabelScore, ...]:
+        """The best `TAGS` labels of a vocabulary; kept for the last images. See `rank`."""
+        return self._scorer(vocabulary, probabilities and self.calibrated).best(image, stamp(image))
 
     def find(self, ranking: Ranking, label: str) -> tuple[Image.Image, PatchGrid, LabelEvidence]:
         """Find one of the ranked labels in the image.
@@ -137,13 +157,18 @@ class Ranker:
         Raises:
             UserError: The image is gone.
         """
-        image = _uploaded(ranking.image)
-        grid, evidence = find_labels(self._tagger(ranking.vocabulary, False), image)
+        image = open_picture(ranking.image)
+        grid, evidence = find_labels(self._scorer(ranking.vocabulary, False).tagger, image)
         return image, grid, next(found for found in evidence if found.label == label)
 
 
-def _uploaded(path: str) -> Image.Image:
-    name = Path(path).name
-    if not Path(path).exists():
-        raise UserError(f"{name}: no such file any more; upload it again")
-    return load_image(path, name, MOST_PIXELS)
+class _Scorer:
+    """Ranks the labels of one vocabulary."""
+
+    def __init__(self, tagger: Tagger) -> None:
+        self.tagger = tagger
+        self.best = lru_cache(maxsize=1000)(lambda image, changed: tuple(self.rank(image)[:TAGS]))
+
+    def rank(self, image: str) -> list[LabelScore]:
+        ((_, scores),) = self.tagger.tag([open_picture(image)])
+        return scores

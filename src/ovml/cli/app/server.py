@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ovml.cli.app.uploads import MINUTE, Uploads
+from ovml.cli.app.pictures import Thumbnails
+from ovml.cli.app.style import CSS
+from ovml.cli.app.uploads import MINUTE, THUMBNAILS, Uploads
 from ovml.utils.errors import UserError
 
 HEADERS = {
@@ -64,6 +66,7 @@ def build_server(
     host: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
     max_labels: int = 1000,
+    thumbnails: Thumbnails | None = None,
 ) -> Any:
     """Put a page behind its guard.
 
@@ -74,6 +77,7 @@ def build_server(
         host: What `listen` was given.
         allowed_hosts: Other names that the page is served at, such as a proxy's.
         max_labels: Maximum number of typed labels.
+        thumbnails: Those of the gallery.
 
     Returns:
         A `uvicorn.Server`; `run(sockets=[taken])` serves until it is interrupted.
@@ -81,9 +85,9 @@ def build_server(
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
+    from starlette.responses import PlainTextResponse, Response
 
     from ovml.cli.app.guard import Guard, Served
-    from ovml.cli.app.markup import CSS
 
     async def tidy_every_minute() -> None:
         while True:
@@ -96,13 +100,23 @@ def build_server(
         yield
         task.cancel()
 
+    host_app = FastAPI(openapi_url=None, lifespan=lifespan)
+
+    def thumbnail(name: str) -> Response:
+        found = None if thumbnails is None else thumbnails.read(name)
+        if found is None:
+            return PlainTextResponse("no such image\n", 404)
+        return Response(found, headers={"cache-control": "private, max-age=3600"}, media_type="image/jpeg")
+
+    host_app.get(THUMBNAILS + "/{name}")(thumbnail)
+
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")  # legible when small
     page.queue(max_size=64, api_open=False)
     app = gr.mount_gradio_app(
-        FastAPI(openapi_url=None, lifespan=lifespan),
+        host_app,
         page,
         path="/",
         theme=theme,
@@ -110,6 +124,7 @@ def build_server(
         max_file_size=uploads.max_file_size,
         footer_links=[],
         run_history=False,
+        show_error=False,  # errors of Gradio name paths
         ssr_mode=False,
     )
     # As `launch` sets them; without, Gradio reads any file of this machine that a browser names.

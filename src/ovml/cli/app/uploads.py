@@ -15,6 +15,8 @@ from urllib.parse import quote
 MINUTE = 60
 PUBLIC = "/ovml-uploads"
 """What browsers read and send as the name of the folder."""
+THUMBNAILS = "/ovml-thumbnails"
+"""Where thumbnails are served."""
 EXAMPLES = "examples"
 """Its folder of example images, which are kept."""
 

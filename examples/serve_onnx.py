@@ -7,6 +7,7 @@ Labels are read from model.labels.safetensors; replace this file of label embedd
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -17,7 +18,14 @@ from safetensors import safe_open
 
 
 def prepare(
-    image: Image.Image, size: int, resize: int, mean: list[float], std: list[float], squash: bool, resample: int
+    image: Image.Image,
+    size: int,
+    resize: int,
+    mean: list[float],
+    std: list[float],
+    squash: bool,
+    resample: int,
+    round_crop: bool,
 ) -> np.ndarray:
     """Resize the short side (both sides with `squash`), crop the centre and normalise; returns `[3, size, size]`."""
     image = ImageOps.exif_transpose(image)
@@ -25,10 +33,11 @@ def prepare(
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    scale = resize / min(image.size)
-    width, height = (resize if squash or side == min(image.size) else int(side * scale) for side in image.size)
+    short = min(image.size)
+    width, height = (resize if squash else resize * side // short for side in image.size)
     image = image.resize((width, height), Image.Resampling(resample))
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = (width - size) / 2, (height - size) / 2
+    left, top = (round(left), round(top)) if round_crop else (math.floor(left), math.floor(top))
     pixels = np.array(image.crop((left, top, left + size, top + size))).astype(np.float32)
     factor, shift = 1 / (255 * np.array(std)), -np.array(mean) / np.array(std)
     normalised: np.ndarray = pixels * factor.astype(np.float32) + shift.astype(np.float32)
@@ -38,7 +47,7 @@ def prepare(
 def main(model: str, *pictures: str) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     how = session.get_modelmeta().custom_metadata_map
-    names = ("size", "resize", "mean", "std", "squash", "resample")
+    names = ("size", "resize", "mean", "std", "squash", "resample", "round_crop")
     spec = {name: json.loads(how[f"image_{name}"]) for name in names}
     with safe_open(Path(model).with_suffix(".labels.safetensors"), "np") as file:
         label_embeds, labels = file.get_tensor("label_embeds"), json.loads(file.metadata()["labels"])

@@ -76,6 +76,26 @@ def golden_json() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def kin_golden() -> dict[str, Tensor]:
+    """Tensors that the published code of CoOp, DualCoOp and the asymmetric loss gives."""
+    from safetensors.torch import load_file
+
+    path = SHARED / "reference" / "dualcoop_asl_golden.safetensors"
+    if not path.is_file():
+        pytest.skip(f"the reference numbers are not here: {path}")
+    return load_file(path)
+
+
+@pytest.fixture(scope="session")
+def kin_golden_json() -> dict[str, Any]:
+    """Plain numbers that the published code of CoOp, DualCoOp and the asymmetric loss gives."""
+    path = SHARED / "reference" / "dualcoop_asl_golden.json"
+    if not path.is_file():
+        pytest.skip(f"the reference numbers are not here: {path}")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a random CLIP: 48 px, 16 patches, 3 blocks, a tokenizer of letters."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer

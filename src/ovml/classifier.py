@@ -25,6 +25,7 @@ from ovml.prompts import PromptLearner
 from ovml.saving.checkpoint import check_learned, load_weights, read_checkpoint
 from ovml.saving.recipe import apply_recipe, model_recipe
 from ovml.saving.save import card_options, check_savable, hub_errors, save_model
+from ovml.training.batches import set_batches
 from ovml.training.callback_checks import check_callbacks
 from ovml.training.distributed import shard
 from ovml.training.learning import (
@@ -145,6 +146,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         if stage == "fit":
             check_learns(self.stage, self.learning_parts)
             check_callbacks(self.trainer, self, [self.stage])
+            set_batches(self.stage, self.trainer)
         self.model.forget_labels()
 
     def configure_model(self) -> None:
@@ -162,7 +164,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and half-cosine, stepped per batch."""
+        """The stage's optimizer and schedule, stepped per batch."""
         return make_optimizer(self, self.stage, self._groups, self.trainer)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:

@@ -93,11 +93,17 @@ class OpenVocabularyModel(nn.Module):
         head = head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
         self.head = head.bind(self.embed_dim)
         self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
+        check_pairs(self.head, self.prompt)
         self.adapters: list[TowerAdapter] = []
         for adapter in adapters:
             self.add_adapter(adapter)
         self.calibration: Calibration | None = None
         self._label_embeds: dict[Any, Tensor] = {}
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of a label's embedding: `[D]`, or `[2, D]` for a head that takes pairs."""
+        return (2, self.embed_dim) if self.head.takes_pairs else (self.embed_dim,)
 
     @property
     def device(self) -> torch.device:
@@ -120,13 +126,14 @@ class OpenVocabularyModel(nn.Module):
         return features
 
     def embed_labels(self, labels: Labels = None, prompt: PromptLearner | None = None) -> Tensor:
-        """Label embeddings `[L, D]`, without gradients; cached until the prompt changes.
+        """Label embeddings `[L, D]`, or pairs `[L, 2, D]`, without gradients; cached until the prompt changes.
 
         Args:
             labels: Default: the vocabulary.
             prompt: Replaces the model's own; it is bound to the text tower.
         """
         vocabulary, prompt = self.vocabulary_of(labels), self.prompt if prompt is None else prompt
+        check_pairs(self.head, prompt)
         # The version of a parameter grows with every change in place (an optimizer step, a loaded state).
         weight = next(prompt.text_encoder.parameters())
         versions = tuple(p._version for p in prompt.parameters())
@@ -166,6 +173,19 @@ class OpenVocabularyModel(nn.Module):
                 "of a data module"
             )
         return LabelVocabulary.from_any(labels)
+
+
+def check_pairs(head: Head, prompt: PromptLearner) -> None:
+    """Check that a prompt gives the label embeddings that a head takes, single or pairs.
+
+    Raises:
+        UserError: It does not.
+    """
+    if head.takes_pairs != prompt.gives_pairs:
+        takes, gives = ("pairs of label embeddings", "single ones"), ("single label embeddings", "pairs")
+        taken, given = takes if head.takes_pairs else gives
+        advice = "take DualCoOpPrompt" if head.takes_pairs else "take DualCoOpHead, or DualPrompt"
+        raise UserError(f"{type(head).__name__} takes {taken}, {type(prompt).__name__} gives {given}; {advice}")
 
 
 def _load_checkpoint(clip: Any, tokenizer: Any) -> tuple[Any, Any, ImageProcessor]:

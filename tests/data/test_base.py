@@ -129,8 +129,11 @@ def test_the_seed_is_that_of_the_run_unless_it_is_given(tiny, monkeypatch):
 
 def test_settings_of_the_training_crops_are_handed_on(tiny):
     operations = RandAugment()
-    transform = Spots(clip=tiny, crop_scale=(0.5, 0.6), rand_augment=operations).train_transform
-    assert (transform.scale, transform.rand_augment) == ((0.5, 0.6), operations)
+    given = {"rand_augment": operations, "flip": 0.3, "cutout": 0.5}
+    transform = Spots(clip=tiny, crop_scale=(0.5, 0.6), **given).train_transform
+    assert transform.scale == (0.5, 0.6)
+    assert {name: getattr(transform, name) for name in given} == given
+    assert Spots(clip=tiny, crop_scale=None).train_transform.scale is None
     plain = Spots(clip=tiny, augment=False)
     assert plain.train_transform is plain.eval_transform
 

@@ -37,7 +37,7 @@ NEEDED |= {module: {"root": "owner/name"} for module in MODULES if module not in
 FROM_ONE, FROM_ZERO = [0, -1, -5, 1.5, True, math.nan, 10**30], [-1, 0.5, False, math.nan, 10**30]
 BAD = {
     "crop_scale": [(-1, 2), (0.9, 0.1), (0, 1), (0.5, 1.5), (math.nan, 1), (0.5, math.nan)],
-    "max_missing": [-1, 1.01, math.nan],
+    **{name: [-1, 1.01, math.nan] for name in ("max_missing", "flip", "cutout")},
     "partition": [*FROM_ZERO, 5],
     "test_share": [-1, 0, 1, 1.5, math.nan],
     **dict.fromkeys(("num_workers", "seed", "scene_seed", "unseen_seed", "shuffle_buffer"), FROM_ZERO),

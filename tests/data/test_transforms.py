@@ -45,6 +45,59 @@ def test_training_crops_keep_to_area_and_ratio(seed):
     assert 0.74 < width / height < 1.35
 
 
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((10, 1000), (0, 493, 10, 506)),  # 10 / 13 is nearest to 3 / 4
+        ((1000, 9), (494, 0, 506, 9)),
+        ((1, 90), (0, 44, 1, 45)),
+    ],
+)
+def test_where_no_crop_fits_the_largest_of_an_allowed_ratio_is_taken(size, box):
+    torch.manual_seed(0)
+    for _ in range(20):
+        assert TrainTransform(SPEC).crop_box(*size) == box
+
+
+def test_an_image_of_an_allowed_ratio_in_which_no_crop_fits_stays_whole():
+    assert TrainTransform(SPEC, scale=(2, 2)).crop_box(40, 50) == (0, 0, 40, 50)
+
+
+@pytest.mark.parametrize("box", [(10, 5, 50, 35), (0, 0, 33, 64), (40, 30, 47, 60)])
+def test_crops_read_no_pixel_outside_of_their_box(box, monkeypatch):
+    transform = TrainTransform(SPEC, flip=0)
+    monkeypatch.setattr(transform, "crop_box", lambda width, height: box)
+    image, changed = noise(64, 64), Image.new("RGB", (64, 64), "white")
+    changed.paste(image.crop(box), box[:2])
+    assert torch.equal(transform(image), transform(changed))
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, squash=True), replace(SPEC, resize=36)])
+def test_without_a_crop_it_is_the_image_of_the_evaluation(spec):
+    image = noise(60, 40)
+    assert torch.equal(TrainTransform(spec, None, flip=0)(image), spec(image))
+
+
+@pytest.mark.parametrize("cutout", [0.25, 0.5, 1.0])
+def test_cutout_paints_one_square_of_one_colour_around_a_point_of_the_image(cutout):
+    torch.manual_seed(0)
+    spec = ImageProcessor(32, (0, 0, 0), (1 / 255,) * 3)
+    image, sizes, colours = noise(32, 32), set(), set()
+    for _ in range(200):
+        changed = TrainTransform(spec, None, flip=0, cutout=cutout)(image)
+        rows, columns = (changed != spec(image)).any(dim=0).nonzero(as_tuple=True)
+        top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+        painted = changed[:, top : bottom + 1, left : right + 1].flatten(1)
+        assert (painted == painted[:, :1]).all()
+        colours.add(tuple(painted[:, 0].tolist()))
+        sizes.add(int(bottom - top) + 1)
+        half = round(32 * cutout) // 2
+        assert top == 0 or left == 0 or bottom == 31 or right == 31 or bottom - top == right - left == 2 * half
+    assert len(colours) > 190
+    assert max(sizes) == min(2 * half + 1, 32)
+    assert min(sizes) <= half + 3
+
+
 def test_training_transform_is_the_plain_one_when_nothing_is_random():
     image = noise(32, 32)
     torch.testing.assert_close(TrainTransform(SPEC, scale=(1, 1), ratio=(1, 1), flip=0)(image), SPEC(image))

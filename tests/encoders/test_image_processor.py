@@ -58,6 +58,46 @@ def test_every_setting_is_followed_pixel_by_pixel(tiny, tmp_path, resize, pixels
         torch.testing.assert_close(ours(image) / scale, expected.float() / scale, atol=2e-6, rtol=0)
 
 
+def test_the_crop_begins_where_transformers_begins_it_and_rounded_where_torchvision_does():
+    """For each length of a resized side; the two differ in a quarter of them."""
+    from transformers.image_transforms import center_crop
+
+    plain, rounded = ImageProcessor(224, resize=256), ImageProcessor(224, resize=256, round_crop=True)
+    differ = 0
+    for length in range(224, 224 + 1200):
+        theirs = center_crop(np.arange(length)[None, None], (1, 224), input_data_format="channels_first")
+        assert plain.crop_start(length) == theirs[0, 0, 0]
+        assert rounded.crop_start(length) == int(round((length - 224) / 2.0))  # torchvision's line  # noqa: RUF046
+        differ += rounded.crop_start(length) != plain.crop_start(length)
+    assert differ == 300
+    for length in range(1, 224):  # of an odd padding transformers puts the larger half first, torchvision the smaller
+        padded = center_crop(np.ones((1, 1, length)), (1, 224), input_data_format="channels_first")
+        assert plain.crop_start(length) == -int(padded.argmax())
+        assert rounded.crop_start(length) == -((224 - length) // 2)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_pixels_of_the_crop_are_those_of_its_place(rounded):
+    ours = ImageProcessor(48, (0, 0, 0), (1 / 255,) * 3, round_crop=rounded)
+    for width in range(48, 100):
+        ramp = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (48, width, 3))
+        for image, axis in ((Image.fromarray(ramp.copy()), 2), (Image.fromarray(ramp.transpose(1, 0, 2).copy()), 1)):
+            start = float(ours(image).select(axis, 0)[0, 0])
+            assert round(start) == (round((width - 48) / 2) if rounded else (width - 48) // 2)
+
+
+def test_resized_sides_are_transformers_own():
+    from transformers.image_transforms import get_resize_output_image_size
+
+    ours = ImageProcessor(224)
+    for width in (1, 5, 40, 55, 83, 97, 200, 333, 500):
+        for height in range(1, 1200, 7):
+            theirs = get_resize_output_image_size(
+                np.empty((height, width, 3), bool), 224, default_to_square=False, input_data_format="channels_last"
+            )
+            assert ours.resized(width, height) == theirs[::-1]
+
+
 def test_one_number_in_a_list_is_of_all_channels(tiny, tmp_path):
     alone, listed = (
         load_image_processor(checkpoint(tiny, tmp_path / str(i), CLIPImageProcessorPil(image_mean=mean, **SQUARE)))
@@ -102,6 +142,7 @@ def test_whole_images_without_a_crop(tiny, tmp_path):
         ({"resample": "bicubic"}, "resample must be a whole number"),
         ({"rescale_factor": 0}, "rescale_factor must not be 0"),
         ({"rescale_factor": "x"}, "rescale_factor must be a finite number"),
+        ({"round_crop": 1}, "round_crop must be true or false"),
         ({"do_rescale": "no"}, "do_rescale must be true or false"),
         ({"do_center_crop": [1]}, "do_center_crop must be true or false"),
     ],
@@ -132,6 +173,7 @@ def test_siglip_squashes(theirs):
         Preprocessing(),
         Preprocessing(resize=60),
         Preprocessing(squash=True),
+        Preprocessing(resize=63, round_crop=True),
         Preprocessing(squash=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     ],
     ids=repr,
@@ -140,6 +182,7 @@ def test_settings_of_a_model_are_saved_with_it(tiny, tmp_path, preprocessing):
     model = OpenVocabularyModel(tiny, ["cat"], preprocessing=preprocessing)
     save_model(model, tmp_path / "saved")
     again = load_model(tmp_path / "saved").image_processor
+    assert again.round_crop == model.image_processor.round_crop
     for size in SIZES:
         torch.testing.assert_close(again(photo(size)), model.image_processor(photo(size)), atol=1e-6, rtol=0)
 

@@ -3,11 +3,9 @@
 import copy
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from commands import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +17,6 @@ from ovml.encoders import ImageFeatures
 from ovml.heads import GlobalHead, Head, QueryHead, SpatialSoftmaxHead
 from ovml.heads.query import NearIdentity
 from ovml.utils.parts import describe
-from ovml.utils.resources import config_path
 
 DIM = 8
 
@@ -246,21 +243,3 @@ def test_fit_trains_it_and_its_checkpoint_is_enough(tmp_path, capsys):
     assert isinstance(model.model.head, QueryHead)
     assert model.model.head.layers[0].query.change.abs().sum() > 0
     assert model.model.head.layers[0].back.weight.abs().sum() > 0
-
-
-def test_the_shipped_configuration_parses_and_trains(tmp_path, tiny, capsys):
-    data = {"class_path": "ovml.data.DemoDataModule", "init_args": {"cache_dir": str(tmp_path / "cache")}}
-    data["init_args"].update(train_size=8, eval_size=8, batch_size=8)
-    recipe = yaml.safe_load(Path(config_path("qks.yaml")).read_text())
-    with pytest.raises(SystemExit) as done:
-        main(["fit", "--config", "qks.yaml", "--data.root", "here", "--print_config"])
-    assert done.value.code == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["head"]["init_args"] == {"scale": 1.0, **recipe["model"]["head"]["init_args"]}
-    assert printed["model"]["prompt"] == {**recipe["model"]["prompt"], "class_path": "ovml.prompts.TemplatePrompt"}
-    small = {**recipe, "data": data, "model": {**recipe["model"], "clip": tiny}}
-    small["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": str(tmp_path / "runs")}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
-    assert main(["fit", "--config", str(tmp_path / "small.yaml"), "--trainer.enable_progress_bar", "false"]) == 0
-    rows = json.loads((tmp_path / "runs" / "version_0" / "results.json").read_text())
-    assert set(rows) == {"zero-shot", "head"}

@@ -23,10 +23,13 @@ from ovml.data.synthetic.scenes import draw_scene
 from ovml.encoders.image_processor import ImageProcessor
 from ovml.heads import (
     CosineHead,
+    DualCoOpHead,
     GlobalHead,
     Head,
     LocalHead,
+    MLDecoderHead,
     OptimalTransportHead,
+    QKSHead,
     QueryHead,
     SpatialSoftmaxHead,
     TwoStreamHead,
@@ -34,7 +37,7 @@ from ovml.heads import (
 from ovml.inference import export
 from ovml.inference.export import export_model, labels_path
 from ovml.inference.export_formats import load_traced
-from ovml.prompts import TemplatePrompt
+from ovml.prompts import DualCoOpPrompt, TemplatePrompt
 from ovml.saving import load_model, save_model
 from ovml.utils.files import folder_beside
 
@@ -49,8 +52,11 @@ HEADS = [
     GlobalHead(),
     LocalHead(5),
     CosineHead(),
+    DualCoOpHead(),
     SpatialSoftmaxHead(global_weight=0.5),
     QueryHead(4, 32, 2),
+    MLDecoderHead(24, 4, 32),
+    QKSHead(3, 2, 24, 4, 32),
     OptimalTransportHead(iterations=10),
 ]
 
@@ -91,7 +97,8 @@ class Random(Head):
 
 
 def model_with(head=None, labels=None, clip="ovml-demo"):
-    return OpenVocabularyModel(clip, labels=labels, head=head)
+    prompt = DualCoOpPrompt(4) if head is not None and head.takes_pairs else None
+    return OpenVocabularyModel(clip, labels=labels, head=head, prompt=prompt)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,7 @@ def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, tmp_path, m
     for num_images in (1, 3):
         for num_labels in (2, 7, 500):
             pixel_values = torch.randn(num_images, 3, model.image_processor.size, model.image_processor.size)
-            label_embeds = torch.nn.functional.normalize(torch.randn(num_labels, model.embed_dim))
+            label_embeds = torch.nn.functional.normalize(torch.randn(num_labels, *model.label_shape), dim=-1)
             with torch.inference_mode():
                 expected = model.head(model.image_encoder(pixel_values), label_embeds)
             found = run(path, pixel_values, label_embeds)
@@ -520,8 +527,14 @@ def test_the_example_ranks_as_the_tagger_does_without_torch(exported, tmp_path):
 def test_the_example_prepares_pictures_bit_for_bit(exported):
     prepare = runpy.run_path(str(EXAMPLE))["prepare"]
     for resize in (None, 90):
-        spec = replace(exported[0].image_processor, resize=resize)
-        how = {"size": spec.size, "resize": resize or spec.size, "mean": list(spec.mean), "std": list(spec.std)}
+        spec = replace(exported[0].image_processor, resize=resize, round_crop=resize is not None)
+        how = {
+            "round_crop": spec.round_crop,
+            "size": spec.size,
+            "resize": resize or spec.size,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+        }
         for size in [(80, 80), (64, 64), (101, 160), (333, 77), (40, 20)]:
             image = draw_scene(0, "test", 0).image.resize(size)
             expected = spec(image).numpy()

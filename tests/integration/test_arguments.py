@@ -45,7 +45,7 @@ def fits(value, kind):
     return {
         str: "str" in words,
         bool: "bool" in words,
-        type(None): "None" in words,
+        type(None): "None" in words or "Optional" in words,
         float: value == 1.5 and "float" in words,
     }.get(type(value), False)
 

@@ -111,14 +111,47 @@ def test_recipes_are_the_paper_s(name):
     assert recipe["model"]["head"]["init_args"] == {"top_k": 16}
     assert recipe["model"]["distillation_weight"] == 1
     paper = {"epochs": 20, "lr": 1e-3, "min_lr": 1e-6, "warmup_epochs": 2, "weight_decay": 0.05, "layer_decay": 0.65}
-    assert vision == {**paper, "num_layers": 2}
-    assert prompt == {"epochs": 4, "lr": 1e-3, "min_lr": 1e-8, "weight_decay": 0.05}
+    batches = ({"batch_size": 64}, {"batch_size": 512, "precision": "16-mixed"}) if name == "nuswide" else ({}, {})
+    assert vision == {**paper, "num_layers": 2, **batches[0]}
+    assert prompt == {"epochs": 4, "lr": 1e-3, "min_lr": 1e-8, "weight_decay": 0.05, **batches[1]}
     data = recipe["data"]["init_args"]
     assert data["batch_size"] == 64
     imagenet = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    assert recipe["model"]["preprocessing"] == {"resize": 256, **imagenet}
+    assert recipe["model"]["preprocessing"] == {"resize": 256, **imagenet, "round_crop": True}
     assert data["rand_augment"]["init_args"] == {"num_ops": 2, "magnitude": 9, "std": 0.5}
     assert recipe["model"]["ks"] == ([10, 20] if name == "openimages" else [3, 5])
+
+
+SMALLER = {"qks": {"num_queries": 2, "num_layers": 1, "width": 12, "num_heads": 2, "hidden_dim": 8}}
+
+
+@pytest.mark.parametrize(("name", "stage"), [("dualcoop", "coop"), ("dualcoop_coco", "coop"), ("qks", "head")])
+def test_recipes_of_one_stage_are_parsed_as_written_and_train(name, stage, tmp_path, tiny, capsys):
+    recipe = yaml.safe_load(Path(config_path(f"{name}.yaml")).read_text())
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--config", f"{name}.yaml", "--data.root", "here", "--print_config"])
+    assert done.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    for part in ("head", "prompt", "loss"):
+        assert recipe["model"][part]["init_args"].items() <= printed["model"][part]["init_args"].items()
+    assert recipe["data"]["init_args"].keys() <= printed["data"]["init_args"].keys()
+    assert printed["model"]["images"] == "labelled"
+
+    root = tmp_path / "set"
+    root.mkdir()
+    (fake_divided.write_coco if name.endswith("coco") else nuswide)(root)
+    recipe["model"]["head"]["init_args"] |= SMALLER.get(name, {})
+    recipe["model"]["clip"] = tiny
+    if "num_context" in recipe["model"]["prompt"]["init_args"]:
+        recipe["model"]["prompt"]["init_args"]["num_context"] = 8  # the tower's tokens are letters
+    recipe["data"]["init_args"] |= {"root": str(root), "cache_dir": str(root / "cache"), "num_workers": 0}
+    recipe["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": str(tmp_path / "runs")}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["fit", "--config", str(tmp_path / "small.yaml"), "--trainer.enable_progress_bar", "false"]
+    assert main([*arguments, "--model.ks", "[1]"]) == 0
+    run = tmp_path / "runs" / "version_0"
+    assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", stage}
+    assert main(["test", "--ckpt_path", str(run), "--trainer.enable_progress_bar", "false"]) == 0
 
 
 def test_prepare_names_labels_of_the_same_images(tmp_path, capsys):

@@ -26,8 +26,8 @@ from ovml.losses import (
 
 LOSSES = [
     BinaryCrossEntropy(),
-    AsymmetricLoss(),
-    AsymmetricLoss(2.0, 1.0, 0.0, scale=3.0, offset=-1.0),
+    AsymmetricLoss(detach_focus=False),
+    AsymmetricLoss(2.0, 1.0, 0.0, scale=3.0, offset=-1.0, detach_focus=False),
     ZLPRLoss(2.0, -0.5),
     MultiMatchingLoss(4.0),
     LearnedMarginRankingLoss(),
@@ -219,7 +219,15 @@ def test_every_loss_is_among_those_that_are_tested():
 
 
 LEARNED = [cls(scale=3.0, learned=True) for cls in (BinaryCrossEntropy, AsymmetricLoss, MultiMatchingLoss, ZLPRLoss)]
-EXTREME = [*LOSSES, *LEARNED, AsymmetricLoss(clip=0), AsymmetricLoss(0.5, 0.5, 0.0), AsymmetricLoss(0.0, 2.0, 0.3)]
+EXTREME = [
+    *LOSSES,
+    *LEARNED,
+    AsymmetricLoss(),
+    AsymmetricLoss(2.0, 1.0, eps=1e-6),
+    AsymmetricLoss(clip=0),
+    AsymmetricLoss(0.5, 0.5, 0.0),
+    AsymmetricLoss(0.0, 2.0, 0.3),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

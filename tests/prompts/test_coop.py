@@ -29,22 +29,22 @@ def bound(encoder, *args, seed=0, **kwargs):
 
 
 def one_by_one(encoder, names, before, after):
-    """Name by name: start, vectors, the name's own embeddings, vectors, end."""
+    """Name by name: start, vectors, the name's own embeddings, vectors, full stop, end."""
     embeds = []
     for name in names:
-        own = encoder.token_embedding(torch.tensor(encoder.tokenize([name])[0][0]))
-        row = torch.cat([own[:1], before, own[1:-1], after, own[-1:]])
+        own = encoder.token_embedding(torch.tensor(encoder.tokenize([f"{name}."])[0][0]))
+        row = torch.cat([own[:1], before, own[1:-2], after, own[-2:]])
         embeds.append(encoder.encode(row[None], torch.tensor([len(row)]))[0])
     return torch.stack(embeds)
 
 
 @pytest.mark.parametrize("num_context", [1, 4, 7])
-@pytest.mark.parametrize("position", ["end", "middle"])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_the_papers_sequence_name_by_name(encoder, num_context, position):
     prompt = bound(encoder, num_context, None, position)
     with torch.no_grad():
         prompt.context.normal_()
-    first = num_context if position == "end" else num_context // 2
+    first = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
     with torch.no_grad():
         found, naive = prompt(NAMES), one_by_one(encoder, NAMES, prompt.context[:first], prompt.context[first:])
     torch.testing.assert_close(found, naive, atol=1e-5, rtol=0)
@@ -65,14 +65,14 @@ def test_untrained_words_are_the_template(encoder, demo, init, counted):
     for tower, names in ((encoder, NAMES), (demo, ("red circle", "star", "a", "black cat"))):
         number = len(tower.tokenize([init])[0][0]) - 2 if counted else None
         with torch.no_grad():
-            learned, fixed = bound(tower, number, init)(names), TemplatePrompt(init + " {}").bind(tower)(names)
+            learned, fixed = bound(tower, number, init)(names), TemplatePrompt(init + " {}.").bind(tower)(names)
         torch.testing.assert_close(learned, fixed, atol=1e-6, rtol=0)
 
 
 def test_the_middle_splits_the_words(demo):
     with torch.no_grad():
         learned = bound(demo, None, "a photo of a", "middle")(["star"])
-        fixed = TemplatePrompt("a photo {} of a").bind(demo)(["star"])
+        fixed = TemplatePrompt("a photo {} of a.").bind(demo)(["star"])
     torch.testing.assert_close(learned, fixed, atol=1e-6, rtol=0)
 
 
@@ -84,19 +84,19 @@ def test_vectors_before_the_words_are_small_and_random(demo):
     assert not torch.equal(prompt.context[:8], other.context[:8])
 
 
-@pytest.mark.parametrize("position", ["end", "middle"])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_a_tokenizer_without_a_start_token(tiny, position):
     """As SigLIP's: the vectors then come first."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    letters = Tokenizer(models.WordLevel({c: i for i, c in enumerate("abcdefghijklmnopqrstuvwxyz_")}, unk_token="_"))
-    letters.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    letters = Tokenizer(models.WordLevel({c: i for i, c in enumerate("abcdefghijklmnopqrstuvwxyz_.")}, unk_token="_"))
+    letters.pre_tokenizer = pre_tokenizers.Whitespace()
     letters.post_processor = processors.TemplateProcessing(single="$A _", special_tokens=[("_", 26)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="_", unk_token="_")
     tower = TextEncoder(load_clip(tiny).requires_grad_(False), tokenizer)
     names = ("x", "y z", "a b c")
-    template = "a b {}" if position == "end" else "a {} b"
+    template = {"end": "a b {}.", "middle": "a {} b.", "front": "{} a b."}[position]
     with torch.no_grad():
         learned, fixed = bound(tower, None, "a b", position)(names), TemplatePrompt(template).bind(tower)(names)
     assert len(tower.tokenize(["a b"])[0][0]) == 3
@@ -113,7 +113,8 @@ def test_the_context_is_computed_once_and_names_are_tokenised_once(encoder, monk
         prompt(NAMES[:3])
     assert len(shared) == 3 * 3
     assert all(number >= 1 + 5 for number in shared)
-    assert asked == [NAMES, NAMES[:3]]
+    stopped = tuple(f"{name}." for name in NAMES)
+    assert asked == [stopped, stopped[:3]]
 
 
 def test_gradients_are_those_of_the_plain_form_and_reach_the_context_alone(encoder):
@@ -150,7 +151,7 @@ def test_vocabularies_and_lists_give_the_same(encoder):
         (lambda: CoOpPrompt(None, None), "give words or a number"),
         (lambda: CoOpPrompt(init=" "), "context ' ' has no words"),
         (lambda: CoOpPrompt(init="a photo of a {}"), "leave {} out"),
-        (lambda: CoOpPrompt(name_position="front"), "name_position must be 'end' or 'middle'"),
+        (lambda: CoOpPrompt(name_position="back"), "name_position must be 'end' or 'middle' or 'front'; got 'back'"),
     ],
 )
 def test_wrong_settings_end_in_one_line(make, text):
@@ -163,8 +164,12 @@ def test_wrong_settings_end_in_one_line(make, text):
     ("args", "names", "text"),
     [
         ((2, "a photo"), NAMES, "context 'a photo' is 6 tokens; give num_context at least as many, not 2"),
-        ((75, None), NAMES, "takes 77 tokens, which leaves 74 vectors beside start, name and end; got 75"),
-        ((60, None), ["cat", "x" * 16], "'xxx.* is 16 tokens, beside the prompt's 60 the text tower takes 15; shorten"),
+        ((74, None), NAMES, "takes 77 tokens, which leaves 73 vectors beside start, name, full stop and end; got 74"),
+        (
+            (60, None),
+            ["cat", "x" * 16],
+            "'xxx.* is 16 tokens, beside the prompt's 60 and a full stop the text tower takes 14; shorten",
+        ),
         ((3, None), ["x" * 99], "the text tower takes 77; shorten it"),
     ],
 )

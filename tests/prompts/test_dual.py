@@ -44,8 +44,6 @@ def features(encoder):
 
 def test_the_pair_is_two_contexts_and_the_embedding_their_difference(prompt, pair):
     with torch.no_grad():
-        for found, expected in zip(prompt.embed_pair(NAMES), pair, strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(prompt(NAMES), pair[0] - pair[1], atol=1e-6, rtol=0)
 
 
@@ -76,7 +74,7 @@ def test_heads_do_with_the_difference_what_the_docstring_says(prompt, pair, feat
 def test_untrained_words_are_two_templates(encoder):
     learned = DualPrompt(None, "with", "none").bind(encoder)
     with torch.no_grad():
-        pair = [F.normalize(TemplatePrompt(t).bind(encoder)(NAMES), dim=-1) for t in ("with {}", "none {}")]
+        pair = [F.normalize(TemplatePrompt(t).bind(encoder)(NAMES), dim=-1) for t in ("with {}.", "none {}.")]
         torch.testing.assert_close(learned(NAMES), pair[0] - pair[1], atol=1e-6, rtol=0)
 
 

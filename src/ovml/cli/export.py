@@ -57,8 +57,8 @@ class Export(Command):
             raise UserError("--prompt: there are no labels to embed with it; give --labels 'a,b' or --labels-file FILE")
         exported = export_model(model, out, args.format, labels, args.prompt, args.opset, args.overwrite)
 
-        side, dim = model.image_processor.size, model.embed_dim
-        tensors = f"pixel_values [B, 3, {side}, {side}], label_embeds [L, {dim}] -> logits"
+        side, shape = model.image_processor.size, ", ".join(map(str, model.label_shape))
+        tensors = f"pixel_values [B, 3, {side}, {side}], label_embeds [L, {shape}] -> logits"
         show(f"{out}: {_megabytes(exported.path)}; {tensors}")
         if exported.data is not None:
             data = out.with_name(exported.data.name)

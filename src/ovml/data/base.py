@@ -22,7 +22,7 @@ from ovml.data.samplers import EvalSampler, TrainSampler
 from ovml.data.transforms import TrainTransform
 from ovml.encoders.checkpoints import DEFAULT, load_image_processor
 from ovml.encoders.image_processor import ImageProcessor
-from ovml.utils.errors import UserError, check_whole
+from ovml.utils.errors import UserError, check_share, check_whole
 from ovml.vocabulary import LabelVocabulary
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,10 @@ class MultiLabelDataModule(pl.LightningDataModule):
         eval_batch_size: Images per evaluation batch. Default: `batch_size`, also where that changes later.
         num_workers: Worker processes per data loader.
         augment: Random resized crop and flip in training.
-        crop_scale: Minimum and maximum share of the image area that a training crop covers.
+        crop_scale: Minimum and maximum share of the image area that a training crop covers; `None` for whole images,
+            resized and cropped as in evaluation.
+        flip: Probability of a horizontal flip in training.
+        cutout: Side of a square of one random color in training images, as a share of theirs; 0 for none.
         rand_augment: Random operations on the training crops; the MKT paper uses `ovml.data.RandAugment`.
         skip_broken: Skip evaluation images that cannot be read, with a warning that names them.
         seed: Seed of the order and the augmentation of the training images. Default: the seed of
@@ -75,6 +78,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
     """Size of the shuffle buffer of a streamed training split, in rows."""
     allow_urls: bool = False
     """Whether images may be addresses on servers, which are asked for them."""
+    stage_batch_size: int | None = None
+    """Images per training batch and process in a stage that sets its own; a training writes it."""
     streamed_rows: int | None = None
     """Number of rows of a streamed training split: the length of an epoch."""
 
@@ -85,7 +90,9 @@ class MultiLabelDataModule(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         augment: bool = True,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_scale: tuple[float, float] | None = (0.08, 1.0),
+        flip: float = 0.5,
+        cutout: float = 0.0,
         rand_augment: RandAugment | None = None,
         skip_broken: bool = False,
         seed: int | None = None,
@@ -93,14 +100,16 @@ class MultiLabelDataModule(pl.LightningDataModule):
         super().__init__()
         check_whole(self, 1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_whole(self, 0, num_workers=num_workers, seed=seed)
-        smallest, largest = crop_scale
+        check_share(self, flip=flip, cutout=cutout)
+        smallest, largest = crop_scale or (1, 1)
         if not 0 < smallest <= largest <= 1:
             raise UserError(
                 f"{type(self).__name__}: crop_scale must be two shares of the image area above 0 and up to 1, the "
                 f"smaller one first; got {crop_scale}"
             )
-        if rand_augment is not None and not augment:
-            raise UserError("data.rand_augment needs training crops, which data.augment false turns off; remove one")
+        for option, given in (("rand_augment", rand_augment is not None), ("cutout", cutout > 0)):
+            if given and not augment:
+                raise UserError(f"data.{option} needs augmentation, which data.augment false turns off; remove one")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -111,6 +120,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.clip = clip
         self.augment = augment
         self.crop_scale = crop_scale
+        self.flip = flip
+        self.cutout = cutout
         self.rand_augment = rand_augment
 
     def __str__(self) -> str:
@@ -140,7 +151,9 @@ class MultiLabelDataModule(pl.LightningDataModule):
         """From image to pixel values in training."""
         if not self.augment:
             return self.eval_transform
-        return TrainTransform(self.image_processor, scale=self.crop_scale, rand_augment=self.rand_augment)
+        return TrainTransform(
+            self.image_processor, self.crop_scale, flip=self.flip, rand_augment=self.rand_augment, cutout=self.cutout
+        )
 
     @property
     @abstractmethod
@@ -168,7 +181,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches; the order depends on the seed and the epoch only, so a resumed run repeats it."""
-        return self._loader("train", self.train_transform, self.batch_size)
+        return self._loader("train", self.train_transform, self.stage_batch_size or self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation images in order."""

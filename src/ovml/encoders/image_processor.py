@@ -38,6 +38,9 @@ class ImageProcessor:
         resample: Pillow's number of the resampling filter: 3 bicubic, 2 bilinear.
         resize: Short side after resizing and before the center crop, in pixels. Default: `size`, as in CLIP. The MKT
             paper resizes to 256 and crops 224.
+        round_crop: Whether the first pixel of the center crop is rounded to the nearest, halves to even, as in
+            torchvision and so in published code. Otherwise it is rounded down, as in transformers, whose image
+            processors belong to checkpoints.
 
     Example:
         >>> ImageProcessor(64)(Image.new("RGB", (80, 120))).shape
@@ -50,6 +53,7 @@ class ImageProcessor:
     squash: bool = False
     resample: int = 3
     resize: int | None = None
+    round_crop: bool = False
 
     def __post_init__(self) -> None:
         check_positive("image processor", size=self.size, resize=self.resize)
@@ -103,8 +107,9 @@ class ImageProcessor:
         normalization = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
         mean, std = (_three(values, scale, where) for values in normalization)
         short_side = int(resized["height"] if squash else resized["shortest_edge"])
+        resize = None if short_side == side else short_side
         with error_at(where):
-            return cls(side, mean, std, squash, int(processor.resample), None if short_side == side else short_side)
+            return cls(side, mean, std, squash, int(processor.resample), resize, _round_crop(processor))
 
     @property
     def short_side(self) -> int:
@@ -117,12 +122,16 @@ class ImageProcessor:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel values `[3, size, size]`, float32."""
+        return self.normalize(self.crop(image))
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """Resize an RGB image, and cut out what the model sees, `size` by `size` pixels."""
         size, (width, height) = self.size, self.resized(*image.size)
         if width * height > max(image.width * image.height, MOST_RESIZED * size * size):
             # A narrow image would grow with its aspect ratio: only what the crop keeps is resized, to one grey level
             # the same.
             (left, right, x0, x1), (top, bottom, y0, y1) = (
-                _kept(*sides, size) for sides in zip((width, height), image.size, strict=True)
+                self._kept(*sides) for sides in zip((width, height), image.size, strict=True)
             )
             x, y = image.width / width, image.height / height
             box = (left * x - x0, top * y - y0, right * x - x0, bottom * y - y0)  # small numbers: Pillow has 32 bits
@@ -130,8 +139,8 @@ class ImageProcessor:
             image = image.crop((x0, y0, x1, y1)).resize((width, height), Image.Resampling(self.resample), box)
         elif image.size != (width, height):
             image = image.resize((width, height), Image.Resampling(self.resample))
-        left, top = (width - size) // 2, (height - size) // 2
-        return self.normalize(image.crop((left, top, left + size, top + size)))  # black where the image is smaller
+        left, top = self.crop_start(width), self.crop_start(height)
+        return image.crop((left, top, left + size, top + size))  # black where the image is smaller
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of an image after resizing and before the crop.
@@ -142,9 +151,26 @@ class ImageProcessor:
         side = self.short_side
         if self.squash:
             return side, side
-        scale = side / min(width, height)
-        # The long side is rounded down, as in transformers.
-        return (side, int(height * scale)) if width <= height else (int(width * scale), side)
+        # The long side is rounded down, as in transformers and torchvision.
+        return (side, side * height // width) if width <= height else (side * width // height, side)
+
+    def crop_start(self, length: int) -> int:
+        """First pixel of the center crop in a resized side; negative where the side is shorter than the crop.
+
+        >>> [ImageProcessor(224, round_crop=rounded).crop_start(224 + 3) for rounded in (False, True)]
+        [1, 2]
+        """
+        left_over = length - self.size
+        if not self.round_crop:
+            return left_over // 2
+        return round(left_over / 2) if left_over > 0 else -(-left_over // 2)
+
+    def _kept(self, resized: int, original: int) -> tuple[int, int, int, int]:
+        """Begin and end of what the center crop keeps of a resized side, and of what it comes from."""
+        begin = max(0, self.crop_start(resized))
+        end, scale = min(resized, begin + self.size), original / resized
+        margin = 3 * max(1, ceil(scale)) + 1  # what the filters reach over
+        return begin, end, max(0, floor(begin * scale) - margin), min(original, ceil(end * scale) + margin)
 
     def normalize(self, image: Image.Image) -> Tensor:
         """Normalize an RGB image to `[3, H, W]`, contiguous: `(rgb / 255 - mean) / std`, as `rgb * scale + shift`."""
@@ -163,6 +189,7 @@ class Preprocessing:
         squash: Whether the whole image is resized to a square, its aspect ratio lost, and nothing is cropped.
         mean: Mean per channel, of values in 0..1.
         std: Standard deviation per channel, of values in 0..1; above 0.
+        round_crop: Whether the first pixel of the center crop is rounded to the nearest, as in torchvision.
 
     Example:
         >>> Preprocessing(resize=256).of(ImageProcessor(224)).short_side
@@ -173,6 +200,7 @@ class Preprocessing:
     squash: bool | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    round_crop: bool | None = None
 
     def of(self, processor: ImageProcessor) -> ImageProcessor:
         """Return an image processor with these settings.
@@ -186,14 +214,6 @@ class Preprocessing:
             why = "resizes whole images and crops nothing" if processor.squash else f"crops {processor.size} pixels"
             raise UserError(f"model.preprocessing.resize {self.resize}: the checkpoint {why}; leave it out")
         return replace(processor, resize=None) if processor.resize == processor.size else processor
-
-
-def _kept(resized: int, original: int, size: int) -> tuple[int, int, int, int]:
-    """Begin and end of what a center crop of `size` pixels keeps of a resized side, and of what it comes from."""
-    begin = max(0, (resized - size) // 2)
-    end, scale = min(resized, begin + size), original / resized
-    margin = 3 * max(1, ceil(scale)) + 1  # what the filters reach over
-    return begin, end, max(0, floor(begin * scale) - margin), min(original, ceil(end * scale) + margin)
 
 
 def _check_settings(processor: Any) -> bool:
@@ -214,6 +234,13 @@ def _check_settings(processor: Any) -> bool:
     if does["do_rescale"] and not processor.rescale_factor:
         raise UserError("rescale_factor must not be 0")
     return bool(does["do_center_crop"])
+
+
+def _round_crop(processor: Any) -> bool:
+    """How a processor that ovml wrote begins the crop; others do not say it."""
+    value = getattr(processor, "round_crop", False)
+    check_type(value, bool, "round_crop")
+    return bool(value)
 
 
 def _three(values: Any, scale: float, where: str) -> tuple[float, ...]:

@@ -2,19 +2,25 @@
 
 from ovml.heads.base import Head
 from ovml.heads.cosine import CosineHead
+from ovml.heads.dualcoop import DualCoOpHead
 from ovml.heads.global_ import GlobalHead
 from ovml.heads.local import LocalHead
+from ovml.heads.ml_decoder import MLDecoderHead
 from ovml.heads.optimal_transport import OptimalTransportHead
+from ovml.heads.qks import QKSHead
 from ovml.heads.query import QueryHead
 from ovml.heads.spatial_softmax import SpatialSoftmaxHead
 from ovml.heads.two_stream import TwoStreamHead
 
 __all__ = [
     "CosineHead",
+    "DualCoOpHead",
     "GlobalHead",
     "Head",
     "LocalHead",
+    "MLDecoderHead",
     "OptimalTransportHead",
+    "QKSHead",
     "QueryHead",
     "SpatialSoftmaxHead",
     "TwoStreamHead",

@@ -40,6 +40,9 @@ class Head(Part, nn.Module, ABC):
         """Type in which the head scores: its parameters', which are float32 unless it is converted; or float32."""
         return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
+    takes_pairs: bool = False
+    """Whether label embeddings are pairs `[L, 2, D]`, of an absent and a present label, as of `DualCoOpPrompt`."""
+
     uses_teacher: bool = False
     """Whether `training_logits` uses the features of the original CLIP."""
 
@@ -65,7 +68,7 @@ class Head(Part, nn.Module, ABC):
 
         Args:
             features: Global embeddings `[B, D]` and patch embeddings `[B, P, D]`, not L2-normalised.
-            label_embeds: Label embeddings `[L, D]`, not L2-normalised.
+            label_embeds: Label embeddings `[L, D]`, or pairs `[L, 2, D]` if `takes_pairs`; not L2-normalised.
 
         Returns:
             Logits `[B, L]`; a higher logit means that the label is more likely present.

@@ -16,12 +16,14 @@ from ovml.utils.errors import UserError, check_at_most, check_positive, check_sh
 
 
 class QueryHead(Head):
-    r"""Transformer decoder with label embeddings as queries (ML-Decoder; Ridnik et al., WACV 2023, arXiv 2111.12933).
+    r"""Transformer decoder with label embeddings as queries that starts as CLIP itself; a variant of two methods.
 
-    As in ML-Decoder's zero-shot variant, labels do not attend to each other and share all weights, so any label can be
-    scored and a label's score depends on no other. Query-based knowledge sharing (QKS; Zhu et al., arXiv 2401.01181)
-    also lets labels select from features that they share; its learned tokens between patches and labels are not
-    implemented here.
+    As in ML-Decoder's zero-shot form (Ridnik et al., WACV 2023, arXiv 2111.12933; `MLDecoderHead`), labels do not
+    attend to each other and share all weights, so any label can be scored and a label's score depends on no other.
+    Otherwise than there, patches and labels are L2-normalised, matrices start as the identity or zero instead of at
+    random, the state starts as zero, there is no norm after a sum, and the score is a dot product with the label. As in
+    query-based knowledge sharing (QKS; Zhu et al., arXiv 2401.01181; `QKSHead`) the length of the state counts; the
+    learned queries that all labels share there are not used here.
 
     With L2-normalised patches `x_p` and label `q`, and a state that starts as `z = 0`, each layer computes
 

@@ -1,4 +1,4 @@
-"""DualCoOp's aggregation: a softmax over the patches for each label."""
+"""A softmax over the patches for each label, as DualCoOp's aggregation with one prompt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class SpatialSoftmaxHead(Head):
     temperature gives the mean of all patches, a low one the best patch. A label's score depends on no other label.
     With `global_weight` w the sum becomes `(1 - w) * sum + w * cos(global, y_l)`.
 
-    The paper compares the scores of a positive and a negative prompt; this head uses one prompt. The published code
-    has temperature 1/20 and scale 100.
+    DualCoOp itself has a present and an absent prompt and weighs the patches for both by the present one: that is
+    `DualCoOpHead` with `DualCoOpPrompt`. This head uses one prompt. The published code has temperature 1/20 and scale
+    100.
 
     Args:
         temperature: Temperature of the softmax over the patches.

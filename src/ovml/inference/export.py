@@ -170,6 +170,7 @@ def _metadata(model: OpenVocabularyModel) -> dict[str, str]:
         "image_squash": json.dumps(processor.squash),
         "image_resize": json.dumps(processor.short_side),
         "image_resample": json.dumps(int(processor.resample)),
+        "image_round_crop": json.dumps(processor.round_crop),
         "head": type(model.head).__qualname__,
         "ovml_version": __version__,
     }
@@ -178,7 +179,7 @@ def _metadata(model: OpenVocabularyModel) -> dict[str, str]:
 def _random_inputs(model: OpenVocabularyModel, num_images: int, num_labels: int, seed: int) -> tuple[Tensor, Tensor]:
     generator, side = torch.Generator().manual_seed(seed), model.image_processor.size
     pixel_values = torch.randn(num_images, 3, side, side, generator=generator)
-    return pixel_values, torch.randn(num_labels, model.embed_dim, generator=generator)
+    return pixel_values, torch.randn(num_labels, *model.label_shape, generator=generator)
 
 
 def _difference(scorer: Scorer, run: Run, model: OpenVocabularyModel, name: str) -> float:

@@ -23,7 +23,7 @@ class LabelEmbeddings(NamedTuple):
 
     Attributes:
         labels: `L` names.
-        embeds: `[L, D]`, float32, as heads take them: not L2-normalised.
+        embeds: `[L, D]`, or pairs `[L, 2, D]`, float32, as heads take them: not L2-normalised.
         metadata: Other text of the file by name.
     """
 
@@ -40,7 +40,7 @@ def write_label_embeddings(
     Args:
         path: The file; missing folders are made.
         labels: `L` names.
-        embeds: `[L, D]`.
+        embeds: `[L, D]`, or pairs `[L, 2, D]`.
         metadata: Other text by name.
 
     Raises:
@@ -48,7 +48,7 @@ def write_label_embeddings(
     """
     from safetensors.torch import save
 
-    if embeds.ndim != 2 or len(embeds) != len(labels):
+    if embeds.ndim not in (2, 3) or len(embeds) != len(labels):
         raise UserError(f"{path}: {len(labels)} labels need as many rows [L, D]; got {list(embeds.shape)}")
     names = json.dumps(list(labels), ensure_ascii=False)
     tensors = {TENSOR: embeds.detach().float().cpu().contiguous()}
@@ -72,7 +72,7 @@ def read_label_embeddings(path: str | Path) -> LabelEmbeddings:
                 raise ValueError("other safetensors")
             labels = check_names(json.loads(metadata.pop("labels")), where=str(path))
             embeds: Tensor = file.get_tensor(TENSOR)
-            if embeds.ndim != 2 or len(embeds) != len(labels) or embeds.dtype != torch.float32:
+            if embeds.ndim not in (2, 3) or len(embeds) != len(labels) or embeds.dtype != torch.float32:
                 raise ValueError(f"{len(labels)} labels, {embeds.dtype} {list(embeds.shape)}")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]

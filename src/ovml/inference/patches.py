@@ -52,11 +52,10 @@ class PatchGrid:
             >>> PatchGrid.of((200, 100), ImageProcessor(64), 8).box
             (50.0, 0.0, 150.0, 100.0)
         """
-        crop = processor.size
-        side = crop // patch_size
+        side = processor.size // patch_size
         resized = processor.resized(*size)  # in whole pixels: the two directions are scaled a little differently
         (x0, x1), (y0, y1) = (
-            [(start := (now - crop) // 2) * before / now, (start + side * patch_size) * before / now]
+            [(start := processor.crop_start(now)) * before / now, (start + side * patch_size) * before / now]
             for before, now in zip(size, resized, strict=True)
         )
         return cls(size, side, (x0, y0, x1, y1))
@@ -147,7 +146,7 @@ def find_evidence(
 
     Args:
         features: Features of one image: `[1, D]` and `[1, P, D]`.
-        label_embeds: `[L, D]`.
+        label_embeds: `[L, D]`; or pairs `[L, 2, D]`, of which the present embeddings are compared with the patches.
         labels: `L` names.
         head: The model's head. If it has no local stream, the patches are those that MKT's head would average.
         top_k: Number of labels to keep. Default: all.
@@ -166,14 +165,15 @@ def find_evidence(
     num_patches = features.patch_embeds.shape[1]
     default = TwoStreamHead(max(1, round(num_patches * 16 / 196)))
     num_best = int(getattr(head, "top_k", default.top_k))
-    streams = [global_scores(features, label_embeds), local_scores(features, label_embeds, num_best)]
+    shown = label_embeds[:, 1] if head.takes_pairs else label_embeds
+    streams = [global_scores(features, shown), local_scores(features, shown, num_best)]
     if getattr(head, "normalize", True):
         streams = [normalize_over_labels(stream) for stream in streams]
     whole, local = (stream[0].tolist() for stream in streams)
     scores = head(features, label_embeds)[0].float()
     evidence = []
     for column in scores.argsort(descending=True, stable=True)[:top_k].tolist():
-        similarity = features.patch_embeds[0] @ label_embeds[column]
+        similarity = features.patch_embeds[0] @ shown[column]
         best = similarity.argsort(descending=True, stable=True)[:num_best].tolist()
         found = (labels[column], float(scores[column]), whole[column], local[column])
         evidence.append(LabelEvidence(*found, similarity.float().cpu().numpy(), tuple(best)))

@@ -3,8 +3,16 @@
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.context import ContextPrompt
 from ovml.prompts.coop import CoOpPrompt
-from ovml.prompts.dual import DualPrompt
+from ovml.prompts.dual import DualCoOpPrompt, DualPrompt
 from ovml.prompts.ensemble import EnsemblePrompt
 from ovml.prompts.template import TemplatePrompt
 
-__all__ = ["CoOpPrompt", "ContextPrompt", "DualPrompt", "EnsemblePrompt", "PromptLearner", "TemplatePrompt"]
+__all__ = [
+    "CoOpPrompt",
+    "ContextPrompt",
+    "DualCoOpPrompt",
+    "DualPrompt",
+    "EnsemblePrompt",
+    "PromptLearner",
+    "TemplatePrompt",
+]

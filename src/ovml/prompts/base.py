@@ -29,6 +29,8 @@ class PromptLearner(Part, nn.Module, ABC):
     """
 
     text_encoder: TextEncoder
+    gives_pairs: bool = False
+    """Whether embeddings are pairs `[L, 2, D]`, of an absent and a present label; for heads with `takes_pairs`."""
 
     def bind(self, text_encoder: TextEncoder) -> PromptLearner:
         """Attach a text tower; returns the learner itself."""
@@ -42,7 +44,7 @@ class PromptLearner(Part, nn.Module, ABC):
             names: A list of names or a vocabulary.
 
         Returns:
-            Label embeddings `[L, D]`, not L2-normalised.
+            Label embeddings `[L, D]`, or pairs `[L, 2, D]`, not L2-normalised.
 
         Raises:
             UserError: The list is empty, or a name is empty, repeated, or longer than the text tower's context.

@@ -16,19 +16,23 @@ from ovml.utils.errors import UserError, beginning
 class CoOpPrompt(PromptLearner):
     """Trained context vectors shared by all labels (CoOp, unified context; Zhou et al., IJCV 2022, arXiv 2109.01134).
 
-    The text tower reads `[V]_1 ... [V]_M [NAME]`, or with the name in the middle
-    `[V]_1 ... [V]_{M/2} [NAME] [V]_{M/2+1} ... [V]_M`, between start and end token. A head scores the output; the
-    paper uses the cosine. Unseen names use the same vectors. The paper's class-specific contexts are not implemented,
-    because unseen names have none.
+    Between start and end token the text tower reads, by `name_position`:
 
-    Position `"end"` is fastest, because all texts then share a prefix that is computed once. An untrained
-    `CoOpPrompt(None, "a photo of a")` equals `TemplatePrompt("a photo of a {}")`.
+    - `end`: `[V]_1 ... [V]_M [NAME] .`
+    - `middle`: `[V]_1 ... [V]_{M/2} [NAME] [V]_{M/2+1} ... [V]_M .`; the smaller half first if `M` is odd
+    - `front`: `[NAME] [V]_1 ... [V]_M .`
+
+    `_` in names and words is read as a space. A head scores the output; the paper uses the cosine. Unseen names use the
+    same vectors. The paper's class-specific contexts are not implemented, because unseen names have none.
+
+    Position `end` is fastest, because all texts then share a prefix that is computed once. An untrained
+    `CoOpPrompt(None, "a photo of a")` equals `TemplatePrompt("a photo of a {}.")`.
 
     Args:
         num_context: Number of vectors `M`. `None`: the number of tokens of `init`.
         init: Words that initialise the last vectors. The vectors before them, or all vectors if `init` is `None`, are
             drawn from a normal distribution with standard deviation 0.02.
-        name_position: `"end"` or `"middle"` of the context.
+        name_position: `end`, `middle` or `front` of the context.
 
     Raises:
         UserError: An argument is invalid, or (in `bind`) `init` has more tokens than `num_context`, or the vectors
@@ -48,7 +52,7 @@ class CoOpPrompt(PromptLearner):
         self,
         num_context: int | None = None,
         init: str | None = "a photo of a",
-        name_position: Literal["end", "middle"] = "end",
+        name_position: Literal["end", "middle", "front"] = "end",
     ) -> None:
         super().__init__()
         check_context(num_context, (init,))
@@ -61,7 +65,7 @@ class CoOpPrompt(PromptLearner):
         super().bind(text_encoder)
         (context,) = start_contexts(text_encoder, self.num_context, (self.init,))
         self.context = nn.Parameter(context)
-        before = len(context) if self.name_position == "end" else len(context) // 2
+        before = {"end": len(context), "middle": len(context) // 2, "front": 0}[self.name_position]
         self._names = NamesInContext(num_leading(text_encoder), before, len(context) - before)
         return self
 
@@ -71,12 +75,14 @@ class CoOpPrompt(PromptLearner):
 
 
 class NamesInContext:
-    """Embeds names with context vectors before and after them; each vocabulary is tokenised once.
+    """Embeds names with context vectors before and after them and a full stop at the end, as published.
+
+    Each vocabulary is tokenised once.
 
     Args:
         num_leading: Number of tokens that the tokenizer puts before any text.
         num_before: Number of vectors between those tokens and the name.
-        num_after: Number of vectors between the name and the end token.
+        num_after: Number of vectors between the name and the full stop.
     """
 
     def __init__(self, num_leading: int, num_before: int, num_after: int = 0) -> None:
@@ -107,16 +113,18 @@ class NamesInContext:
     def _tokenize(self, text_encoder: TextEncoder, names: tuple[str, ...]) -> MixedBatches:
         lead, before, num_context = self.num_leading, self.num_before, self.num_before + self.num_after
         ids, rows = [], []
-        for name, tokens in zip(names, text_encoder.tokenize(names)[0], strict=True):
-            own = tokens[lead:-1]
+        read = [name.replace("_", " ") for name in names]
+        for name, tokens, spans in zip(read, *text_encoder.tokenize([f"{name}." for name in read]), strict=True):
+            end = 1 + max((i for i, (a, b) in enumerate(spans) if a < min(b, len(name))), default=lead - 1)
+            rest = len(tokens) - end  # the end token and, unless the name's last token holds it, the full stop
             if len(tokens) + num_context > text_encoder.context_length:
                 raise UserError(
-                    f"label too long: {beginning(name)!r} is {len(own)} tokens, beside the prompt's {num_context} the "
-                    f"text tower takes {text_encoder.context_length - lead - 1 - num_context}; shorten it or take a "
-                    "smaller num_context"
+                    f"label too long: {beginning(name)!r} is {end - lead} tokens, beside the prompt's {num_context} "
+                    f"and a full stop the text tower takes {text_encoder.context_length - lead - rest - num_context}; "
+                    "shorten it or take a smaller num_context"
                 )
-            ids.append([*tokens[:lead], *[0] * before, *own, *[0] * self.num_after, tokens[-1]])
-            rows.append([*[-1] * lead, *range(before), *[-1] * len(own), *range(before, num_context), -1])
+            ids.append([*tokens[:lead], *[0] * before, *tokens[lead:end], *[0] * self.num_after, *tokens[end:]])
+            rows.append([*[-1] * lead, *range(before), *[-1] * (end - lead), *range(before, num_context), *[-1] * rest])
         return mixed_batches(ids, rows, text_encoder.batch_size)
 
 
@@ -146,11 +154,11 @@ def check_context(num_context: int | None, inits: tuple[str | None, ...]) -> Non
 def start_contexts(
     text_encoder: TextEncoder, num_context: int | None, inits: tuple[str | None, ...]
 ) -> tuple[Tensor, ...]:
-    """Make the initial vectors of one or more contexts of equal length.
+    """Make the initial vectors of one or more contexts.
 
     Args:
         text_encoder: The text tower; its token table embeds the words.
-        num_context: Number of vectors `M`. `None`: the largest number of tokens in `inits`.
+        num_context: Number of vectors `M`. `None`: each context's number of tokens in its words.
         inits: Words that initialise the last vectors of each context; `None` for random vectors.
 
     Returns:
@@ -161,21 +169,19 @@ def start_contexts(
     """
     table = text_encoder.token_embedding.weight.detach()
     lead = num_leading(text_encoder)
-    words = [[] if init is None else text_encoder.tokenize([init])[0][0][lead:-1] for init in inits]
-    num_context = max(map(len, words)) if num_context is None else num_context
-    room = text_encoder.context_length - lead - 2  # beside a name of one token and the end token
-    if num_context > room:
-        raise UserError(
-            f"num_context: the text tower takes {text_encoder.context_length} tokens, which leaves {room} vectors "
-            f"beside start, name and end; got {num_context}"
-        )
+    room = text_encoder.context_length - lead - 3  # beside a name of one token, the full stop and the end token
     contexts = []
-    for init, ids in zip(inits, words, strict=True):
-        if len(ids) > num_context:
+    for init in inits:
+        ids = [] if init is None else text_encoder.tokenize([init.replace("_", " ")])[0][0][lead:-1]
+        length = len(ids) if num_context is None else num_context
+        if length > room:
             raise UserError(
-                f"context {init!r} is {len(ids)} tokens; give num_context at least as many, not {num_context}"
+                f"num_context: the text tower takes {text_encoder.context_length} tokens, which leaves {room} vectors "
+                f"beside start, name, full stop and end; got {length}"
             )
-        context = 0.02 * torch.randn(num_context, table.shape[1], dtype=table.dtype, device=table.device)
+        if len(ids) > length:
+            raise UserError(f"context {init!r} is {len(ids)} tokens; give num_context at least as many, not {length}")
+        context = 0.02 * torch.randn(length, table.shape[1], dtype=table.dtype, device=table.device)
         if ids:
             context[-len(ids) :] = table[ids]
         contexts.append(context)

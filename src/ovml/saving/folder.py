@@ -93,6 +93,7 @@ def write_model(
     else:
         side = own.short_side
         size = {"height": side, "width": side} if own.squash else {"shortest_edge": side}
+        settings |= {"round_crop": True} if own.round_crop else {}  # transformers keeps it and does not follow it
         processor = CLIPImageProcessorPil(size=size, crop_size=square, **settings)
     processor.save_pretrained(folder)
     if model.vocabulary is not None:

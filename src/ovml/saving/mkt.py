@@ -160,7 +160,7 @@ def import_mkt(
     head = None if top_k is None else TwoStreamHead(top_k)
     size = model_of_files.config.vision_config.image_size
     # The published evaluation resizes to `int(256 / 224 * input_size)` before it crops.
-    published = Preprocessing(resize=size * 256 // 224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    published = Preprocessing(size * 256 // 224, mean=IMAGENET_MEAN, std=IMAGENET_STD, round_crop=True)
     model = OpenVocabularyModel(model_of_files, labels, head, preprocessing=published, tokenizer=words)
     context: Any = model.prompt
     context.context.data.copy_(table[context.context_ids])

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ovml.metrics.evaluation import OpenVocabularyEvaluation
 from ovml.saving.checkpoint import read_checkpoint
+from ovml.training.batches import step_batches
 from ovml.training.callback_checks import check_callbacks
 from ovml.training.checkpoint_io import write_whole_checkpoints
 from ovml.training.distributed import cuts_models
@@ -97,6 +98,8 @@ def _fit_stages(
         _check_length(trainer)
         cuts_models(trainer.strategy)  # raises before the first evaluation rather than after it
         check_callbacks(trainer, model, model.stages)
+        for stage in model.stages:
+            step_batches(stage, trainer, datamodule)  # raises
         with _progress_bar_alone(trainer):
             trainer.validate(model.zero_shot(), datamodule=datamodule, verbose=False)
         if folder is None:

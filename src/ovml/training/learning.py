@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from ovml.encoders import ImageTail
@@ -16,7 +15,6 @@ from ovml.heads import CosineHead
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
-from ovml.training.optim import warmup_cosine_schedule
 from ovml.training.stages import LearningParts, Stage, check_stages
 from ovml.utils.errors import UserError
 
@@ -81,11 +79,11 @@ def check_learns(stage: Stage, parts: LearningParts) -> None:
 
 
 def make_optimizer(module: nn.Module, stage: Stage, groups: Groups, trainer: Any) -> dict[str, Any]:
-    """AdamW with warm-up and half-cosine, stepped per batch.
+    """The stage's optimizer and its schedule, as Lightning takes them.
 
     Args:
         module: Has the parameters that the groups name.
-        stage: Rates and warm-up.
+        stage: Makes both.
         groups: What `start_learning` gave.
         trainer: A Lightning `Trainer` that is about to fit.
 
@@ -95,10 +93,8 @@ def make_optimizer(module: nn.Module, stage: Stage, groups: Groups, trainer: Any
     steps, epochs = _training_length(trainer)
     parameters = {name.replace("_fsdp_wrapped_module.", ""): p for name, p in module.named_parameters()}
     own = [{**group, "params": [parameters[name] for name in group["params"]]} for group in groups]
-    optimizer = torch.optim.AdamW(own, lr=stage.lr)
-    warmup = min(stage.warmup_epochs / max(epochs, 1e-9), 1) * steps
-    schedule = warmup_cosine_schedule(optimizer, steps, warmup, stage.min_lr)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    optimizer = stage.optimizer(own)
+    return {"optimizer": optimizer, "lr_scheduler": stage.schedule(optimizer, steps, epochs)}
 
 
 def _training_length(trainer: Any) -> tuple[int, float]:

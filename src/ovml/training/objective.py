@@ -179,8 +179,8 @@ def scored_labels(model: OpenVocabularyModel, targets: Tensor, stage: Stage) -> 
     columns: Tensor | slice = vocabulary.seen_slice
     texts = vocabulary.texts[vocabulary.seen_slice]
     if stage.labels_per_step is not None and stage.labels_per_step < targets.shape[1]:
-        present = (targets == 1).any(dim=0)
-        # A random order with the batch's present labels first.
+        present = (targets == 1).any(dim=0) & stage.keeps_present
+        # A random order with the batch's present labels first, if the stage keeps them.
         order = (torch.rand(len(present)).to(present.device) + present).argsort(descending=True)
         columns = order[: max(stage.labels_per_step, int(present.sum()))].sort().values
         texts, targets = tuple(texts[i] for i in columns.tolist()), targets[:, columns]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from ovml.distillation import Distillation
 from ovml.encoders import ImageEncoder
@@ -15,8 +17,8 @@ from ovml.encoders.adapters import TowerAdapter
 from ovml.heads import Head
 from ovml.losses import Loss
 from ovml.prompts import PromptLearner
-from ovml.training.optim import decay_groups, layer_decay_groups
-from ovml.utils.errors import UserError, check_not_negative, check_positive
+from ovml.training.optim import decay_groups, layer_decay_groups, warmup_cosine_schedule
+from ovml.utils.errors import UserError, check_not_negative, check_positive, check_whole
 from ovml.utils.parts import Part
 
 
@@ -54,6 +56,9 @@ class Stage(Part, ABC):
         min_lr: Learning rate at the end of the half-cosine.
         warmup_epochs: Epochs of linear warm-up from 0.
         weight_decay: Decoupled weight decay (AdamW); never on parameters of one dimension.
+        batch_size: Images of an optimizer step, over all devices: batches of at most the data's batch size are
+            accumulated. Default: the data's batch size on each device.
+        precision: Lightning's precision of the stage on a CUDA device, unless the trainer is given one.
 
     Attributes:
         name: Name of the stage's folder in a run, and of its row in the results.
@@ -61,6 +66,7 @@ class Stage(Part, ABC):
         fixed_prompt: Whether the prompt is frozen, so that label embeddings are computed once.
         num_layers: Number of last blocks of the image tower that learn.
         labels_per_step: Number of seen labels that a step ranks; `None` for all.
+        keeps_present: Whether the labels of a step hold all that are present in the batch.
 
     Raises:
         UserError: An argument is out of its range.
@@ -77,12 +83,15 @@ class Stage(Part, ABC):
     name: ClassVar[str]
     distil: ClassVar[bool] = False
     fixed_prompt: ClassVar[bool] = True
+    keeps_present: ClassVar[bool] = True
 
     epochs: int = 20
     lr: float = 1e-3
     min_lr: float = 1e-6
     warmup_epochs: float = 2
     weight_decay: float = 0.05
+    batch_size: int | None = None
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] | None = None
     # Subclasses may make them arguments.
     num_layers: int = field(default=0, init=False)
     labels_per_step: int | None = field(default=None, init=False)
@@ -96,6 +105,7 @@ class Stage(Part, ABC):
         check_positive(f"stage {self.name!r}", lr=self.lr)
         check_not_negative(f"stage {self.name!r}", min_lr=self.min_lr, weight_decay=self.weight_decay)
         check_not_negative(f"stage {self.name!r}", num_layers=self.num_layers)
+        check_whole(f"stage {self.name!r}", 1, batch_size=self.batch_size)
 
     @property
     def adapter(self) -> TowerAdapter | None:
@@ -109,6 +119,21 @@ class Stage(Part, ABC):
     def own_groups(self, params: Sequence[nn.Parameter], name: str) -> list[dict[str, Any]]:
         """Optimizer groups of parameters that learn at the stage's own rate."""
         return decay_groups(params, name, self.lr, self.weight_decay)
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer of the stage's groups. Default: AdamW."""
+        return torch.optim.AdamW(groups, lr=self.lr)
+
+    def schedule(self, optimizer: Optimizer, steps: float, epochs: float) -> dict[str, Any]:
+        """Lightning's description of the learning rates. Default: warm-up and half-cosine, stepped per batch.
+
+        Args:
+            optimizer: Its groups' rates are the peaks.
+            steps: Optimizer steps of the training.
+            epochs: Epochs of the training, of which the last may be cut.
+        """
+        warmup = min(self.warmup_epochs / max(epochs, 1e-9), 1) * steps
+        return {"scheduler": warmup_cosine_schedule(optimizer, steps, warmup, self.min_lr), "interval": "step"}
 
 
 @dataclass(repr=False)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -102,7 +103,7 @@ def stage_options(stage: Stage, position: int, run: RunFolder, options: Mapping[
         options: Of `Trainer`.
 
     Returns:
-        `logger`, `max_epochs` and `default_root_dir`; `callbacks`, which are added to those given.
+        `logger`, `max_epochs`, `default_root_dir` and perhaps `precision`; `callbacks`, which are added to those given.
     """
     logger = copy.deepcopy(options.get("logger"))
     if logger is None or logger is True:
@@ -116,10 +117,17 @@ def stage_options(stage: Stage, position: int, run: RunFolder, options: Mapping[
     callbacks.append(EpochSeed(position))
     if options.get("enable_checkpointing") is not False:
         callbacks.append(stage_checkpoint(run, stage))
-    epochs = options.get("max_epochs")
+    epochs, precision = options.get("max_epochs"), {}
+    if stage.precision and options.get("precision") is None and _computes_with_cuda(options):
+        precision = {"precision": stage.precision}
     return {
+        **precision,
         "callbacks": callbacks,
         "logger": logger,
         "max_epochs": stage.epochs if epochs in (None, -1) else min(stage.epochs, epochs),
         "default_root_dir": str(run.path / stage.name),
     }
+
+
+def _computes_with_cuda(options: Mapping[str, Any]) -> bool:
+    return options.get("accelerator") in (None, "auto", "gpu", "cuda") and torch.cuda.is_available()

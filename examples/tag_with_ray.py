@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=5)
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-workers", type=int, help="threads of each worker that read images")
+    parser.add_argument("--num-workers", type=int, help="tasks that read images at once (default: all free cores)")
     parser.add_argument("--workers", type=int, help="models at once (default: one per GPU, or per machine)")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where the cluster has it)")
     parser.add_argument("--overwrite", action="store_true", help="overwrite the output and start over")

@@ -210,8 +210,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
     def _log_evaluation(self, split: str) -> None:
         calibrate = split == "val" and not self.trainer.sanity_checking
         metrics, self.model.calibration = self.evaluation.finish(self.device, self.model.calibration, calibrate)
-        # The metrics have been summed over processes: they are the same on all of them.
-        metrics = {name: value.to(self.device) for name, value in metrics.items()}
+        # Floats, which are the same on all processes: Lightning puts them on the device, as NCCL needs it.
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=True)
         headline = self.evaluation.headline
         self.log(headline, metrics[headline], prog_bar=True, logger=False, sync_dist=True)

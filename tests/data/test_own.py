@@ -696,7 +696,7 @@ def test_few_shots_learn_a_prompt_from_kept_features(tmp_path, capsys, monkeypat
     assert "training images have 1 of each seen label" in capsys.readouterr().err
     run = tmp_path / "runs/version_0"
     assert set(json.loads((run / "results.json").read_text())) == {"zero-shot", "prompt"}
-    assert len(list(Path(cache).glob("features-*/features.npy"))) == 2
+    assert len(list(Path(cache).glob("features-*/features-000.npy"))) == 2
 
 
 # Odd folders, as editors, exporters and other machines leave them.

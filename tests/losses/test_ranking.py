@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 import torch
+from deterministic import AsOnAGPU
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -279,3 +280,19 @@ def test_no_tensor_of_all_pairs():
         ranking_loss(logits, targets).backward()
     assert logits.numel() <= largest.elements <= 2 * logits.numel()
     assert logits.grad.isfinite().all()
+
+
+def test_on_a_gpu_no_sum_is_in_the_order_of_threads_and_nothing_is_waited_for(monkeypatch):
+    """Sums of floats by atomic additions are refused there; operations whose size is read from the GPU wait."""
+    logits, targets = example()
+    grads = []
+    for _ in range(2):
+        logits = logits.detach().requires_grad_()
+        with AsOnAGPU() as spy:
+            ranking_loss(logits, targets).backward()
+        grads.append(logits.grad)
+        monkeypatch.setattr("ovml.losses.ranking._most_present", lambda present: present.shape[1])  # as on a GPU
+    assert grads[0].equal(grads[1])
+    waiting = ("nonzero", "_local_scalar_dense", "bincount", "masked_select", "unique")
+    assert spy.counts["searchsorted"] == 1
+    assert not {*waiting} & spy.counts.keys()

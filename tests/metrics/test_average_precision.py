@@ -16,7 +16,7 @@ from ovml import UserError
 from ovml.metrics import MultilabelMeanAveragePrecision, PrecisionRecallF1AtK
 from ovml.metrics.functional import average_precision
 
-module = sys.modules["ovml.metrics.functional.average_precision"]
+module = sys.modules["ovml.metrics.functional.each_label"]
 
 
 def example(images=60, labels=9, levels=7, seed=0, unknown=True):

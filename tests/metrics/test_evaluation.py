@@ -94,7 +94,7 @@ def test_only_what_was_updated_is_computed():
 
 def test_unknown_protocol():
     with pytest.raises(ValueError, match=r"one of \['zsl', 'gzsl', 'seen'\]; got 'unseen'"):
-        made().gathered("unseen").__enter__()
+        made().scores_of("unseen")
 
 
 def test_targets_of_other_labels_and_a_missing_vocabulary():

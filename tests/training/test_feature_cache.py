@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from ovml import OVMultiLabelClassifier, PromptStage
 from ovml.cli.main import main
 from ovml.data import DemoDataModule
-from ovml.data.features import FeatureStore
 from ovml.encoders.image_processor import Preprocessing
 from ovml.training.callbacks import FeatureCache
 from ovml.utils.errors import UserError
@@ -66,8 +65,8 @@ def test_augmented_pictures_are_not_kept_and_half_precision_is_half_the_size(con
     fit(config, tmp_path / "runs", *cached(tmp_path / "augmented"), "--data.augment", "true")
     assert [folder.name.split("-")[1] for folder in (tmp_path / "augmented").iterdir()] == ["validation"]
     fit(config, tmp_path / "half", *cached(tmp_path / "half-cache", "--trainer.callbacks.dtype", "float16"))
-    (whole,) = (tmp_path / "augmented").glob("features-validation*/features.npy")
-    (half,) = (tmp_path / "half-cache").glob("features-validation*/features.npy")
+    (whole,) = (tmp_path / "augmented").glob("features-validation*/features-000.npy")
+    (half,) = (tmp_path / "half-cache").glob("features-validation*/features-000.npy")
     assert whole.stat().st_size - 128 == 2 * (half.stat().st_size - 128)
 
 
@@ -78,11 +77,12 @@ def test_stages_that_change_the_tower_are_left_alone(config, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_full_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_before_anything_is_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("ovml.data.features.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=r"image features take 0.0 GiB, 0.0 GiB are free"):
-        FeatureStore.create(tmp_path / "features.npy", (100, 17, 16))
-    assert list(tmp_path.iterdir()) == []
+    data, model, trainer = parts(tiny, tmp_path)
+    with pytest.raises(UserError, match=r"features: image features take 0.0 GiB, 0.0 GiB are free"):
+        trainer.fit(model, datamodule=data)
+    assert not list((tmp_path / "features").rglob("*.npy"))
 
 
 class Stops(Callback):

@@ -207,4 +207,4 @@ def test_features_are_kept_unless_the_original_s_are_read(config, tmp_path, head
     ]
     arguments = [*SMALL, *parts, *cache, "--trainer.default_root_dir", str(tmp_path / "runs")]
     assert main(["fit", "--config", config, *arguments]) == 0
-    assert len(list((tmp_path / "cache").glob("*/features.npy"))) == kept
+    assert len(list((tmp_path / "cache").glob("*/features-000.npy"))) == kept

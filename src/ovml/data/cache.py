@@ -106,6 +106,13 @@ def cached_table(
     return Table(rows, json.loads((folder / "counts.json").read_text()), folder)
 
 
+def cache_path(cache_dir: str | Path | None, name: str, inputs: Sequence[Path], settings: Mapping[str, Any]) -> Path:
+    """Path of a cache folder, whether it is there or not."""
+    stamps = [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in inputs]
+    key = json.dumps([FORMAT, name, stamps, settings], sort_keys=True, default=str)
+    return cache_root(cache_dir) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
 @contextmanager
 def cached_folder(
     cache_dir: str | Path | None, name: str, inputs: Sequence[Path], settings: Mapping[str, Any]
@@ -116,12 +123,10 @@ def cached_folder(
         UserError: The folder cannot be written.
         OSError: The disk is full.
     """
-    stamps = [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in inputs]
-    key = json.dumps([FORMAT, name, stamps, settings], sort_keys=True, default=str)
-    folder = cache_root(cache_dir) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = cache_path(cache_dir, name, inputs, settings)
     is_there = folder.is_dir()
     if is_there:
-        damaged = _damaged_file(folder)
+        damaged = damaged_file(folder)
         if damaged is None:
             yield folder, None
             return
@@ -151,8 +156,8 @@ def seal(folder: Path, *names: str) -> None:
     write_text(file, json.dumps({**listed, **{name: _stamp(folder / name) for name in names}}))
 
 
-def _damaged_file(folder: Path) -> str | None:
-    """Name of a file of a cache folder that is not as listed; `None` if all are."""
+def damaged_file(folder: Path) -> str | None:
+    """Name of a file of a cache folder that is not as listed, or of the list itself; `None` if all are."""
     name = SEAL
     try:
         for name, stamp in json.loads((folder / SEAL).read_bytes()).items():

@@ -174,9 +174,12 @@ class ImageProcessor:
 
     def normalize(self, image: Image.Image) -> Tensor:
         """Normalize an RGB image to `[3, H, W]`, contiguous: `(rgb / 255 - mean) / std`, as `rgb * scale + shift`."""
-        scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std))
         # Channels first while the values are single bytes: moving floats would cost more.
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return self.normalize_pixels(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+
+    def normalize_pixels(self, pixels: Tensor) -> Tensor:
+        """Normalize bytes `[..., 3, H, W]`, on their device, as `normalize` does."""
+        scale, shift = (x.to(pixels.device) for x in _scale_and_shift(tuple(self.mean), tuple(self.std)))
         return pixels.float().mul_(scale).add_(shift)
 
 

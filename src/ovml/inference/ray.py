@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from ovml.inference.tag_files import tag_row, write_parquet
+from ovml.inference.ray_plan import Plan, make_plan
+from ovml.inference.ray_stages import Scorer, TaggerOptions, read_rows, sorted_digests, write_rows
 from ovml.inference.tag_output import Written, check_settings
-from ovml.inference.tagger import Tagger
-from ovml.model import OpenVocabularyModel
 from ovml.utils.console import utf8
 from ovml.utils.errors import UserError
-from ovml.utils.files import atomic_write
 from ovml.utils.find_images import find_images
-from ovml.utils.images import ImageLike
-from ovml.vocabulary import LabelVocabulary
+
+__all__ = ["TaggerOptions", "tag_with_ray"]
 
 SETTINGS = "_settings.json"
 """Starts with an underscore, so that Parquet readers of the folder skip it."""
 ROWS_PER_FILE = 2048
-
-
-class TaggerOptions(NamedTuple):
-    """Model and settings of a `Tagger`, as values that can be sent to other machines.
-
-    Attributes:
-        model: Name of the model; every machine must be able to load it.
-        load: Loads a model by name, such as `ovml.saving.load_model`.
-        labels: Label names or a vocabulary. Default: the model's own.
-        prompt: One template or several.
-    """
-
-    model: str
-    load: Callable[[str], OpenVocabularyModel]
-    labels: Sequence[str] | LabelVocabulary | None = None
-    top_k: int | None = 5
-    threshold: float | Literal["calibrated"] | None = None
-    prompt: str | Sequence[str] | None = None
-    batch_size: int = 32
-    num_workers: int | None = None
-    probabilities: bool = False
-    exclusive: Sequence[Sequence[str]] = ()
-    floor: Sequence[str] = ()
-
-    def tagger(self, device: str) -> Tagger:
-        """Load the model to a device and make the tagger."""
-        settings = self._asdict()
-        load, name = settings.pop("load"), settings.pop("model")
-        return Tagger(load(name).to(device), **settings)
+BATCHES_AT_ONCE = 8
+"""Batches that a model scores at one call."""
+BLOCK_BYTES = 2**25
+"""Bytes of a block of images, at most: 220 at 224 pixels."""
 
 
 def tag_with_ray(
@@ -62,7 +34,7 @@ def tag_with_ray(
     overwrite: bool = False,
     on_rows: Callable[[Written], None] | None = None,
 ) -> Written:
-    """Tag images with one model per device of a Ray cluster.
+    """Tag images with one model per device of a Ray cluster; tasks on all its cores read them (`ray_plan`).
 
     The rows are those of `Tagger.write`, in any order, and files in the folder are always complete. A second run with
     the same settings skips images that are in the folder, so the same call resumes an interrupted run, also on another
@@ -84,7 +56,8 @@ def tag_with_ray(
             settings.
     """
     ray = _ray()
-    out, settings = Path(out).absolute(), options.tagger("cpu").settings()
+    out, tagger = Path(out).absolute(), options.tagger("cpu")
+    settings = tagger.settings()
     if Path(options.model).exists():
         options = options._replace(model=str(Path(options.model).absolute()))
     out.mkdir(parents=True, exist_ok=True)
@@ -92,63 +65,43 @@ def tag_with_ray(
         # On some file systems even a renamed file may be incomplete.
         if overwrite or _names(path) is None:
             path.unlink()
-    done = len(_done(out))
-    check_settings(out, out / SETTINGS, settings, begun=done > 0)
+    done = [name for path in out.glob("*.parquet") for name in _names(path) or ()]
+    check_settings(out, out / SETTINGS, settings, begun=bool(done))
 
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
-    device = device or ("cuda" if gpus else "cpu")
-    workers = workers or (gpus if device == "cuda" else len([n for n in ray.nodes() if n["Alive"]]))
-    # One core stays free for the tasks that read the input: workers keep theirs to the end.
-    share = (cpus - 1) / workers
-    dataset, num_rows = _dataset(ray, Path(images), workers)
-    dataset = dataset.map_batches(
-        _Worker,
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    device = device or ("cuda" if any(node.get("GPU") for node in nodes) else "cpu")
+    plan = make_plan(nodes, device, workers)
+    written = Written(len(done), len(done), 0)
+    dataset, num_rows = _dataset(ray, Path(images), plan, done)
+    if not num_rows:
+        return written
+    dataset = _bounded(ray, dataset, plan)
+    reading = {"processor": tagger.model.image_processor, "root": Path.cwd()}
+    if done and not _lists_paths(Path(images)):
+        reading["done"] = ray.put(sorted_digests(done))  # one copy on each machine
+    dataset = _read(ray, dataset, plan, reading, options.num_workers).map_batches(
+        Scorer,
         batch_format="pyarrow",
-        batch_size=_batch_size(num_rows, workers),
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=int(share) or int(100 * share) / 100,
-        num_gpus=1 if device == "cuda" else 0,
-        fn_constructor_args=(options, device, Path.cwd(), out),
+        batch_size=BATCHES_AT_ONCE * options.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=plan.workers, max_tasks_in_flight_per_actor=2),
+        num_cpus=plan.cpus,
+        num_gpus=plan.gpus,
+        fn_constructor_args=(options, device, plan.threads),
     )
-    written = Written(done, done, 0)
+    dataset = dataset.map_batches(
+        write_rows,
+        batch_format="pyarrow",
+        batch_size=_batch_size(num_rows, plan.workers),
+        compute=ray.data.TaskPoolStrategy(size=plan.workers),
+        num_cpus=0,  # small and quick: it must not wait for readers
+        fn_kwargs={"out": out},
+    )
     for counts in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         rows, errors = (sum(counts[name].to_pylist()) for name in ("rows", "errors"))
         written = written._replace(rows=written.rows + rows, errors=written.errors + errors)
         if on_rows is not None:
             on_rows(written)
     return written
-
-
-class _Worker:
-    """A model on one device that writes a Parquet file for each batch of rows.
-
-    Args:
-        options: Model, labels and settings.
-        device: Torch device.
-        root: Folder that image paths are relative to.
-        out: Output folder; images that are in it are skipped.
-    """
-
-    def __init__(self, options: TaggerOptions, device: str, root: Path, out: Path) -> None:
-        self.tagger = options.tagger(device)
-        self.root = root
-        self.out = out
-        self.done = set(_done(out))
-
-    def __call__(self, table: Any) -> Any:
-        import pyarrow as pa
-
-        left = [(name, image) for name, image in _images(table, self.root) if name not in self.done]
-        names = [name for name, _ in left]
-        tagged = self.tagger.tag((image for _, image in left), on_error="row")
-        rows = [tag_row(name, result) for name, (_, result) in zip(names, tagged, strict=True)]
-        if rows:
-            # If Ray repeats a batch because a machine was lost, the file is overwritten.
-            digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:32]
-            with atomic_write(self.out / f"{digest}.parquet") as beside:
-                write_parquet(rows, beside)
-        return pa.table({"rows": [len(rows)], "errors": [sum(row["error"] is not None for row in rows)]})
 
 
 def _ray() -> Any:
@@ -163,9 +116,12 @@ def _ray() -> Any:
     return ray
 
 
-def _done(out: Path) -> list[str]:
-    """Names of the images in a folder of Parquet files."""
-    return [name for path in out.glob("*.parquet") for name in _names(path) or ()]
+def _bounded(ray: Any, dataset: Any, plan: Plan) -> Any:
+    """Let readers wait for the models: Ray keeps no more blocks of images than the plan allows."""
+    dataset.context.target_max_block_size = BLOCK_BYTES
+    limits = ray.data.ExecutionResources.for_limits(object_store_memory=2 * plan.blocks * BLOCK_BYTES)
+    dataset.context.execution_options.resource_limits = limits
+    return dataset
 
 
 def _names(path: Path) -> list[str] | None:
@@ -185,13 +141,33 @@ def _batch_size(num_rows: int, workers: int) -> int:
     return max(1, min(ROWS_PER_FILE, -(-num_rows // (4 * workers))))
 
 
-def _dataset(ray: Any, images: Path, workers: int) -> tuple[Any, int]:
-    """Read the input as a Ray data set; returns it and its number of rows."""
+def _read(ray: Any, dataset: Any, plan: Plan, reading: dict[str, Any], readers: int | None = None) -> Any:
+    """Read the images of a Ray data set in tasks of their own."""
+    return dataset.map_batches(
+        read_rows,
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ray.data.TaskPoolStrategy(size=readers or plan.readers),
+        num_cpus=plan.reader_cpus,
+        fn_kwargs=reading,
+        # What a reader takes and makes. Ray would also run steps that reserve the same in one process.
+        memory=2 * BLOCK_BYTES,
+    )
+
+
+def _lists_paths(images: Path) -> bool:
+    """Whether the input is a folder of images or a file of paths, and not Parquet."""
+    return images.suffix.lower() != ".parquet" and not (images.is_dir() and any(images.glob("*.parquet")))
+
+
+def _dataset(ray: Any, images: Path, plan: Plan, done: Sequence[str]) -> tuple[Any, int]:
+    """Read the input as a Ray data set; returns it and its number of rows, of paths without those done."""
+    import pyarrow.compute
     import pyarrow.dataset
 
     if not images.exists():
         raise UserError(f"{images}: no such file or folder; check the path")
-    if images.suffix.lower() == ".parquet" or (images.is_dir() and any(images.glob("*.parquet"))):
+    if not _lists_paths(images):
         stored = pyarrow.dataset.dataset(images)
         schema = stored.schema
         columns = [name for name in ("image", "image_id") if name in schema.names]
@@ -200,10 +176,15 @@ def _dataset(ray: Any, images: Path, workers: int) -> tuple[Any, int]:
                 f"{images}: has the columns {', '.join(schema.names)}; 'image' is needed, and 'image_id' where an "
                 "image is bytes"
             )
-        return ray.data.read_parquet(str(images.absolute())).select_columns(columns), stored.count_rows()
+        dataset = ray.data.read_parquet(str(images.absolute()), num_cpus=plan.reader_cpus)
+        return dataset.select_columns(columns), stored.count_rows()
     table = _paths(images)
-    size = _batch_size(len(table), workers)
-    return ray.data.from_arrow([table.slice(start, size) for start in range(0, len(table), size)]), len(table)
+    if done:
+        left = pyarrow.compute.invert(pyarrow.compute.is_in(table["image_id"], pyarrow.array(done, pyarrow.string())))
+        table = table.filter(left)
+    size = _batch_size(len(table), plan.workers)
+    # At least one block, which tells the columns.
+    return ray.data.from_arrow([table.slice(i, size) for i in range(0, max(len(table), 1), size)]), len(table)
 
 
 def _paths(images: Path) -> Any:
@@ -220,17 +201,3 @@ def _paths(images: Path) -> Any:
     if not paths:
         raise UserError(f"{images}: lists no image; give paths, one a line")
     return pa.table({"image_id": names, "image": places})
-
-
-def _images(table: Any, root: Path) -> Iterator[tuple[str, ImageLike]]:
-    """Yield name and image of each row of an Arrow table."""
-    ids = table["image_id"].to_pylist() if "image_id" in table.column_names else [None] * len(table)
-    for name, value in zip(ids, table["image"], strict=True):
-        image = value.as_py()
-        path = image
-        if isinstance(image, dict):
-            path = os.fsdecode(image["path"]) if image.get("path") is not None else None
-            image = image.get("bytes") or path
-        name = str(utf8(path) if name is None else name)
-        # b"" for a row without an image: reading it gives the error of the row.
-        yield name, root / image if isinstance(image, str) else image or b""

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ovml.inference.selection import above_floor, best_of_groups
@@ -39,6 +40,7 @@ class LabelScore(NamedTuple):
     score: float
 
 
+T = TypeVar("T")
 Prepared = list[tuple[ImageLike, "Tensor | UserError"]]
 
 
@@ -262,15 +264,7 @@ class Tagger:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, image: ImageLike) -> Tensor | UserError:
-        try:
-            return self.transform(load_image(image, allow_urls=self.allow_urls))
-        except UserError as error:
-            return error
-        except Exception as error:  # Pillow raises errors of any type on malformed images
-            name = image if isinstance(image, (str, os.PathLike)) else "image"
-            wrapped = UserError(f"{name}: broken image ({type(error).__name__}: {error}); replace the file")
-            wrapped.__cause__ = error
-            return wrapped
+        return read_image(image, self.transform, self.allow_urls)
 
     def _score(self, pixels: Tensor, label_embeds: Tensor) -> Tensor:
         model = self.model
@@ -294,6 +288,19 @@ class Tagger:
             return self.calibration.thresholds(self.vocabulary).tolist()
         lowest = torch.finfo(torch.float32).min  # all scores but those of labels that are left out
         return [lowest if self.threshold is None else max(lowest, float(self.threshold))] * len(self.labels)
+
+
+def read_image(image: ImageLike, transform: Callable[[Image.Image], T], allow_urls: bool = False) -> T | UserError:
+    """Read and transform an image; returns the error of one that cannot be read."""
+    try:
+        return transform(load_image(image, allow_urls=allow_urls))
+    except UserError as error:
+        return error
+    except Exception as error:  # Pillow raises errors of any type on malformed images
+        name = image if isinstance(image, (str, os.PathLike)) else "image"
+        wrapped = UserError(f"{name}: broken image ({type(error).__name__}: {error}); replace the file")
+        wrapped.__cause__ = error
+        return wrapped
 
 
 @contextmanager

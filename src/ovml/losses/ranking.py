@@ -104,30 +104,26 @@ def _count_pairs(scores: Tensor, targets: Tensor, margin: float) -> tuple[Tensor
     """Return the sum of hinges `[B]`, the number of violating pairs `[B]`, and the gradient of the sum `[B, L]`.
 
     A present label p has the threshold `threshold_p = s_p - margin`. An absent label n violates all p whose threshold
-    is below `s_n`. The thresholds of a row are sorted, and a binary search gives the number that n violates. Sums of
-    absent scores, grouped by that number and accumulated, give the hinges of each p.
+    is below `s_n`: a binary search among the sorted thresholds of a row gives their number. How many n violate each p
+    follows by counting. These counts are the gradient, and its product with the scores is the sum of hinges: integers
+    and sums in a fixed order, so the same on a GPU from run to run.
     """
+    present, absent = targets == 1, targets == 0
+    thresholds = (scores - margin).masked_fill(~present, torch.inf)
+    ordered, columns = thresholds.topk(_most_present(present), dim=1, largest=False)
+    violated = torch.searchsorted(ordered, scores).mul_(absent)
+    numbers = violated.new_zeros(len(scores), columns.shape[1] + 1).scatter_add_(1, violated, absent.to(violated))
+    at_least = numbers[:, 1:].flip(1).cumsum(1).flip(1)
+    violating = torch.zeros_like(violated).scatter_(1, columns, at_least).mul_(present)
+    gradient = (violated - violating).to(scores.dtype)
     # Sums use float64, because float32 would lose the last digits over thousands of labels.
     wide = torch.float32 if scores.device.type == "mps" else torch.float64
-    rows, columns = (targets == 1).nonzero(as_tuple=True)
-    per_row = torch.bincount(rows, minlength=len(scores))
-    width = int(per_row.max())
-    slot = torch.arange(len(rows), device=scores.device) - (per_row.cumsum(0) - per_row)[rows]
-    thresholds = scores.new_full((len(scores), width), torch.inf)
-    thresholds[rows, slot] = scores[rows, columns] - margin
-    ordered, order = thresholds.sort(dim=1)
-    # Both counts compare the same rounded numbers; otherwise a pair exactly at the margin could count only once.
-    violated = torch.searchsorted(ordered, scores).mul_(targets == 0)
+    # Only scores that take part: others may be infinite. One of a present label that is not finite shows in the loss.
+    taking_part = scores.masked_fill(~present & (violated == 0), 0).to(wide)
+    pairs = violating.sum(dim=1).to(wide)
+    return (taking_part * gradient).sum(dim=1) + margin * pairs, pairs, gradient
 
-    def violations(values: Tensor) -> Tensor:
-        """Sum the values `[B, L]` of all n that violate each threshold; thresholds are in their original order."""
-        sums = torch.zeros(len(scores), width + 1, dtype=wide, device=scores.device).scatter_add_(1, violated, values)
-        at_least = sums[:, 1:].flip(1).cumsum(1).flip(1)
-        return torch.empty_like(at_least).scatter_(1, order, at_least)[rows, slot]
 
-    pairs = violations(torch.ones((), dtype=wide, device=scores.device).expand_as(scores))
-    hinge = violations(scores.to(wide)) - pairs * (scores[rows, columns].to(wide) - margin)
-    gradient = violated.to(scores.dtype)
-    gradient[rows, columns] = -pairs.to(scores.dtype)
-    nothing = torch.zeros(len(scores), dtype=wide, device=scores.device)
-    return nothing.index_add(0, rows, hinge), nothing.index_add(0, rows, pairs), gradient
+def _most_present(present: Tensor) -> int:
+    """The largest number of present labels in a row; on a GPU, which would have to be waited for, of all labels."""
+    return int(present.sum(dim=1).max()) if present.device.type == "cpu" else present.shape[1]

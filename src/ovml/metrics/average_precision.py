@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ovml.metrics.functional.average_precision import (
-    OfLabel,
-    each_label_of_entries,
-    each_label_of_pieces,
-    label_average_precision,
-)
-from ovml.metrics.functional.inputs import check_inputs
+from ovml.metrics.functional.average_precision import label_average_precision
+from ovml.metrics.functional.each_label import KeptScores, OfLabel, each_label
+from ovml.metrics.functional.inputs import check_inputs, known_targets
+from ovml.metrics.processes import Processes
+from ovml.metrics.score_counts import ScoreCounts
 
 CHUNK = 1 << 25
 """Bytes allocated at once, at most."""
@@ -36,6 +34,9 @@ class MultilabelMeanAveragePrecision(Metric):
 
     Equals torchmetrics' `MultilabelAveragePrecision(thresholds=None)` where every label has a positive. Of batches with
     mostly unknown targets only the known entries are kept: on Open Images one in five hundred.
+
+    With several processes each keeps its own scores; they are never gathered. `compute` gives every process a share of
+    the labels, and exchanges their columns block by block.
 
     Args:
         empty_labels: Labels without positives: `skip` leaves them out, `zero` counts them as 0 (as the published MKT
@@ -57,11 +58,11 @@ class MultilabelMeanAveragePrecision(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    preds: list[Tensor] | Tensor
-    targets: list[Tensor] | Tensor
-    known_preds: list[Tensor] | Tensor
-    known_labels: list[Tensor] | Tensor
-    known_positive: list[Tensor] | Tensor
+    preds: list[Tensor]
+    targets: list[Tensor]
+    known_preds: list[Tensor]
+    known_labels: list[Tensor]
+    known_positive: list[Tensor]
     num_labels: Tensor
 
     def __init__(
@@ -88,18 +89,18 @@ class MultilabelMeanAveragePrecision(Metric):
         for name in ("preds", "targets", "known_preds", "known_labels", "known_positive"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self.add_state("num_labels", default=torch.tensor(0), dist_reduce_fx="max")
+        self._found: dict[OfLabel, Tensor] = {}
 
     def update(self, preds: Tensor, targets: Tensor) -> None:
         """Add scores `[B, L]` and targets `[B, L]`; raises a `ValueError` for other shapes, and for NaN."""
         check_inputs(preds, targets)
-        # One type on every process, because scores are gathered.
+        self._found.clear()
         preds = preds.detach().to(self.score_dtype or torch.promote_types(preds.dtype, torch.float32))
-        # One byte each, whatever `ignore_index` is: 1 present, 0 absent, -1 unknown.
-        targets = (targets == 1).to(torch.int8).masked_fill(targets == self.ignore_index, -1)
+        targets = known_targets(targets, self.ignore_index)
         known = targets != -1
         is_sparse = int(known.sum()) * BYTES_PER_ENTRY < known.numel() * BYTES_PER_SCORE
         rows, labels = known.nonzero(as_tuple=True) if is_sparse else (torch.empty(0, dtype=torch.long),) * 2
-        # Both forms get a piece at every update, if empty, so that all processes have the same states to gather.
+        # Both forms get a piece at every update, if an empty one.
         self._append("preds", preds[:0] if is_sparse else preds)
         self._append("targets", targets[:0] if is_sparse else targets)
         self._append("known_preds", preds[rows, labels])
@@ -128,7 +129,8 @@ class MultilabelMeanAveragePrecision(Metric):
 
     def _new_piece(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """An uninitialized tensor, in memory or in a file."""
-        kept = sum(piece.untyped_storage().nbytes() for pieces in self._pieces_of_states() for piece in pieces)
+        states = (self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
+        kept = sum(piece.untyped_storage().nbytes() for pieces in states for piece in pieces)
         size = math.prod(shape)
         if like.device.type == "cpu" and size and kept + size * like.element_size() > self.memory:
             mapped = mapped_file(size, like.dtype)
@@ -136,36 +138,77 @@ class MultilabelMeanAveragePrecision(Metric):
                 return mapped.view(shape)
         return like.new_empty(shape)
 
+    def reset(self) -> None:
+        """Forget all scores."""
+        super().reset()
+        self._found.clear()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Add a batch and return its own value."""
+        value: Tensor = super().forward(*args, **kwargs)
+        self._found.clear()
+        return value
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: processes exchange what `each_label` and `score_counts` need, not all scores."""
+
     def compute(self) -> Tensor:
         """Return the mean, or `[L]` with `average="none"` (NaN for skipped labels).
 
         Raises:
             ValueError: Nothing was added.
         """
-        if not any(self._pieces_of_states()):
+        if not self.preds and self.processes().size == 1:
             raise ValueError("compute: no scores were added; call update first")
         per_label = self.per_label()
         if self.empty_labels == "zero":
             per_label = per_label.nan_to_num(0)
         return per_label.nanmean() if self.average == "macro" else per_label
 
-    def per_label(self, of_label: OfLabel = label_average_precision) -> Tensor:
-        """Average precision of every label `[L]` over this process's scores; NaN without positives.
+    def per_label(self) -> Tensor:
+        """Average precision of every label over all processes `[L]`; NaN without positives."""
+        return self.each_label([label_average_precision])[0]
+
+    def each_label(self, functions: Sequence[OfLabel]) -> Tensor:
+        """Numbers `[F, L]` of every label over all processes, which must all call it.
+
+        Numbers are remembered until scores are added, and scores are exchanged once for all `functions`.
 
         Args:
-            of_label: Computes a label's number. Default: its average precision.
+            functions: Each computes one number from a label's known scores `[N]` and whether each is present `[N]`.
         """
-        preds, targets, *known = self._pieces_of_states()
-        if not any(map(len, known[0])):
-            return each_label_of_pieces(of_label, preds, targets)
-        entries = [torch.cat(pieces) for pieces in known]
-        if any(map(len, preds)):  # some batches were mostly known, others mostly unknown
-            for p, t in aligned(preds, targets):
-                rows, labels = (t != -1).nonzero(as_tuple=True)
-                found = (p[rows, labels], labels.int(), t[rows, labels] == 1)
-                entries = [torch.cat(pair) for pair in zip(entries, found, strict=True)]
-        scores, labels, positive = entries
-        return each_label_of_entries(of_label, scores, labels, positive, int(self.num_labels))
+        if missing := [function for function in functions if function not in self._found]:
+            kept = KeptScores(self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
+            found = each_label(missing, kept, int(self.num_labels), self.processes()).to(self.device)
+            self._found |= dict(zip(missing, found, strict=True))
+        return torch.stack([self._found[function] for function in functions])
+
+    def score_counts(self, bins: int, label_groups: Tensor | None = None, groups: int = 1) -> ScoreCounts:
+        """Histogram of the scores over all processes, which must all call it.
+
+        Args:
+            bins: Number of bins.
+            label_groups: The group of each label `[L]`, counted separately. Default: 0.
+            groups: Number of groups.
+        """
+        processes, counts = self.processes(), ScoreCounts(bins, groups)
+        extremes = torch.tensor([torch.inf, torch.inf], dtype=torch.float64)  # the lowest, and the highest negated
+        for scores, targets, _ in self.pieces():
+            left_out = (targets < 0) | ~scores.isfinite()
+            own = [(sign * scores).masked_fill(left_out, torch.inf).min() for sign in (1, -1)]
+            extremes = torch.minimum(extremes, torch.stack(own).double().cpu())
+        # The bins cover the range of all scores from the start, so they do not depend on how scores are distributed.
+        lowest, highest = processes.gather(extremes).amin(dim=0).tolist()
+        if math.isfinite(lowest):
+            counts.reach(lowest, -highest)
+        counts.update_pieces(self.pieces(), label_groups)
+        counts.counts = processes.total(torch.from_numpy(counts.counts)).numpy()
+        return counts
+
+    def processes(self) -> Processes:
+        """The processes over which scores are spread."""
+        together = bool(self._to_sync and self.distributed_available_fn and self.distributed_available_fn())
+        return Processes(self.device, together, self.process_group)
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """This process's scores, targets (1, 0, -1) and labels, piece by piece.
@@ -173,16 +216,10 @@ class MultilabelMeanAveragePrecision(Metric):
         In dense pieces scores and targets are `[N, L]` and labels is `None`; in pieces with mostly unknown targets all
         three are `[K]`, one for each known entry.
         """
-        preds, targets, *known = self._pieces_of_states()
-        for scores, own_targets in aligned(preds, targets):
+        for scores, own_targets in aligned(self.preds, self.targets):
             yield scores, own_targets, None
-        for scores, columns, positive in aligned(*known):
+        for scores, columns, positive in aligned(self.known_preds, self.known_labels, self.known_positive):
             yield scores, positive.to(torch.int8), columns.long()
-
-    def _pieces_of_states(self) -> list[list[Tensor]]:
-        states = (self.preds, self.targets, self.known_preds, self.known_labels, self.known_positive)
-        # After a sync over processes a state is one tensor instead of a list of pieces.
-        return [[state] if isinstance(state, Tensor) else state for state in states]
 
 
 def aligned(*states: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
 from ovml.metrics.calibration import Calibration
-from ovml.metrics.score_counts import ScoreCounts
+from ovml.metrics.functional.each_label import OfLabel
 from ovml.utils.errors import check_positive
 from ovml.utils.parts import Part
 from ovml.vocabulary import LabelVocabulary
@@ -46,6 +47,11 @@ class Calibrator(Part, ABC):
         self.thresholds = thresholds
         self.min_present = min_present
 
+    @cached_property
+    def of_label(self) -> OfLabel | None:
+        """What computes the minimum score of one label; `None` where all labels share one."""
+        return partial(best_f1_score, min_present=self.min_present) if self.thresholds == "per-label" else None
+
     @abstractmethod
     def fit(self, logits: Array, absent: Array, present: Array) -> tuple[float, float]:
         """Slope and offset of the curve.
@@ -59,12 +65,13 @@ class Calibrator(Part, ABC):
     def calibrate(self, metric: MultilabelMeanAveragePrecision, vocabulary: LabelVocabulary) -> Calibration | None:
         """Fit a calibration to the scores that a metric keeps; `None` where no target, or every target, is present.
 
+        All processes must call it, and get the same.
+
         Args:
-            metric: Updated with all images; gathered from all processes (`sync_context`).
+            metric: Updated with all images.
             vocabulary: The labels of its columns.
         """
-        counts = ScoreCounts(BINS)
-        counts.update_pieces(metric.pieces())
+        counts = metric.score_counts(BINS)
         absent, present = counts.counts[0]
         filled = absent + present > 0
         if not absent.any() or not present.any():
@@ -77,8 +84,8 @@ class Calibrator(Part, ABC):
         best = torch.tensor([lower[f1[:-1].argmax()]])
         curve = Calibration(slope, offset, 0.0, vocabulary)
         threshold, own = float(curve.probabilities(best)), None
-        if self.thresholds == "per-label":
-            of_label = metric.per_label(lambda scores, is_present: best_f1_score(scores, is_present, self.min_present))
+        if self.of_label is not None:
+            (of_label,) = metric.each_label([self.of_label])
             own = tuple(curve.probabilities(of_label).nan_to_num(threshold).tolist())
         return replace(curve, threshold=threshold, label_thresholds=own)
 
@@ -120,7 +127,7 @@ class TemperatureScaling(Calibrator):
 
 
 def evaluate_calibration(calibration: Calibration, metric: MultilabelMeanAveragePrecision) -> dict[str, float]:
-    """Calibration error and F1 of a calibration on the scores that a metric keeps.
+    """Calibration error and F1 of a calibration on the scores that a metric keeps, over all processes.
 
     Returns:
         `ECE`: expected calibration error over all known annotations (Guo et al., ICML 2017; 15 bins of equal width: the
@@ -131,7 +138,7 @@ def evaluate_calibration(calibration: Calibration, metric: MultilabelMeanAverage
     """
     thresholds = calibration.thresholds(calibration.vocabulary)
     sums = torch.zeros(2, 3, RELIABILITY_BINS, dtype=torch.float64)  # all, returned
-    present = 0
+    present = torch.zeros((), dtype=torch.float64)
     for logits, targets, labels in metric.pieces():
         minimum = thresholds.to(logits.device)
         minimum = minimum.expand_as(logits) if labels is None else minimum[labels]
@@ -139,12 +146,14 @@ def evaluate_calibration(calibration: Calibration, metric: MultilabelMeanAverage
         is_returned = probabilities >= minimum
         known, entries = targets >= 0, (probabilities, targets == 1, is_returned)
         probabilities, is_present, is_returned = (x.flatten() if known.all() else x[known] for x in entries)
-        present += int(is_present.sum())
+        present += is_present.sum().cpu()
         sums[0] += _bin_sums(probabilities, is_present)
         sums[1] += _bin_sums(probabilities[is_returned], is_present[is_returned])
+    processes = metric.processes()
+    sums, present = processes.total(sums), processes.total(present)
     errors = [float((row[1] - row[2]).abs().sum() / row[0].sum()) for row in sums]
     given, hits = sums[1, :2].sum(dim=1).tolist()
-    f1 = 2 * hits / (given + present) if given + present else float("nan")
+    f1 = 2 * hits / (given + float(present)) if given + float(present) else float("nan")
     return {"ECE": errors[0], "ECE given": errors[1], "F1": f1}
 
 
@@ -171,8 +180,10 @@ def best_f1_score(scores: Array, present: Array, min_present: int = 1) -> float:
 def _bin_sums(probabilities: Tensor, is_present: Tensor) -> Tensor:
     """Annotations, present annotations and the sum of probabilities in each reliability bin, `[3, bins]`."""
     bins = (probabilities * RELIABILITY_BINS).int().clamp(max=RELIABILITY_BINS - 1)
-    counts = [(bins, None), (bins[is_present], None), (bins, probabilities.double())]
-    return torch.stack([torch.bincount(b, w, minlength=RELIABILITY_BINS).double() for b, w in counts]).cpu()
+    counts = [torch.bincount(some, minlength=RELIABILITY_BINS).double() for some in (bins, bins[is_present])]
+    # Not `bincount` with weights, which has no deterministic form on a GPU.
+    sums = torch.zeros_like(counts[0]).index_add_(0, bins, probabilities.double())
+    return torch.stack([*counts, sums]).cpu()
 
 
 def _logistic_fit(logits: Array, absent: Array, present: Array, with_offset: bool) -> tuple[float, float]:

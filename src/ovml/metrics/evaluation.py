@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, cast
 
@@ -18,6 +17,7 @@ from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
 from ovml.metrics.calibration import Calibration
 from ovml.metrics.calibrators import Calibrator, PlattScaling, evaluate_calibration
 from ovml.metrics.f1_at_k import PrecisionRecallF1AtK
+from ovml.metrics.functional.average_precision import label_average_precision
 from ovml.metrics.protocols import CALIBRATION, EvaluationProtocol, chosen_protocols, label_columns
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
@@ -144,7 +144,9 @@ class OpenVocabularyEvaluation(nn.Module):
             metrics.update(logits, own_targets)
 
     def update_empty(self, device: torch.device | str = "cpu") -> None:
-        """Add a batch of no images: a process without images still takes part in gathering the others'."""
+        """Add a batch of no images where none was added: a process without images takes part in what others compute."""
+        if self.vocabulary is not None and all(m["mAP"].update_called for m in self._metrics_by_protocol().values()):
+            return
         nothing = torch.empty(0, len(self.vocabulary or ()), device=device)
         self.update(lambda columns: nothing[:, columns], nothing.to(torch.int8))
 
@@ -159,8 +161,8 @@ class OpenVocabularyEvaluation(nn.Module):
 
     def finish(
         self, device: torch.device | str, calibration: Calibration | None, calibrate: bool
-    ) -> tuple[dict[str, Tensor], Calibration | None]:
-        """Compute all metrics over all processes, and forget all batches.
+    ) -> tuple[dict[str, float], Calibration | None]:
+        """Compute all metrics over all processes, and forget all batches. Scores are exchanged once.
 
         Args:
             device: Where the scores are.
@@ -168,13 +170,15 @@ class OpenVocabularyEvaluation(nn.Module):
             calibrate: Fit a new calibration first.
 
         Returns:
-            The metrics, and the calibration.
+            The metrics and the calibration, the same on all processes.
         """
         self.update_empty(device)
-        metrics = self.compute()
-        with self.gathered():
-            calibration = self.calibrate() if calibrate else calibration
-            metrics |= self.calibration_metrics(calibration)
+        if calibrate and self.calibrator.of_label is not None:
+            self.scores_of().each_label([label_average_precision, self.calibrator.of_label])
+        found = self.compute()
+        metrics: dict[str, float] = dict(zip(found, torch.stack([*found.values()]).tolist(), strict=True))
+        calibration = self.calibrate() if calibrate else calibration
+        metrics |= self.calibration_metrics(calibration)
         self.reset()
         return metrics, calibration
 
@@ -183,11 +187,8 @@ class OpenVocabularyEvaluation(nn.Module):
         for metrics in self._metrics_by_protocol().values():
             metrics.reset()
 
-    @contextmanager
-    def gathered(self, protocol: str | None = None) -> Iterator[MultilabelMeanAveragePrecision]:
-        """The average precision of a protocol with the scores of all processes, which must all enter.
-
-        Scores are gathered once, however often the same protocol is entered inside.
+    def scores_of(self, protocol: str | None = None) -> MultilabelMeanAveragePrecision:
+        """The average precision of a protocol, which keeps its scores.
 
         Args:
             protocol: Its name. Default: the widest.
@@ -198,25 +199,20 @@ class OpenVocabularyEvaluation(nn.Module):
         protocol = self.widest if protocol is None else protocol
         if protocol not in self.columns:
             raise ValueError(f"protocol must be one of {list(self.columns)}; got {protocol!r}")
-        metric = cast("MultilabelMeanAveragePrecision", self._metrics_by_protocol()[protocol]["mAP"])
-        is_outermost = not metric._is_synced
-        with metric.sync_context(should_sync=is_outermost, should_unsync=is_outermost):
-            yield metric
+        return cast("MultilabelMeanAveragePrecision", self._metrics_by_protocol()[protocol]["mAP"])
 
     def calibrate(self) -> Calibration | None:
         """Fit the calibrator to the scores of all labels; `None` where no target, or every target, is present."""
         if self.vocabulary is None:
             return None
-        with self.gathered() as metric:
-            return self.calibrator.calibrate(metric, self.vocabulary)
+        return self.calibrator.calibrate(self.scores_of(), self.vocabulary)
 
-    def calibration_metrics(self, calibration: Calibration | None) -> dict[str, Tensor]:
+    def calibration_metrics(self, calibration: Calibration | None) -> dict[str, float]:
         """`calibration/ECE` and so on (`evaluate_calibration`); empty for a calibration of other labels."""
         if calibration is None or calibration.vocabulary != self.vocabulary:
             return {}
-        with self.gathered() as metric:
-            found = evaluate_calibration(calibration, metric)
-        return {f"{CALIBRATION}/{name}": torch.tensor(value) for name, value in found.items() if not math.isnan(value)}
+        found = evaluate_calibration(calibration, self.scores_of())
+        return {f"{CALIBRATION}/{name}": value for name, value in found.items() if not math.isnan(value)}
 
 
 @cache  # a run evaluates several times

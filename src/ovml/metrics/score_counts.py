@@ -80,18 +80,18 @@ class ScoreCounts:
         scores, rows = scores.double(), 2 * groups.long() + targets.long()
         if not len(scores):
             return
-        self._reach(float(scores.min()), float(scores.max()))
+        self.reach(float(scores.min()), float(scores.max()))
         bins = self.counts.shape[-1]
         place = (scores / self._width).floor().long() - self._first
         found = torch.bincount(rows * bins + place, minlength=self.counts.size)
         self.counts += found.cpu().numpy().reshape(self.counts.shape)
 
-    def _reach(self, lowest: float, highest: float) -> None:
+    def reach(self, lowest: float, highest: float) -> None:
         """Move or widen the bins so that they hold the range from the lowest to the highest score."""
         bins = self.counts.shape[-1]
         if not self._width:
             scale = max(abs(lowest), abs(highest)) or 1.0
-            # Half of the bins cover the first batch; not finer than the scores' own precision.
+            # Half of the bins cover the first range; not finer than the scores' own precision.
             self._width = 2.0 ** math.ceil(math.log2(max(2 * (highest - lowest) / bins, scale * 2.0**-24)))
             self._first = math.floor((lowest + highest) / 2 / self._width) - bins // 2
         while True:

@@ -106,19 +106,18 @@ def protocol_scores(
     Args:
         evaluation: Updated with all images.
         bins: Of the scores.
-        draws: False for a process that only takes part in gathering; it returns nothing.
+        draws: False for a process that only takes part in counting; it returns nothing.
     """
     parts: dict[str, ProtocolScores] = {}
     for name in shown_protocols(evaluation.columns):
-        with evaluation.gathered(name) as metric:
-            if draws and (vocabulary := evaluation.vocabulary) is not None:
-                names = [vocabulary.names[column] for column in evaluation.columns[name]]
-                is_unseen = [column >= len(vocabulary.seen) for column in evaluation.columns[name]]
-                counts = ScoreCounts(bins, groups=2)
-                counts.update_pieces(metric.pieces(), torch.tensor(is_unseen).long())
-                title, per_label = evaluation.titles[name], metric.per_label()
-                parts[name] = ProtocolScores(title, names, is_unseen, counts, per_label)
-    return parts
+        if (vocabulary := evaluation.vocabulary) is not None:
+            names = [vocabulary.names[column] for column in evaluation.columns[name]]
+            is_unseen = [column >= len(vocabulary.seen) for column in evaluation.columns[name]]
+            metric = evaluation.scores_of(name)
+            counts = metric.score_counts(bins, torch.tensor(is_unseen).long(), groups=2)
+            per_label = metric.per_label()
+            parts[name] = ProtocolScores(evaluation.titles[name], names, is_unseen, counts, per_label)
+    return parts if draws else {}
 
 
 def draw_figures(parts: Mapping[str, ProtocolScores], title: str = "") -> dict[str, Figure]:

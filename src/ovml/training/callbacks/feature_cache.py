@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from ovml.data.base import MultiLabelDataModule, Split
-from ovml.data.cache import cached_folder
-from ovml.data.features import FeatureStore
+from ovml.data.cache import cache_path, cached_folder, damaged_file
+from ovml.data.features import FeatureStore, check_room, file_name, file_rows, write_features
 from ovml.data.rows import RowReader, TensorRows, collate
-from ovml.data.samplers import EvalSampler
+from ovml.training.shared_work import SharedWork
 from ovml.utils.errors import UserError
 from ovml.utils.progress import track
 from ovml.utils.tensors import digest
@@ -28,8 +33,9 @@ class FeatureCache(Callback):
     (`--data.augment false`), because a random crop has features of its own. Stages that change the tower run as usual,
     and so do those whose head or distillation learns from the original's features.
 
-    One process of each machine computes them. An image takes `(1 + patches) * dimensions * 4` bytes: 0.4 MB with
-    ViT-B/16.
+    Every process computes its share, which the others read: over all machines where they see the same cache folder,
+    otherwise on each machine for itself. Files that an interrupted run completed within a day are not computed again,
+    also by another number of processes. An image takes `(1 + patches) * dimensions * 4` bytes: 0.4 MB with ViT-B/16.
 
     Args:
         cache_dir: See `ovml.data.cache.cache_root`.
@@ -86,34 +92,80 @@ class FeatureCache(Callback):
             "precision": trainer.precision,
         }
         name = f"features-{split}"
-        if trainer.local_rank == 0:
-            with cached_folder(self.cache_dir, name, [], settings) as (_, aside):
-                if aside is not None:
-                    self._compute(trainer, rows, aside / "features.npy")
-        trainer.strategy.barrier()
-        with cached_folder(self.cache_dir, name, [], settings) as (folder, _):
-            return FeatureStore(folder / "features.npy")
+        with SharedWork() as work:
+            if any(other != settings for other in work.exchange(settings)):
+                raise UserError(
+                    "FeatureCache: the processes have different weights, rows or settings; give all the same seed "
+                    "(--seed_everything), or remove the callback"
+                )
+            folder = cache_path(self.cache_dir, name, [], settings)
+            node, number, size = _sharers(trainer, folder.parent, work)
+            # Only one process looks: on network file systems the others would remember that the folder is missing.
+            found = work.exchange((node, folder.is_dir() and damaged_file(folder) is None) if number == 0 else None)
+            if (node, True) not in found:
+                # Named as what an interrupted process leaves behind, and removed with that when it is a day old.
+                beside = folder.with_name(f".{folder.name}.part-shared")
+                beside.mkdir(parents=True, exist_ok=True)
+                os.utime(beside)
+                files = {beside / file_name(i): own for i, own in enumerate(file_rows(len(rows)))}
+                own = {path: files[path] for path in list(files)[number::size] if not path.exists()}
+                self._compute(trainer, rows, own, size, work, number == 0)
+                work.wait()
+                if number == 0:
+                    with cached_folder(self.cache_dir, name, [], settings) as (_, aside):
+                        if aside is not None:
+                            for path in files:
+                                path.rename(aside / path.name)
+                    shutil.rmtree(beside, ignore_errors=True)
+        return FeatureStore(folder)
 
-    def _compute(self, trainer: pl.Trainer, rows: Any, path: Path) -> None:
-        """Run the tower over the rows, in order; a broken image raises an error that names it."""
+    def _compute(
+        self, trainer: pl.Trainer, rows: Any, files: dict[Path, range], size: int, work: SharedWork, is_first: bool
+    ) -> None:
+        """Run the tower over the rows of each file, in order; a broken image raises an error that names it."""
+        if not files:
+            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         model: Any = trainer.lightning_module.model
         reader = RowReader(data.eval_transform, len(data.vocabulary), data.exhaustive, allow_urls=data.allow_urls)
-        source = TensorRows(rows, reader)
+        batch_size = data.eval_batch_size or data.batch_size
+        batches = [list(own[i : i + batch_size]) for own in files.values() for i in range(0, len(own), batch_size)]
         loader: DataLoader[Any] = DataLoader(
-            source,
-            batch_size=data.eval_batch_size or data.batch_size,
-            sampler=EvalSampler(source, 1, 0),
-            num_workers=data.num_workers,
-            collate_fn=collate,
+            TensorRows(rows, reader), batch_sampler=batches, num_workers=data.num_workers, collate_fn=collate
         )
         model.to(trainer.strategy.root_device)
-        store, start = None, 0
+        read = track(loader, "image features", total=len(batches)) if is_first else loader
+        found = self._features(model, read, next(iter(files)).parent.parent, size * sum(map(len, files.values())), work)
         with torch.inference_mode(), trainer.precision_plugin.val_step_context():
-            for batch in track(loader, "image features", total=len(loader)):
-                embeds = model.encode_images(batch["pixel_values"].to(model.device))
-                features = torch.cat([embeds.global_embeds.unsqueeze(1), embeds.patch_embeds], dim=1)
-                if store is None:
-                    store = FeatureStore.create(path, (len(source), *features.shape[1:]), self.dtype)
-                store.write(start, features)
-                start += len(features)
+            for path, own in files.items():
+                write_features(path, len(own), found, self.dtype)
+
+    def _features(
+        self, model: Any, batches: Iterable[Any], folder: Path, num_rows: int, work: SharedWork
+    ) -> Iterator[torch.Tensor]:
+        """Yield the features of batches, `[B, 1+P, D]`."""
+        is_first = True
+        for batch in batches:
+            embeds = model.encode_images(batch["pixel_values"].to(model.device))
+            features = torch.cat([embeds.global_embeds.unsqueeze(1), embeds.patch_embeds], dim=1)
+            if is_first:
+                check_room(folder, num_rows * features[0].numel() * np.dtype(self.dtype).itemsize)
+                is_first = False
+            yield features
+            work.check()
+
+
+def _sharers(trainer: pl.Trainer, root: Path, work: SharedWork) -> tuple[int, int, int]:
+    """Those that see the same cache folder as this process: their number, its place among them, how many they are."""
+    root.mkdir(parents=True, exist_ok=True)
+    # A name that nobody has looked for, so that no network file system remembers that it is missing.
+    mark = root / f".seen-by-{work.exchange(uuid4().hex)[0]}"
+    if trainer.is_global_zero:
+        mark.touch()
+    work.exchange(None)
+    together = all(work.exchange(mark.exists()))
+    if trainer.is_global_zero:
+        mark.unlink()
+    if together:
+        return 0, trainer.global_rank, trainer.world_size
+    return trainer.node_rank, trainer.local_rank, trainer.num_devices

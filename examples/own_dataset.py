@@ -3,8 +3,8 @@
     python examples/own_dataset.py            # a drawn folder
     python examples/own_dataset.py photos/    # with photos/labels.csv, which has lines such as `beach.jpg,sea;sand`
 
-For training see `finetune_on_csv.py`. On the command line, add this file's folder to the path:
-`PYTHONPATH=examples ovml fit --config my.yaml`, where `my.yaml` has `class_path: own_dataset.CSVDataModule`.
+For training see `finetune_on_csv.py`. On the command line, in this file's folder: `ovml fit --config my.yaml`, where
+`my.yaml` has `class_path: own_dataset.CSVDataModule`.
 """
 
 from __future__ import annotations

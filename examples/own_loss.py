@@ -2,8 +2,7 @@
 
     python examples/own_loss.py        # trains it briefly on the demo data set
 
-On the command line, add this file's folder to the path:
-`PYTHONPATH=examples ovml fit --config demo.yaml --model.loss own_loss.KnownBinaryCrossEntropy`.
+On the command line, in this file's folder: `ovml fit --config demo.yaml --model.loss own_loss.KnownBinaryCrossEntropy`.
 """
 
 import lightning.pytorch as pl

@@ -84,7 +84,7 @@ def test_a_vocabulary_is_read_from_names_or_from_ids_and_names(tmp_path):
         (b"cat\n/m/1,dog\n", ", line 2: expected an id and a name"),
         (b"/m/1,cat\n/m/2,\n", ", line 2: expected an id and a name"),
         (b"/m/1,cat\n/m/1,dog\n", ", line 2: the id '/m/1' is repeated"),
-        (b"cat\ncat\n", ": 'cat' .name 1. is repeated"),
+        (b"cat\ncat\n", ": 'cat' .name 2. is repeated"),
         (b"", ": the list is empty"),
         (b"id,name\n", ": the list is empty"),
         (b"\xff\n", ": not UTF-8 text"),

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
-from huggingface_hub import ModelHubMixin
 from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from ovml.distillation import Distillation, FeatureL1
 from ovml.encoders.checkpoints import DEFAULT
@@ -24,7 +21,6 @@ from ovml.model import Labels, OpenVocabularyModel
 from ovml.prompts import PromptLearner
 from ovml.saving.checkpoint import check_learned, load_weights, read_checkpoint
 from ovml.saving.recipe import apply_recipe, model_recipe
-from ovml.saving.save import card_options, check_savable, hub_errors, save_model
 from ovml.training.batches import set_batches
 from ovml.training.callback_checks import check_callbacks
 from ovml.training.distributed import shard
@@ -38,16 +34,18 @@ from ovml.training.learning import (
 )
 from ovml.training.objective import Objective, StepLoss, batch_features
 from ovml.training.precision import check_device
+from ovml.training.pretrained import PretrainedClassifier
 from ovml.training.recipe import training_recipe
-from ovml.training.restore import check_lightning_options, load_classifier, restore_checkpoint
+from ovml.training.report import learned_summary, stage_lines
 from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage, find_stage
 from ovml.utils.console import notice
 from ovml.utils.images import ImageLike
+from ovml.utils.parts import warn_unless_importable
 from ovml.utils.tensors import check_scores
 from ovml.vocabulary import LabelVocabulary
 
 
-class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ovml"):
+class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
     """Trains and evaluates an `OpenVocabularyModel`: CLIP adapted by multi-modal knowledge transfer (MKT, AAAI 2023).
 
     Args:
@@ -116,6 +114,8 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         self.evaluation = OpenVocabularyEvaluation(protocols, (3, 5) if ks is None else ks, images, calibrator)
         self.evaluation.prepare(self.model.vocabulary)
         self.stages = [VisionStage(), PromptStage()] if stages is None else stages
+        own = self.objective.loss, self.objective.distillation, self.evaluation.calibrator
+        warn_unless_importable(*own, *self.evaluation.protocols, *self.stages)
         self.teacher = attach_adapters(self.model, self.stages)
         self.save_hyperparameters(self.recipe)
         self.strict_loading = False  # checkpoints hold what learned; on_load_checkpoint checks their keys
@@ -138,6 +138,7 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         """Make the parameters of a stage, and no others, learn; it may be given by its name or its position."""
         self.stage = stage if isinstance(stage, Stage) else find_stage(self.stages, stage)
         self._groups = start_learning(self, self.stage, self.learning_parts)
+        self._learns = learned_summary(self, [name for group in self._groups for name in group["params"]])
 
     def setup(self, stage: str) -> None:
         """Check that `compile` works and callbacks have what they ask for; warn if the precision is slow here."""
@@ -157,11 +158,12 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
             shard(self, blocks, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Say which stage a `Trainer.fit` trains; follow a `BatchSizeFinder`, which changes the number of steps."""
-        if self.stage in self.stages and self.trainer.is_global_zero:
-            notice(f"stage {self.stages.index(self.stage) + 1} of {len(self.stages)}: {self.stage.name}")
+        """Follow a `BatchSizeFinder`, which changes the number of steps; say what a `Trainer.fit` trains."""
         if any(isinstance(callback, BatchSizeFinder) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)
+        if self.stage in self.stages and self.trainer.is_global_zero:
+            for line in stage_lines(self.trainer, self, self._learns):
+                notice(line)
 
     def configure_optimizers(self) -> Any:
         """The stage's optimizer and schedule, stepped per batch."""
@@ -269,76 +271,3 @@ class OVMultiLabelClassifier(pl.LightningModule, ModelHubMixin, library_name="ov
         checkpoint = checkpoint or read_checkpoint(path)
         self.on_load_checkpoint(checkpoint, str(path))
         load_weights(self, checkpoint["state_dict"], path)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **arguments: Any) -> Self:
-        """Load a classifier from a checkpoint that `ovml fit` or a `Trainer` wrote; see `from_pretrained`."""
-        return restore_checkpoint(cls, path, arguments)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **arguments: Any,
-    ) -> Self:
-        """Load a classifier by Lightning's name for `from_checkpoint`.
-
-        Lightning's own method would make a class that the file names, and miss the frozen weights.
-
-        Args:
-            checkpoint_path: The checkpoint.
-            map_location: Device of the classifier. Default: the CPU.
-            hparams_file: Not supported, as are `strict=False` and `weights_only=False`.
-            strict: See `hparams_file`.
-            weights_only: See `hparams_file`.
-            arguments: Constructor arguments in the place of the saved ones.
-
-        Raises:
-            UserError: See `from_pretrained`; or an option is not supported.
-        """
-        check_lightning_options(map_location, hparams_file, strict, weights_only)
-        classifier = cls.from_checkpoint(checkpoint_path, **arguments)
-        return classifier if map_location is None else classifier.to(map_location)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]
-        """Load a classifier, in evaluation mode. Nothing in the files is executed; see `ovml.saving.load_model`.
-
-        Args:
-            name: A folder that `save_pretrained` wrote, a name on the Hugging Face Hub, a run folder or checkpoint of
-                `ovml fit`, or a plain CLIP checkpoint, which is then used zero-shot.
-            options: Constructor arguments in the place of the saved ones; or `revision`, `token`, `cache_dir`,
-                `force_download` and `local_files_only` of the Hub.
-
-        Raises:
-            UserError: There is no such model, or it is not complete, or one of its parts cannot be made here.
-        """
-        return load_classifier(cls, str(name), options).eval()
-
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # type: ignore[override]
-        """Write the model into a folder, which appears when it is complete; see `ovml.saving.save_model`.
-
-        Args:
-            save_directory: A new or empty folder, or one that holds nothing but a saved model.
-            options: `metrics` and `repo_id` for the model card.
-        """
-        save_model(self.model, save_directory, self.recipe, self.objective.state_dict(), **card_options(options))
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
-        """Upload the model to the Hugging Face Hub, in one commit; returns its address.
-
-        Args:
-            repo_id: `owner/name`; the repository is made where it is not there.
-            options: `metrics` for the model card; `private`, `token`, `branch`, ...: see `huggingface_hub`.
-
-        Raises:
-            UserError: A part cannot be described, or the Hub does not take the model.
-        """
-        card = {"metrics": options.pop("metrics", None), "repo_id": repo_id}
-        check_savable(self.model, self.recipe, card["metrics"])  # before a repository is made
-        with hub_errors(repo_id):
-            return str(super().push_to_hub(repo_id, model_card_kwargs=card, **options))

@@ -18,7 +18,7 @@ from ovml.heads import Head, TwoStreamHead
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import ContextPrompt, PromptLearner
 from ovml.utils.errors import UserError, all_lines
-from ovml.utils.parts import describe
+from ovml.utils.parts import describe, warn_unless_importable
 from ovml.utils.tensors import full_precision
 from ovml.vocabulary import LabelVocabulary
 
@@ -94,6 +94,7 @@ class OpenVocabularyModel(nn.Module):
         self.head = head.bind(self.embed_dim)
         self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
         check_pairs(self.head, self.prompt)
+        warn_unless_importable(self.head, self.prompt)
         self.adapters: list[TowerAdapter] = []
         for adapter in adapters:
             self.add_adapter(adapter)

@@ -48,7 +48,7 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
     if len(names) == 0:
         raise UserError(f"{where}: the list is empty; give at least one label name")
     first: dict[str, int] = {}
-    for position, name in enumerate(names):
+    for position, name in enumerate(names, start=1):
         if not isinstance(name, str):
             raise UserError(f"{where}: name {position} is {name!r}; label names are strings")
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are not UTF-8
@@ -57,7 +57,7 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
         if not key:
             raise UserError(f"{where}: name {position} is empty; remove it or give it a name")
         if key in first:
-            other = names[first[key]]
+            other = names[first[key] - 1]
             same = "is repeated" if other == name else f"and {beginning(other)!r} differ only in case or blanks"
             shown = f"{beginning(name)!r} (name {position})"
             raise UserError(f"{where}: {shown} {same} (name {first[key]}); keep one of them")

@@ -8,7 +8,7 @@ from commands import python_path
 
 from ovml.cli.command import Command, with_flags
 from ovml.cli.export import SUFFIXES as EXPORTED
-from ovml.cli.main import COMMANDS, main
+from ovml.cli.main import COMMANDS, command, main
 from ovml.cli.tag import SUFFIXES as TAGGED
 from ovml.cli.tag import XMP_NAMES
 from ovml.inference.export import FORMATS
@@ -36,14 +36,14 @@ CHECKED = {
     "list of images": (["tag", "--images-file", "none.txt", "--labels", "a"], "none.txt: cannot be read"),
     "labels file": (["tag", "{image}", "--labels-file", "none.txt"], "none.txt: cannot read the label file"),
     "vocabulary": (["tag", "{image}", "--vocabulary", "every"], "--vocabulary: invalid choice: 'every'"),
-    "labels": (["tag", "{image}", "--labels", "a,a"], "--labels: 'a' (name 1) is repeated"),
+    "labels": (["tag", "{image}", "--labels", "a,a"], "--labels: 'a' (name 2) is repeated"),
     "value": (["tag", "{image}", "--top-k", "0"], "--top-k: must be at least 1; got 0"),
     "model": (["tag", "{image}", "--labels", "a", "--model", "/no/run"], "--model: /no/run: no such checkpoint"),
     "checkpoint": (["fit", "--config", "demo.yaml", "--model.clip", "./no/clip"], "./no/clip: no such checkpoint"),
     "ending": (["tag", "{image}", "--labels", "a", "--out", "a.xls"], "let the name end in .jsonl, .csv, .parquet"),
     "output": (["tag", "{image}", "--labels", "a", "--out", "{there}.csv"], "exists already; give another name"),
     "embeddings": (["embed-labels", "--out", "a.npy"], "let the name end in .safetensors"),
-    "names": (["embed-labels", "none.txt"], "none.txt: cannot read the label file"),
+    "names": (["embed-labels", "--labels-file", "none.txt"], "none.txt: cannot read the label file"),
     "figure": (["explain", "{image}", "--out", "a.jpg"], "let the name end in .png"),
     "explained image": (["explain", "none.png"], "none.png: no such file"),
     "font": (["explain", "{image}", "--font", "none.ttf"], "--font none.ttf: no such file"),
@@ -238,3 +238,46 @@ def test_a_large_image_is_tagged_without_a_warning_of_pillow(picture, recwarn, m
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 2900)  # of 3000
     assert main(["tag", str(picture), "--labels", "moon,fish"]) == 0
     assert not any("exceeds limit" in str(warning.message) for warning in recwarn)
+
+
+SYNONYMS = {
+    **dict.fromkeys(["--checkpoint", "--ckpt", "--run", "--clip-model", "--weights"], "--model"),
+    **dict.fromkeys(["--names", "--classes", "--label", "--tags"], "--labels"),
+    **dict.fromkeys(["--names-file", "--label-file", "--labels-from"], "--labels-file"),
+    **dict.fromkeys(["--output", "--out-file", "--out-dir", "--save", "--to"], "--out"),
+    **dict.fromkeys(["--force", "--replace"], "--overwrite"),
+    **dict.fromkeys(["--topk", "--num-labels", "--max-tags"], "--top-k"),
+    **dict.fromkeys(["--workers", "--threads", "--batch", "--template", "--templates", "--cuda", "--gpu"], "another"),
+}
+LIGHTNING = ("fit", "validate", "test", "predict")
+
+
+def actions():
+    """Options and positional arguments of every command but Lightning's, which are named after constructors."""
+    for name in COMMANDS:
+        if name not in LIGHTNING:
+            for action in command(name).parser()._actions:
+                yield name, action
+
+
+def test_equal_options_have_equal_names_in_all_commands():
+    kinds, names = {}, {}
+    for name, action in actions():
+        assert not SYNONYMS.keys() & set(action.option_strings), f"{name}: {action.option_strings}"
+        kind = type(action).__name__, getattr(action.type, "__qualname__", None), action.nargs
+        for option in action.option_strings:
+            kinds.setdefault(option, {})[kind] = name
+        if action.help and action.option_strings:
+            names.setdefault(action.help, set()).add(action.option_strings[-1])
+    assert {option: found for option, found in kinds.items() if len(found) > 1} == {}
+    assert {help: found for help, found in names.items() if len(found) > 1} == {}
+
+
+def test_every_command_that_scores_labels_takes_them_alike():
+    options = {}
+    for name, action in actions():
+        options.setdefault(name, set()).update(action.option_strings)
+    for name, found in options.items():
+        if "--model" in found:
+            assert {"--labels", "--labels-file", "--vocabulary", "--prompt"} <= found, name
+        assert ("--labels" in found) == ("--model" in found), name

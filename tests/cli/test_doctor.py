@@ -8,29 +8,35 @@ import pytest
 import torch
 
 from ovml import __version__
-from ovml.cli.doctor import NEEDED, OPTIONAL, print_checks, without_home
+from ovml.cli.doctor import NEEDED, OPTIONAL, checks, print_checks, without_home
+from ovml.cli.main import main
 from ovml.training.precision import multiplies_bfloat16
 
-RUN = "import sys; from ovml.cli.main import main; sys.exit(main(['doctor']))"
+RUN = "import sys; from ovml.cli.main import main; sys.exit(main(['doctor', *sys.argv[1:]]))"
 NO_NETWORK = "import socket; socket.socket.connect = socket.getaddrinfo = None\n"
 
 
-def run(code, **environment):
+def run(code, *arguments, **environment):
     environment = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def done():
     """All is well, offline, with a name in the home folder's path."""
-    return run(NO_NETWORK + RUN, HF_HUB_OFFLINE="1", HF_HOME="/nowhere/hf", HOME=sys.prefix)
+    return run(NO_NETWORK + RUN, "--all", HF_HUB_OFFLINE="1", HF_HOME="/nowhere/hf", HOME=sys.prefix)
 
 
 def test_every_line_is_a_name_and_a_value(done):
     assert done.returncode == 0, done.stdout + done.stderr
     ours = done.stdout.partition("environment: ")[0]
     found = dict(line.split(": ", 1) for line in ours.splitlines())
-    assert {*NEEDED, *OPTIONAL, "ovml"} <= set(found)
+    for names, packages in (("packages", NEEDED), ("optional packages", OPTIONAL)):
+        assert [package.split(" ", 1)[0] for package in found[names].split(", ")] == list(packages)
+    assert f"torch {torch.__version__}" in found["packages"]
+    assert found["devices"].endswith(" threads)")
+    assert done.stderr.splitlines()[-1] == "ovml: all works"
     assert found["ovml"].startswith(__version__)
     assert found["hf offline"].startswith("HF_HUB_OFFLINE=1,")
     assert found["hf cache"].startswith("/nowhere/hf/hub, ")
@@ -38,6 +44,26 @@ def test_every_line_is_a_name_and_a_value(done):
     assert found["embedded model"].startswith("ovml-demo finds the purple square")
     assert found["bfloat16 on cpu"].startswith("fast" if multiplies_bfloat16() else "slow")
     assert all(found.values())
+
+
+def test_a_screen_holds_what_one_needs(monkeypatch, capsys):
+    monkeypatch.setattr("ovml.cli.doctor._embedded_model", lambda: "fine")
+    assert main(["doctor"]) == 0
+    printed, said = capsys.readouterr()
+    names = [line.partition(": ")[0] for line in printed.splitlines()]
+    assert names[:3] == ["ovml", "embedded model", "devices"]
+    assert len(names) <= 10
+    assert said.splitlines()[-1] == "ovml: all works; for a bug report: ovml doctor --all"
+
+
+def test_each_broken_package_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("ovml.cli.doctor.NEEDED", ("numpy", "no_such", "neither"))
+    found = dict(checks())
+    broken = print_checks(iter([("packages", found["packages"])]))
+    printed = capsys.readouterr().out
+    assert broken == ["packages"]
+    assert "no_such: ModuleNotFoundError: " in printed
+    assert "neither: ModuleNotFoundError: " in printed
 
 
 def test_the_environment_is_torchs(done):

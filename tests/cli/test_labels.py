@@ -117,7 +117,7 @@ def test_labels_indents_names_below_their_parents(capsys):
         (["explain", "x.png", "--vocabulary", "coco", "--labels-file", "a"], "not allowed with"),
         (["export", "--vocabulary", "coco", "--labels", "a"], "not allowed with"),
         (["app", "--vocabulary", "coco", "--labels", "a"], "not allowed with"),
-        (["embed-labels", "names.txt", "--vocabulary", "coco"], "not allowed with"),
+        (["embed-labels", "--labels-file", "names.txt", "--vocabulary", "coco"], "not allowed with"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, message, capsys):

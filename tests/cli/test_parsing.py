@@ -64,7 +64,7 @@ MISSPELT = {
     ),
     "package": (
         ["fit", "--model.head", "nopackage.Head"],
-        "nopackage.Head: No module named 'nopackage'; install the package that has it, or put its folder on PYTHONPATH",
+        "nopackage.Head: No module named 'nopackage'; install the package that has it, or run ovml in the folder of",
     ),
     "class in a list": (
         ["fit", "--model.stages", "[VisionStag]"],

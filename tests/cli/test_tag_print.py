@@ -164,7 +164,7 @@ def test_the_process_itself_ends_as_its_output_lets_it(odd, output):
 def test_bytes_that_are_no_text_are_no_label(picture, capsys):
     assert main(["tag", str(picture), "--labels", os.fsdecode(b"cat,d\xffg")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "ovml: error: --labels: name 1 is not Unicode text; write it in UTF-8"
+    assert line == "ovml: error: --labels: name 2 is not Unicode text; write it in UTF-8"
 
 
 def test_what_an_images_file_holds_is_said(picture, tiny, tmp_path, capsys):

@@ -94,11 +94,14 @@ def test_rows_in_memory_give_batches(folder, tiny):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": "a.png"}, r"set, row 1: has 'image'; a row has 'image', 'positive' and, if wanted, 'negative' and"),
-        ({"image": "a.png", "positives": []}, r"set, row 1: has 'image', 'positives'; a row has"),
-        ({"image": "a.png", "positive": [], "split": "test"}, r"set, row 1: has 'image', 'positive', 'split'; a row"),
-        ({"image": "a.png", "positive": ["shell"]}, r"set, row 1: label 'shell' is not in the vocabulary; add it"),
-        ({"image": "a.png", "positive": [], "negative": [3]}, r"set, row 1: label id 3 is out of range 0..2"),
+        (
+            {"image": "a.png"},
+            r"set, index 1: has 'image'; a row has 'image', 'positive' and, if wanted, 'negative'",
+        ),
+        ({"image": "a.png", "positives": []}, r"set, index 1: has 'image', 'positives'; a row has"),
+        ({"image": "a.png", "positive": [], "split": "test"}, r"set, index 1: has 'image', 'positive', 'split'; a row"),
+        ({"image": "a.png", "positive": ["shell"]}, r"set, index 1: label 'shell' is not in the vocabulary; add it"),
+        ({"image": "a.png", "positive": [], "negative": [3]}, r"set, index 1: label id 3 is out of range 0..2"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_said(row, message):

@@ -23,7 +23,7 @@ def model():
 def test_the_command_writes_what_one_call_gives(model, tmp_path, capsys):
     names, out = tmp_path / "names.txt", tmp_path / "labels.safetensors"
     names.write_text("\n".join(NAMES), encoding="utf-8")
-    assert main(["embed-labels", str(names), "--out", str(out)]) == 0
+    assert main(["embed-labels", "--labels-file", str(names), "--out", str(out)]) == 0
     assert f"label embeddings: {out} (3 labels, {model.embed_dim} numbers each)" in capsys.readouterr().out
     found = read_label_embeddings(out)
     assert found.labels == NAMES
@@ -39,7 +39,7 @@ def test_templates_are_averaged_as_in_tagging(model, tmp_path):
     names.write_text("id,name\n1,heart\n2,red circle\n")
     templates = ["a {}", "a drawing of a {}"]
     options = [part for template in templates for part in ("--prompt", template)]
-    assert main(["embed-labels", str(names), "--out", str(out), *options]) == 0
+    assert main(["embed-labels", "--labels-file", str(names), "--out", str(out), *options]) == 0
     prompt = TemplatePrompt(templates).bind(model.prompt.text_encoder)
     torch.testing.assert_close(read_label_embeddings(out).embeds, prompt(["heart", "red circle"]), rtol=0, atol=1e-6)
 
@@ -48,10 +48,10 @@ def test_nothing_is_replaced_unless_asked_for(tmp_path, capsys):
     names, out = tmp_path / "names.txt", tmp_path / "labels.safetensors"
     names.write_text("heart\n")
     out.write_text("mine")
-    assert main(["embed-labels", str(names), "--out", str(out)]) == 2
+    assert main(["embed-labels", "--labels-file", str(names), "--out", str(out)]) == 2
     assert out.read_text() == "mine"
     assert "exists already; give another name, or use --overwrite" in capsys.readouterr().err
-    assert main(["embed-labels", str(names), "--out", str(out), "--overwrite"]) == 0
+    assert main(["embed-labels", "--labels-file", str(names), "--out", str(out), "--overwrite"]) == 0
     assert read_label_embeddings(out).labels == ("heart",)
     assert {path.name for path in tmp_path.iterdir()} == {"names.txt", "labels.safetensors"}
 
@@ -61,7 +61,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys):
     assert main(["embed-labels", "--out", str(tmp_path / "a.safetensors")]) == 2
     errors = capsys.readouterr().err
     assert "let the name end in .safetensors" in errors
-    assert "this model has no vocabulary of its own" in errors
+    assert "no labels: ovml-demo knows drawn shapes, and needs the names to choose from: --labels" in errors
     with pytest.raises(UserError, match=r"2 labels need as many rows \[L, D\]; got \[3, 4\]"):
         write_label_embeddings(tmp_path / "a.safetensors", ["a", "b"], torch.zeros(3, 4))
     (tmp_path / "file").write_text("")

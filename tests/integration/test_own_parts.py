@@ -1,12 +1,17 @@
 """One part of each kind, written outside the package in the one file `my_parts`, and nothing else opened for it."""
 
 import json
+import sys
+import warnings
 
+import pytest
 import torch
-from commands import ovml_here
+from commands import SMALL, ovml_here
+from my_parts import CountLoss, LastLabels, MaxPatchHead, SuffixPrompt
 
-from ovml import OVMultiLabelClassifier, load_model
+from ovml import OpenVocabularyModel, OVMultiLabelClassifier, PromptStage, load_model
 from ovml.cli.main import COMMANDS, main
+from ovml.saving import save_model
 
 PARTS = [
     "--model.head=my_parts.MaxPatchHead",
@@ -53,3 +58,95 @@ def test_a_command_of_ones_own(monkeypatch, capsys):
     assert main(["count", "--labels"]) == 2
     assert main([]) == 0
     assert "count labels" in capsys.readouterr().out
+
+
+HERE = """
+from my_parts import MaxPatchHead
+class HeadHere(MaxPatchHead):
+    pass
+"""
+FIT = ["--model.stages", "[HeadStage]", "--trainer.max_epochs", "1", *SMALL]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder; it is not on the path, and what is imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_a_class_in_the_current_folder_is_named_without_a_path(config, here):
+    (here / "head_here.py").write_text(HERE)
+    (here / "package_here").mkdir()
+    (here / "package_here" / "heads.py").write_text(HERE)
+    for name in ("head_here.HeadHere", "package_here.heads.HeadHere"):
+        arguments = ["--model.head", name, *FIT, f"--trainer.default_root_dir={here / name}"]
+        assert ovml_here("fit", "--config", config, *arguments) == 0
+        run = here / name / "version_0"
+        assert ovml_here("test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run)) == 0
+    assert sys.path[-1] == str(here)
+
+
+def test_installed_modules_come_before_those_in_the_current_folder(config, here):
+    (here / "my_parts.py").write_text("raise RuntimeError")
+    before = list(sys.path)
+    with pytest.raises(SystemExit):
+        ovml_here("fit", "--config", config, "--model.head", "my_parts.MaxPatchHead", *FIT, "--print_config")
+    assert sys.path == before
+
+
+def test_the_current_folder_is_not_searched_for_what_a_run_names(config, here, capsys):
+    arguments = ["--model.head", "my_parts.MaxPatchHead", *FIT, f"--trainer.default_root_dir={here}"]
+    assert ovml_here("fit", "--config", config, *arguments) == 0
+    own = here / "version_0" / "config.yaml"
+    own.write_text(own.read_text().replace("my_parts.MaxPatchHead", "strange.MaxPatchHead"))
+    (here / "strange.py").write_text("raise SystemExit('this ran')\nclass MaxPatchHead: pass")
+    before = list(sys.path)
+    for command in ("test", "fit"):
+        assert ovml_here(command, "--ckpt_path", str(own.parent)) == 2
+        assert "names strange.MaxPatchHead, which is not a part" in capsys.readouterr().err
+    assert sys.path == before
+
+
+def test_a_model_whose_class_is_in_the_current_folder_says_how_it_is_found(tiny, here, picture, capsys):
+    save_model(OpenVocabularyModel(tiny, ["cat", "dog"], MaxPatchHead()), here / "saved")
+    file = here / "saved" / "config.json"
+    file.write_text(file.read_text().replace("my_parts.MaxPatchHead", "strange.MaxPatchHead"))
+    assert main(["tag", str(picture), "--model", str(here / "saved")]) == 2
+    assert "no class 'strange.MaxPatchHead' here; install the package" in capsys.readouterr().err
+    (here / "strange.py").write_text("raise SystemExit('this ran')\nclass MaxPatchHead: pass")
+    assert main(["tag", str(picture), "--model", str(here / "saved")]) == 2
+    assert "if it is the one in this folder, write PYTHONPATH=. before the command" in capsys.readouterr().err
+
+
+def in_a_notebook(cls, monkeypatch):
+    """A class as a cell of a notebook defines it."""
+    own = type(f"My{cls.__name__}", (cls,), {})
+    own.__module__ = "__main__"
+    monkeypatch.setattr(sys.modules["__main__"], own.__name__, own, raising=False)
+    return own
+
+
+@pytest.mark.parametrize("name", ["head", "prompt", "loss", "stages", "protocols"])
+def test_a_part_of_a_notebook_warns_when_the_model_is_built(tiny, name, monkeypatch):
+    cls = {"head": MaxPatchHead, "prompt": SuffixPrompt, "loss": CountLoss, "stages": PromptStage}.get(name, LastLabels)
+    own = in_a_notebook(cls, monkeypatch)()
+    with pytest.warns(UserWarning, match=f"My{cls.__name__}: defined in a notebook.*; define it at the top of a file"):
+        OVMultiLabelClassifier(tiny, ["cat", "dog", "cow"], **{name: [own] if name in ("stages", "protocols") else own})
+
+
+def test_a_head_of_a_function_warns_in_a_model_without_lightning_too(tiny):
+    class Local(MaxPatchHead):
+        pass
+
+    for make in (OpenVocabularyModel, OVMultiLabelClassifier):
+        with pytest.warns(UserWarning, match="Local: defined inside of a function, so a model with it cannot") as told:
+            make(tiny, ["cat", "dog"], Local())
+        assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings(action="error"):
+        OVMultiLabelClassifier(tiny, ["cat", "dog", "cow"], MaxPatchHead(), SuffixPrompt(), loss=CountLoss())

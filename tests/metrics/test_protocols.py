@@ -136,7 +136,7 @@ def test_the_table_has_a_block_for_each_protocol():
     table = results_table(rows, "test")
     assert [list(column.cells) for column in table.columns] == [
         ["ZSL", "GZSL", "new words"],
-        ["MKT stage 1"] * 3,
+        ["vision stage"] * 3,
         ["25.0", "10.0", "30.0"],
         ["50.0", "20.0", ""],
     ]
@@ -175,7 +175,7 @@ def test_seen_labels_are_shown_where_no_label_is_unseen():
     rows = {"vision": {"seen/mAP": 0.25}}
     assert [list(column.cells) for column in results_table(rows, "test").columns] == [
         ["seen"],
-        ["MKT stage 1"],
+        ["vision stage"],
         ["25.0"],
     ]
     assert shown_protocols(["seen"]) == ["seen"]

@@ -192,7 +192,7 @@ def test_bad_description_files(tmp_path, content, message):
         ),
         (lambda: EnsemblePrompt("a photo of a {}"), "is a template, not a file of them; write ['a photo of a {}']"),
         (lambda: EnsemblePrompt([]), "templates: there is no template"),
-        (lambda: EnsemblePrompt(["a {}", "b"]), "templates, number 1: template 'b' must hold {} exactly once"),
+        (lambda: EnsemblePrompt(["a {}", "b"]), "templates, number 2: template 'b' must hold {} exactly once"),
         (lambda: EnsemblePrompt(descriptions={"a": []}), "descriptions, key 'a': expected a list of descriptions"),
         (lambda: EnsemblePrompt(sentence="{name}"), "sentence '{name}' must hold {description} once"),
         (lambda: EnsemblePrompt(sentence="{name} {name} {description}"), "{name} at most once"),

@@ -88,10 +88,10 @@ def test_vocabularies_and_lists_give_the_same(encoder):
     ("names", "message"),
     [
         ([], "the list is empty"),
-        (["cat", " "], "name 1 is empty"),
-        (["cat", "dog", "cat"], r"'cat' \(name 2\) is repeated \(name 0\)"),
+        (["cat", " "], "name 2 is empty"),
+        (["cat", "dog", "cat"], r"'cat' \(name 3\) is repeated \(name 1\)"),
         (["Black cat", "black  CAT"], "'Black cat' differ only in case or blanks"),
-        (["cat", 3], "name 1 is 3; label names are strings"),
+        (["cat", 3], "name 2 is 3; label names are strings"),
         ("cat", "the single string 'cat'"),
         (["cat", "x" * 99], "is 119 tokens, the text tower takes 77; shorten it"),
     ],

@@ -512,7 +512,7 @@ def test_a_class_inside_a_function_cannot_be_saved():
     class Local(CosineHead):
         pass
 
-    with pytest.raises(UserError, match="define this one at the top of a module"):
+    with pytest.raises(UserError, match="Local: defined inside of a function, so .* at the top of a file"):
         check_importable(Local())
     assert describe(Swallowed(top_k=16))["init_args"] == {"top_k": 16}
     assert describe(MaxPatchHead(0.5))["init_args"] == {"factor": 0.5}
@@ -612,7 +612,7 @@ def test_the_card_shows_the_runs_test_results(model, tmp_path):
         "Percent of the test split",
         "| labels | model | mAP | F1@3 |",
         "| ZSL | zero-shot CLIP | 25.0 |  |",
-        "| ZSL | MKT stage 2 | 37.5 | 34.1 |",
+        "| ZSL | prompt stage | 37.5 | 34.1 |",
         "| seen | zero-shot CLIP | 50.0 |  |",
     ):
         assert line in card.content, line
@@ -654,7 +654,7 @@ def test_the_split_of_the_results_is_said(model, tmp_path, names):
     card = (tmp_path / "saved" / "README.md").read_text()
     split, value = ("test", "75.0") if len(names) > 1 else ("validation", "50.0")
     assert f"Percent of the {split} split" in card
-    assert f"| ZSL | MKT stage 2 | {value} |" in card
+    assert f"| ZSL | prompt stage | {value} |" in card
 
 
 def test_the_card_says_whether_probabilities_are_calibrated(model, tmp_path):
@@ -725,7 +725,7 @@ def test_push_and_load_from_the_hub(model, tmp_path, monkeypatch):
     url = model.push_to_hub("me/my-model", private=True, metrics={"prompt": {"zsl/mAP": 0.375}})
     assert url == "https://hub/me/my-model"
     assert hub.calls == [("create", True)]
-    assert "| ZSL | MKT stage 2 | 37.5 |" in (tmp_path / "me/my-model/README.md").read_text()
+    assert "| ZSL | prompt stage | 37.5 |" in (tmp_path / "me/my-model/README.md").read_text()
     assert torch.equal(scores(load("me/my-model")), scores(model))
     assert torch.equal(scores(load("me/my-model", revision="main")), scores(model))
 

@@ -12,6 +12,7 @@ import ovml
 from ovml import OVMultiLabelClassifier, PromptStage, VisionStage, load_model
 from ovml.cli.main import machine_fault
 from ovml.data import DemoDataModule
+from ovml.heads import QueryHead
 from ovml.training.checkpoint_io import WholeCheckpointIO, write_whole_checkpoints
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
@@ -29,9 +30,11 @@ def test_one_call_trains_all_stages_and_resumes(data, tiny, tmp_path, capsys):
     run = ovml.fit(model, data, default_root_dir=tmp_path, max_epochs=1, **QUIET)
     assert run.path == tmp_path / "version_0"
     assert list(run.results) == ["zero-shot", "vision", "prompt"]
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
     assert "ovml: stage 1 of 2: vision\n" in said
     assert "ovml: stage 2 of 2: prompt\n" in said
+    assert "│ ZSL    │ zero-shot CLIP │" in printed
+    assert printed.endswith(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}\n")
     assert torch.load(run.checkpoint("vision"), weights_only=True)["epoch"] == 0
     pixels = torch.randn(1, 3, 48, 48)
     assert torch.equal(load_model(run.path)(pixels), model.eval()(pixels))
@@ -44,6 +47,40 @@ def test_one_call_trains_all_stages_and_resumes(data, tiny, tmp_path, capsys):
     assert torch.equal(again.eval()(pixels), model(pixels))
     ovml.fit(again, data, run.path, **QUIET)
     assert f"ovml: {run.path}: this run is finished; nothing was trained\n" in capsys.readouterr().err
+
+
+def test_each_stage_says_what_learns_on_what_for_how_long_and_where(data, tiny, tmp_path, capsys):
+    model = OVMultiLabelClassifier(tiny, data.vocabulary, head=QueryHead(), stages=STAGES)
+    every = [p for name, p in model.named_parameters() if not name.startswith("teacher.")]
+    run = ovml.fit(model, data, default_root_dir=tmp_path, **QUIET)
+    lines = capsys.readouterr().err.splitlines()
+    tower, total = model.model.image_encoder, sum(p.numel() for p in every)
+    parts = *tower.vision_model.encoder.layers[1:], tower.vision_model.post_layernorm, tower.visual_projection
+    vision = sum(p.numel() for part in (*parts, model.model.head) for p in part.parameters())
+    start = lines.index("ovml: stage 1 of 2: vision")
+    learns, *others = lines[start + 1 : start + 5]
+    count, names = learns.removeprefix("ovml:   learns ").split(" parameters: ")
+    assert count == f"{vision:,} of {total:,}"
+    assert set(names.split(", ")) == {
+        *("image_encoder.layers.1-2", "image_encoder.post_layernorm", "image_encoder.visual_projection", "head")
+    }
+    assert others == [
+        f"ovml:   on 16 images, {len(data.vocabulary.seen)} labels, and {len(data.vocabulary.unseen)} unseen for "
+        "evaluation; cpu",
+        "ovml:   for 2 epochs, 4 steps",
+        f"ovml:   kept in {run.path}/vision",
+    ]
+    context = model.model.prompt.context.numel()
+    start = lines.index("ovml: stage 2 of 2: prompt")
+    assert lines[start + 1] == f"ovml:   learns {context:,} of {total:,} parameters: prompt.context"
+    assert lines[start + 3] == "ovml:   for 1 epoch, 2 steps"
+
+
+def test_a_quiet_fit_prints_nothing(data, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OVML_QUIET", "1")
+    model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=STAGES[1:])
+    ovml.fit(model, data, default_root_dir=tmp_path, **QUIET)
+    assert capsys.readouterr().out == ""
 
 
 def test_options_and_callbacks_serve_each_stage(data, tiny, tmp_path):

@@ -90,7 +90,7 @@ def test_what_was_understood_is_said_in_one_line(tmp_path):
         ("a.csv", b'"fish\nmoon"\nstar\n', "a name goes over several lines"),
         ("a.csv", b"id,name\n1,fish\n2\n", "line 3: expected an id and a name"),
         ("a.csv", b"name\n" + b"x" * 200_000 + b"\n", "field larger than field limit"),
-        ("a.json", b'["fish", 7]', "label 1 is 7; labels are strings"),
+        ("a.json", b'["fish", 7]', "label 2 is 7; labels are strings"),
         ("a.json", b'["fish"', "not JSON"),
         ("a.json", b'"fish"', "expected a list of labels, got a str"),
         ("a.json", b'[{"id": "1", "name": "fish"}, {"name": "moon"}]', "each label needs an id of its own"),
@@ -103,8 +103,8 @@ def test_what_was_understood_is_said_in_one_line(tmp_path):
         ("a.json", b'{"m1": "cat", "m1": "dog"}', '"m1" stands twice in one object'),
         ("a.txt", "caf\u00e9\ncafe\u0301\n".encode(), "is repeated"),
         ("a.txt", "fish\nfi\u200bsh\n".encode(), "differ only in case or blanks"),
-        ("a.txt", b"x" * 50_000 + b"\n" + b"x" * 50_000, r"'x{100}\.\.\.' \(name 1\) is repeated"),
-        ("a.txt", b"x" * 50_000 + b"\n" + b"X" * 50_000, r"'X{100}\.\.\.' \(name 1\) and 'x{100}\.\.\.' differ only"),
+        ("a.txt", b"x" * 50_000 + b"\n" + b"x" * 50_000, r"'x{100}\.\.\.' \(name 2\) is repeated"),
+        ("a.txt", b"x" * 50_000 + b"\n" + b"X" * 50_000, r"'X{100}\.\.\.' \(name 2\) and 'x{100}\.\.\.' differ only"),
     ],
 )
 def test_what_is_no_list_of_labels_is_one_line(tmp_path, name, content, message):
@@ -225,8 +225,8 @@ def test_paths_in_tables_and_documents_stay_as_they_are(tmp_path, form):
         ("a.csv", "a.png,cat\nb.png,dog\n", "line 1: expected one path alone in every line, or a header"),
         ("a.csv", "path,label\na.png\n,cat\n", "line 3: expected one path"),
         ("a.json", '{"a.png": 1}', "expected a list of paths, got a dict"),
-        ("a.json", '[{"url": "a.png"}]', "path 0 is None; paths are strings"),
-        ("a.yaml", "- 7", "path 0 is 7; paths are strings"),
+        ("a.json", '[{"url": "a.png"}]', "path 1 is None; paths are strings"),
+        ("a.yaml", "- 7", "path 1 is 7; paths are strings"),
     ],
 )
 def test_what_is_no_table_or_document_of_paths_is_one_line(tmp_path, name, content, message):

@@ -14,6 +14,7 @@ from pathlib import Path
 from ovml.cli.parsing import LONGEST, Parser
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, one_line
+from ovml.utils.hub import check_hub_name
 from ovml.utils.lists import read_list
 from ovml.utils.resources import DEMO, VOCABULARIES
 from ovml.vocabulary import LabelVocabulary, check_names, check_template, packaged_vocabulary, vocabulary_of
@@ -136,12 +137,7 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="label names: text with one per line, CSV or TSV with columns id,name, JSON or YAML",
     )
-    add_vocabulary_option(labels)
-
-
-def add_vocabulary_option(parser: argparse._ActionsContainer) -> None:
-    """Add `--vocabulary`, to a parser or to a group of options that exclude each other."""
-    parser.add_argument(
+    labels.add_argument(
         "--vocabulary",
         choices=VOCABULARIES,
         metavar="NAME",
@@ -209,10 +205,14 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
 
 
 def checkpoint(name: str) -> str:
-    """The type of an option that names a checkpoint: what can only be a path must exist."""
+    """The type of an option that names a checkpoint: what can only be a path must exist; see `check_hub_name`."""
     is_path = Path(name).is_absolute() or name.startswith(".") or name.endswith(".ckpt")
     if is_path and not os.path.exists(name):
         raise argparse.ArgumentTypeError(f"{name}: no such checkpoint here; check the path")
+    try:
+        check_hub_name(name)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return name
 
 

@@ -6,13 +6,13 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 from pkgutil import resolve_name
 
 from ovml.cli.command import Command
+from ovml.utils.console import notice
 from ovml.utils.errors import all_lines
 from ovml.utils.resources import DEMO, RESOURCES
 
@@ -24,15 +24,17 @@ OPTIONAL = ("matplotlib", "h5py", "torchvision", "ray", "gradio", "onnxruntime",
 
 
 class Doctor(Command):
-    """Prints versions, checks the embedded model, and what `torch.utils.collect_env` finds."""
+    """Prints versions, devices and caches, and checks the embedded model."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add nothing."""
+        """Add `--all`."""
+        parser.add_argument("--all", action="store_true", help="print all about the machine too, for a bug report")
 
     def run(self, args: argparse.Namespace) -> None:
         """Print a line `name: value` for each check; exit with 1 if one fails."""
-        if broken := print_checks(checks()):
+        if broken := print_checks(checks(args.all)):
             sys.exit(f"ovml: broken: {', '.join(broken)}")
+        notice("all works" + ("" if args.all else "; for a bug report: ovml doctor --all"))
 
 
 def print_checks(found: Iterator[tuple[str, Callable[[], str]]]) -> list[str]:
@@ -58,20 +60,39 @@ def without_home(text: str) -> str:
     return text.replace(home + os.sep, "~" + os.sep) if len(home) > 1 else text
 
 
-def checks() -> Iterator[tuple[str, Callable[[], str]]]:
-    """Names and functions of all checks."""
+def checks(every: bool = False) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Names and functions of the checks: what one needs, or all about the machine too."""
     yield "ovml", lambda: f"{metadata.version('ovml')} in {RESOURCES.parent}"
     offline = ", ".join(f"{n}={os.environ.get(n, 'not set')}" for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    yield "hf offline", lambda: offline
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below asks the network
-    for check, distributions in ((_needed, NEEDED), (_optional, OPTIONAL)):
-        yield from ((distribution, partial(check, distribution)) for distribution in distributions)
-    yield "bfloat16 on cpu", _bfloat16
     yield "embedded model", _embedded_model
+    yield "devices", _devices
+    yield "bfloat16 on cpu", _bfloat16
+    yield "packages", lambda: _versions(NEEDED, _needed)
+    yield "optional packages", lambda: _versions(OPTIONAL, _optional)
+    yield "hf offline", lambda: offline
     yield "hf cache", lambda: _folder("huggingface_hub.constants:HF_HUB_CACHE")
     yield "datasets cache", lambda: _folder("datasets.config:HF_DATASETS_CACHE")
     yield "free here", lambda: _free(Path.cwd())
-    yield "environment", _environment
+    if every:
+        yield "environment", _environment
+
+
+def _versions(distributions: Sequence[str], version: Callable[[str], str]) -> str:
+    """Versions on one line.
+
+    Raises:
+        RuntimeError: Some cannot be imported; it names them all.
+    """
+    found, broken = [], []
+    for distribution in distributions:
+        try:
+            found.append(f"{distribution} {version(distribution)}")
+        except Exception as error:  # a broken installation may raise any
+            broken.append(f"{distribution}: {type(error).__name__}: {all_lines(error)}")
+    if broken:
+        raise RuntimeError("; ".join(broken))
+    return ", ".join(found)
 
 
 def _needed(distribution: str) -> str:
@@ -82,6 +103,14 @@ def _needed(distribution: str) -> str:
 def _optional(distribution: str) -> str:
     found = next(iter(metadata.distributions(name=distribution)), None)
     return found.version if found else "not installed"
+
+
+def _devices() -> str:
+    import torch
+
+    gpus = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    gpus += ["mps"] if torch.backends.mps.is_available() else []
+    return ", ".join([*gpus, f"cpu ({torch.get_num_threads()} threads)"])
 
 
 def _bfloat16() -> str:

@@ -5,26 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.command import Command, add_model_options, add_vocabulary_option, labels_in
+from ovml.cli.command import Command, add_label_options, add_model_options, chosen_labels
 from ovml.utils.console import show
 from ovml.utils.files import check_output
-from ovml.vocabulary import packaged_vocabulary
 
 
 class EmbedLabels(Command):
-    """Embeds the names in a file, of a packaged vocabulary, or the model's own."""
+    """Embeds the labels that are given, or the model's own."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the names, model and output."""
-        labels = parser.add_mutually_exclusive_group()
-        labels.add_argument(
-            "names",
-            type=Path,
-            nargs="?",
-            metavar="NAMES",
-            help="label names: text with one per line, CSV or TSV, JSON or YAML (default: the model's own)",
-        )
-        add_vocabulary_option(labels)
+        """Add labels, model and output."""
+        add_label_options(parser)
         add_model_options(parser, device=True)
         parser.add_argument(
             "--out",
@@ -36,11 +27,9 @@ class EmbedLabels(Command):
         parser.add_argument("--overwrite", action="store_true", help="overwrite --out")
 
     def run(self, args: argparse.Namespace) -> None:
-        """Read the names, load the model, embed, write."""
+        """Read the labels, load the model, embed, write."""
         check_output(args.out, [".safetensors"], args.overwrite)
-        labels = None if args.names is None else labels_in(args.names)
-        if args.vocabulary is not None:
-            labels = packaged_vocabulary(args.vocabulary)
+        labels = chosen_labels(args)
 
         from ovml.cli.models import model_and_labels
         from ovml.inference.label_embeddings import write_label_embeddings

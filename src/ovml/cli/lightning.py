@@ -3,73 +3,51 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from enum import Enum
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import ovml.data
 from ovml.classifier import OVMultiLabelClassifier
-from ovml.cli.command import with_flags
+from ovml.cli.lightning_parser import LightningParser, user_error
 from ovml.cli.messages import quiet_libraries
-from ovml.cli.parsing import UserErrors
-from ovml.cli.run_config import check_same_settings, known_classes_only
-from ovml.cli.settings import MOST_CONFIG_NODES, check_settings
+from ovml.cli.run_config import check_same_settings, current_folder, known_classes_only
+from ovml.cli.settings import check_settings
 from ovml.data import MultiLabelDataModule
-from ovml.encoders.image_processor import Preprocessing
-from ovml.metrics.tables import calibration_table, results_table
+from ovml.metrics.tables import calibration_table
 from ovml.training.callbacks import EvaluationPlots
 from ovml.training.callbacks.run import PredictionWriter
 from ovml.training.distributed import cuts_models
 from ovml.training.fit import fit_stages, split_metrics
+from ovml.training.report import show_results, show_run
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
 from ovml.training.trainers import DEFAULT_ROOT, own_callbacks, stage_options
 from ovml.utils.console import is_quiet, notice, show
-from ovml.utils.errors import UserError, all_lines, one_line
+from ovml.utils.errors import UserError, all_lines
 from ovml.utils.files import write_text
-from ovml.utils.yaml import check_yaml
-
-ROOMS = "data", "distillation", "heads", "losses", "metrics", "prompts", "training", "training.callbacks"
-"""Packages of ovml whose classes may be named without their module."""
-
-# jsonargparse looks bare names such as `LocalHead` up among imported classes.
-for _room in (import_module(f"ovml.{name}") for name in ROOMS):
-    for _name in _room.__all__:
-        getattr(_room, _name)
-
-
-class _Parser(UserErrors, LightningArgumentParser):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-
-def _checked_yaml(text: str) -> Any:
-    check_yaml(text, MOST_CONFIG_NODES)
-    return _load_yaml(text)
-
-
-# Every configuration and value in YAML that jsonargparse loads is checked.
-_load_yaml = get_loader("yaml")
-set_loader("yaml", _checked_yaml, (yaml.YAMLError,))
 
 
 class OVMLCLI(LightningCLI):
-    """LightningCLI whose `fit` runs every stage and whose checkpoints are run folders."""
+    """LightningCLI whose `fit` runs every stage and whose checkpoints are run folders.
 
-    def __init__(self, args: list[str]) -> None:
+    Args:
+        args: The arguments.
+        typed: Whether the user named the configuration, rather than a run's folder: then it may name classes in the
+            current folder.
+    """
+
+    def __init__(self, args: list[str], typed: bool = True) -> None:
+        self._typed = typed
         # The parser writes defaults as YAML, such as the `interval` of Lightning's Timer.
         yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
         super().__init__(
@@ -79,7 +57,7 @@ class OVMLCLI(LightningCLI):
             save_config_callback=None,  # saved once per run, not once per trainer
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_class=_Parser,
+            parser_class=LightningParser,
             parser_kwargs={"prog": "ovml"},
             trainer_defaults={"default_root_dir": DEFAULT_ROOT},
             args=args,
@@ -94,7 +72,8 @@ class OVMLCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments and check what Lightning takes in silence, or refuses too late."""
-        super().parse_arguments(parser, args)
+        with current_folder() if self._typed else nullcontext():
+            super().parse_arguments(parser, args)
         check_settings(self.config[self.config["subcommand"]])
 
     def _parse_ckpt_path(self) -> None:
@@ -127,13 +106,7 @@ class OVMLCLI(LightningCLI):
             if self._run and self.trainer.is_global_zero:
                 vars(stop)["__notes__"] = [_how_to_resume(self._run)]
             raise
-        if not self.trainer.is_global_zero:
-            return
-        if self._trainer_config.get("fast_dev_run"):
-            show("fast_dev_run: every stage ran; no run is kept")
-        else:
-            self._show_results(run.results, "validation")
-            show(f"run: {run.path}\ntag: ovml tag IMAGE --labels A,B --model {run.path}")
+        show_run(run, self.model.evaluation.titles, not self._trainer_config.get("fast_dev_run"))
 
     def validate(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Evaluate zero-shot CLIP and the stages of a run on the validation split."""
@@ -216,12 +189,6 @@ class OVMLCLI(LightningCLI):
         callbacks = [*self._plots(run.path / stage.name), *options.pop("callbacks")]
         return self.instantiate_trainer(callbacks, stage, **options)
 
-    def _show_results(self, rows: dict[str, dict[str, float]], title: str) -> None:
-        if any(rows.values()):
-            show(results_table(rows, title, self.model.evaluation.titles))
-        else:
-            notice("no image was evaluated, so there are no results")
-
     def _evaluate(self, verb: str, split: str, ckpt_path: str | None) -> None:
         model = self.model
         rows: dict[str, dict[str, float]] = {}
@@ -251,7 +218,7 @@ class OVMLCLI(LightningCLI):
             return
         if run is not None:
             write_text(run.path / f"{verb}_results.json", json.dumps(rows, indent=1))
-        self._show_results(rows, verb)
+        show_results(rows, verb, model.evaluation.titles)
         if (probabilities := calibration_table(rows, verb)) is not None:
             show(probabilities)
         if plots:
@@ -279,29 +246,13 @@ def run_lightning(argv: list[str], own: Path | None = None) -> None:
     """
     try:
         with quiet_libraries(), nullcontext() if own is None else known_classes_only(own, argv):
-            OVMLCLI(argv)
+            OVMLCLI(argv, typed=own is None)
     except MisconfigurationException as error:  # of a callback that does not fit
         raise UserError(f"trainer: {all_lines(error)}") from error
     except ValueError as error:
-        # The parser tries one type after another and wraps what it caught.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if (told := user_error(error)) is None:
             raise
-        raise UserError(with_flags(one_line(cause), _flags())) from cause
-
-
-def _flags() -> dict[str, str]:
-    """The options of arguments, which errors name as `root` or `data.root`."""
-    modules = [getattr(ovml.data, name) for name in ovml.data.__all__ if name.endswith("DataModule")]
-    groups: dict[str, list[type]] = {"trainer": [Trainer], "model": [OVMultiLabelClassifier], "data": modules}
-    groups["model.preprocessing"] = [Preprocessing]
-    flags: dict[str, str] = {}
-    for group, classes in groups.items():
-        for name in (name for cls in classes for name in inspect.signature(cls).parameters):
-            flags |= dict.fromkeys((name, f"{group}.{name}"), f"--{group}.{name}")
-    return flags | {"clip": "--model.clip"}  # which data.clip follows
+        raise told from error
 
 
 class _ProgressBar(RichProgressBar):

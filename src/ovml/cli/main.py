@@ -19,6 +19,7 @@ COMMANDS = {
     "fit": ("ovml.cli.training:Training", "train the stages of a configuration, one after the other"),
     "validate": ("ovml.cli.training:Training", "evaluate on the validation split"),
     "test": ("ovml.cli.training:Training", "evaluate zero-shot CLIP and every stage on the test split"),
+    "compare": ("ovml.cli.compare:Compare", "compare runs: the settings that differ, and the results side by side"),
     "predict": ("ovml.cli.training:Training", "write the best labels of every test image"),
     "tag": ("ovml.cli.tag:Tag", "rank labels for images, folders of images, or both"),
     "labels": ("ovml.cli.labels:Labels", "list the label vocabularies that ovml ships, or the names of one"),

@@ -10,7 +10,7 @@ from ovml.model import OpenVocabularyModel
 from ovml.saving import load_model
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, first_line
-from ovml.utils.resources import DEMO
+from ovml.utils.resources import DEFAULT, DEMO
 from ovml.vocabulary import LabelVocabulary, packaged_vocabulary
 
 EVERYDAY = "everyday"
@@ -49,7 +49,10 @@ def model_and_labels(
     if labels is not None or model.vocabulary is not None:
         return model, labels
     if args.model == DEMO:
-        raise UserError("no labels: give --labels 'a,b' or --labels-file FILE; this model has no vocabulary of its own")
+        raise UserError(
+            f"no labels: {DEMO} knows drawn shapes, and needs the names to choose from: --labels 'red circle,blue "
+            f"star,heart,fish,moon'; for photographs give a --model such as {DEFAULT}, which needs no labels"
+        )
     labels = packaged_vocabulary(EVERYDAY)
     notice(f"no labels given: --vocabulary {EVERYDAY}, {len(labels):,} labels; 'ovml labels' lists others")
     return model, labels

@@ -132,7 +132,7 @@ def _no_class(text: str) -> str | None:
     name, why = found["name"] or found["path"], found["why"] or "no such class"
     module, _, own = name.rpartition(".")
     if "No module named" in why:
-        return f"{name}: {why.strip()}; install the package that has it, or put its folder on PYTHONPATH"
+        return f"{name}: {why.strip()}; install the package that has it, or run ovml in the folder of its file"
     if own in classes or (module and not module.startswith("ovml")):
         return f"{name}: cannot be taken as a {kind} ({why.strip()})"
     return f"no {kind} {name}{nearest(own, classes)}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -17,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from ovml.cli.settings import MOST_CONFIG_NODES, check_config
+from ovml.cli.settings import MACHINE_ONLY, MOST_CONFIG_NODES, check_config
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.files import read_text
 from ovml.utils.parts import Part, defines
@@ -28,27 +31,14 @@ OWN = ("ovml", "lightning")
 BASES = (Part, LightningDataModule, Callback, Logger)
 """Classes from other packages that it may name are subclasses of these."""
 
-MAY_DIFFER = {
-    "ckpt_path",
-    "plots",
-    "data.cache_dir",
-    "data.eval_batch_size",
-    "data.num_workers",
+MAY_DIFFER = MACHINE_ONLY | {
     "model.attn_implementation",
     "model.compile",
     "model.gradient_checkpointing",
     "trainer.accelerator",
-    "trainer.benchmark",
-    "trainer.default_root_dir",
     "trainer.devices",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
     "trainer.num_nodes",
-    "trainer.num_sanity_val_steps",
     "trainer.plugins",
-    "trainer.profiler",
     "trainer.strategy",
     "trainer.sync_batchnorm",
 }
@@ -56,6 +46,35 @@ MAY_DIFFER = {
 
 # Never run functions that a configuration names, such as os.system; never make classes where any value will do.
 set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+
+
+@contextmanager
+def current_folder() -> Iterator[None]:
+    """Within the block modules in the current folder are found, after all others: the user has named them.
+
+    Afterwards the folder stays on the path only if one of its modules was imported, for what that imports later, and
+    for other processes. Else what strangers' models name would be looked for in it, and a folder that was downloaded
+    together with a model would run as code. A configuration that is not typed but read from a run's folder is therefore
+    read without this.
+    """
+    here = os.getcwd()
+    before = set(sys.modules)
+    if here in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        new = {name: sys.modules[name] for name in set(sys.modules) - before}
+        if not any(_is_module_in(here, name, module) for name, module in new.items()):
+            sys.path.remove(here)
+
+
+def _is_module_in(folder: str, name: str, module: ModuleType) -> bool:
+    """Whether a module was found in a folder on the path, rather than in a package folder somewhere below it."""
+    place = os.path.join(folder, *name.split("."))
+    return getattr(module, "__file__", None) in (f"{place}.py", os.path.join(place, "__init__.py"))
 
 
 @contextmanager

@@ -43,13 +43,38 @@ MOST_SEED = 2**32 - 1
 """Largest seed of NumPy."""
 
 
-def check_config(path: str | Path) -> None:
+MACHINE_ONLY = {
+    "ckpt_path",
+    "plots",
+    "data.cache_dir",
+    "data.eval_batch_size",
+    "data.num_workers",
+    "trainer.benchmark",
+    "trainer.default_root_dir",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.num_sanity_val_steps",
+    "trainer.profiler",
+}
+"""Settings that change neither what a run learns nor its results."""
+
+
+def check_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
     """Check that a file is a configuration that can be loaded.
+
+    Args:
+        path: The file.
+        option: What an error writes before the path.
+
+    Returns:
+        Its content.
 
     Raises:
         UserError: It is not UTF-8 text, no YAML, too large, or has no keys and values.
     """
-    where = f"--config {path}: "
+    where = f"{option}{path}: "
     try:
         with open(path, "rb") as file:  # jsonargparse reads UTF-8 alone; the last character may be cut
             codecs.getincrementaldecoder("utf-8")().decode(file.read(MOST_CONFIG_BYTES + 1))
@@ -67,6 +92,7 @@ def check_config(path: str | Path) -> None:
             raise UserError(f"{where}the key {key!r} is not text; write keys such as model and data")
         if key in ("model", "trainer") and not isinstance(value, (dict, str, type(None))):
             raise UserError(f"{where}{key} holds {str(value)[:80]!r}; expected its settings by name")
+    return content
 
 
 def check_settings(config: Mapping[str, Any]) -> None:

@@ -75,10 +75,10 @@ def _checked(rows: Iterable[PlainRow], vocabulary: LabelVocabulary, where: str) 
     for number, row in enumerate(rows):
         if not {"image", "positive"} <= set(row) <= set(FEATURES):
             raise UserError(
-                f"{where}, row {number}: has {', '.join(map(repr, row))}; a row has 'image', 'positive' and, "
+                f"{where}, index {number}: has {', '.join(map(repr, row))}; a row has 'image', 'positive' and, "
                 "if wanted, 'negative' and 'image_id'"
             )
         image = str(row["image"]) if isinstance(row["image"], Path) else row["image"]
         name = row.get("image_id", image if isinstance(image, str) else number)
-        labels = {kind: reader.read(row.get(kind), f"{where}, row {number}") for kind in ("positive", "negative")}
+        labels = {kind: reader.read(row.get(kind), f"{where}, index {number}") for kind in ("positive", "negative")}
         yield {"image": image, **labels, "image_id": str(name)}

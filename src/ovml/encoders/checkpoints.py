@@ -11,6 +11,7 @@ from ovml.encoders import open_clip
 from ovml.encoders.config import model_config
 from ovml.encoders.image_processor import ImageProcessor
 from ovml.utils.errors import UserError, error_at, first_line
+from ovml.utils.hub import check_hub_name
 from ovml.utils.resources import DEFAULT as DEFAULT
 from ovml.utils.resources import DEMO as DEMO
 from ovml.utils.resources import RESOURCES
@@ -224,6 +225,7 @@ def load_image_processor(name: str) -> ImageProcessor:
 def _checkpoint_errors(name: str, file: str, advice: str = SAVE_PRETRAINED) -> Iterator[None]:
     """Turn the errors of transformers into a `UserError`; which it raises for a damaged file is not documented."""
     path = checkpoint_path(name)
+    check_hub_name(name)
     try:
         yield
     except (UserError, MemoryError):

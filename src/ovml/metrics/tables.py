@@ -14,11 +14,11 @@ Rows: TypeAlias = Mapping[str, Mapping[str, float]]
 
 ROW_TITLES = {
     "zero-shot": "zero-shot CLIP",
-    "vision": "MKT stage 1",
+    "vision": "vision stage",
     "lora": "LoRA",
     "visual_prompt": "visual prompts",
     "ladder": "RAM's ladder",
-    "prompt": "MKT stage 2",
+    "prompt": "prompt stage",
 }
 
 
@@ -42,7 +42,7 @@ def results_table(
     protocols = shown_protocols(titles)
     names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
     metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
-    table = _table(f"{title} (%)", ("labels", "model"), metrics)
+    table = _table(f"{title}: labels ranked by score (%)", ("labels", "model"), metrics)
     for protocol in protocols:
         for position, (row, values) in enumerate(rows.items()):
             table.add_row(
@@ -82,7 +82,7 @@ def calibration_table(rows: Rows, title: str, row_titles: Mapping[str, str] = RO
     if not calibrated:
         return None
     columns = ("ECE", "ECE given", "F1")
-    table = _table(f"{title}, probabilities (%)", ["model"], columns)
+    table = _table(f"{title}: probabilities (%)", ["model"], columns)
     for row, values in calibrated.items():
         numbers = [values.get(f"{CALIBRATION}/{column}") for column in columns]  # missing where no label was returned
         cells = ["" if number is None else f"{100 * number:.2f}" for number in numbers]

@@ -123,7 +123,7 @@ def _templates(templates: str | Sequence[str]) -> list[str]:
         lines = enumerate(read_text(templates, "template", "one template per line").splitlines(), start=1)
         named = [(f"{templates}, line {number}", line.strip()) for number, line in lines if line.strip()]
     else:
-        named = [(f"templates, number {number}", template) for number, template in enumerate(templates)]
+        named = [(f"templates, number {number}", template) for number, template in enumerate(templates, 1)]
     if not named:
         where = templates if isinstance(templates, str) else "templates"
         raise UserError(f"{where}: there is no template; give at least one such as 'a photo of a {{}}'")

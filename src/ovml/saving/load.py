@@ -17,6 +17,7 @@ from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
 from ovml.saving.folder import CARD, CONFIG, WEIGHTS, read_json, read_model
 from ovml.utils.errors import UserError, first_line
 from ovml.utils.files import is_run, restore_replaced
+from ovml.utils.hub import check_hub_name
 
 HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError, EntryNotFoundError))
 """Errors that a call of the Hub may raise; the first is the HTTP library's own."""
@@ -74,6 +75,8 @@ def find_model(name: str, hub: Mapping[str, Any] | None = None) -> Path:
         raise UserError(f"{path}: no such checkpoint; check the path")
     if os.path.exists(path):
         return path
+    if not hub:  # else its own cache may have it
+        check_hub_name(name)
     return download(name, hub or {}) or Path(name)
 
 

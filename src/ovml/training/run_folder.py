@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovml.metrics.results import FILES, read_results
 from ovml.saving.checkpoint import newest_checkpoint
-from ovml.utils.errors import UserError, first_line
+from ovml.utils.errors import UserError
 from ovml.utils.files import locked, run_folder, write_text
 
 
@@ -88,15 +89,8 @@ class RunFolder:
         Raises:
             UserError: The file is damaged.
         """
-        file = self.path / "results.json"
-        if not file.is_file():
-            return {}
-        try:
-            return {row: dict(metrics) for row, metrics in json.loads(file.read_text()).items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            reason = first_line(error)
-            raise UserError(f"{file}: damaged ({reason}); delete it, and ovml fit evaluates again") from error
+        return read_results(self.path / FILES["validation"], "delete it, and ovml fit evaluates again")
 
     def add_result(self, row: str, metrics: dict[str, float]) -> None:
         """Record a row's metrics; its presence marks a stage as finished."""
-        write_text(self.path / "results.json", json.dumps({**self.results, row: metrics}, indent=1))
+        write_text(self.path / FILES["validation"], json.dumps({**self.results, row: metrics}, indent=1))

@@ -15,8 +15,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ovml.training.callbacks.run import EpochSeed, stage_checkpoint
 from ovml.training.fit import StagedModule, fit_stages
+from ovml.training.report import show_run
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
+from ovml.utils.console import is_quiet
 from ovml.utils.files import check_folder
 
 DEFAULT_ROOT = "runs/ovml"
@@ -26,9 +28,10 @@ DEFAULT_ROOT = "runs/ovml"
 def fit(
     model: StagedModule, datamodule: LightningDataModule, ckpt_path: str | Path | None = None, **trainer_options: Any
 ) -> RunFolder:
-    """Train all stages of a model, one after the other, each with a trainer of its own.
+    """Train all stages of a model, one after the other, each with a trainer of its own; print the results.
 
     A `Trainer.fit` trains one stage. Checkpoints, logs and validation metrics are kept in a new folder `version_N`.
+    With `OVML_QUIET=1` in the environment nothing is printed.
 
     Args:
         model: An `OVMultiLabelClassifier`, trained in place.
@@ -51,7 +54,12 @@ def fit(
         >>> data = DemoDataModule(train_size=8, eval_size=4, batch_size=4, num_workers=0)
         >>> model = OVMultiLabelClassifier("ovml-demo", data.vocabulary, stages=[PromptStage(epochs=1)])
         >>> quiet = {"enable_progress_bar": False, "logger": False, "accelerator": "cpu"}
-        >>> run = fit(model, data, default_root_dir=getfixture("tmp_path"), **quiet)
+        >>> quiet["default_root_dir"] = getfixture("tmp_path")
+        >>> run = fit(model, data, **quiet)  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        validation: labels ranked by score (%)
+        ...
+        run: .../version_0
+        tag: ovml tag IMAGE --labels A,B --model .../version_0
         >>> list(run.results)
         ['zero-shot', 'prompt']
     """
@@ -74,7 +82,10 @@ def fit(
         # A fast_dev_run writes neither checkpoints nor results.
         return RunFolder(root / "fast_dev_run") if options.get("fast_dev_run") else RunFolder.new(root)
 
-    return fit_stages(model, datamodule, make_trainer, RunFolder.find(ckpt_path, root) if ckpt_path else new_run)
+    run = fit_stages(model, datamodule, make_trainer, RunFolder.find(ckpt_path, root) if ckpt_path else new_run)
+    if not is_quiet():
+        show_run(run, model.evaluation.titles, not options.get("fast_dev_run"))
+    return run
 
 
 def own_callbacks(given: Any, stage: Stage | None = None, stages: Sequence[Stage] = ()) -> list[Callback]:

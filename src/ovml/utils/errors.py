@@ -23,7 +23,7 @@ class UserError(ValueError):
         ...     LabelVocabulary(("cat", "Cat"))
         ... except UserError as error:
         ...     print(error)
-        labels: 'Cat' (name 1) and 'cat' differ only in case or blanks (name 0); keep one of them
+        labels: 'Cat' (name 2) and 'cat' differ only in case or blanks (name 1); keep one of them
     """
 
 

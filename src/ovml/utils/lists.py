@@ -240,7 +240,7 @@ def _document(text: str, suffix: str, path: Path, kind: ListKind) -> NameList:
     if not isinstance(items, list):
         raise UserError(f"{path}: expected a list of {kind.noun}s, got a {type(content).__name__}")
     names, ids = [], []
-    for position, item in enumerate(items):
+    for position, item in enumerate(items, start=1):
         if isinstance(item, Mapping):
             keys = {column_key(key): value for key, value in item.items()}
             item = tuple(next((keys[k] for k in known if k in keys), None) for known in (kind.ids, kind.columns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -94,9 +95,14 @@ class Part:
         public = {name: v for name, v in vars(self).items() if not name.startswith("_") and name != "training"}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in public.items() if is_plain(v)}
 
+    def extra_repr(self) -> str:
+        """The arguments, which torch prints before the modules inside of a module."""
+        own = self._plain_attributes()
+        return ", ".join(f"{name}={own.get(name, value)!r}" for name, value in self._given().items())
+
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self._given().items())
-        return f"{type(self).__name__}({arguments})"
+        is_module = hasattr(self, "named_children")
+        return super().__repr__() if is_module else f"{type(self).__name__}({self.extra_repr()})"
 
 
 def is_plain(value: Any, depth: int = MOST_DEPTH) -> bool:
@@ -166,12 +172,33 @@ def check_importable(part: Part) -> None:
     Raises:
         UserError: The class is defined in a script, a notebook or a function.
     """
-    cls = type(part)
-    if cls.__module__ == "__main__" or "." in cls.__qualname__:
-        raise UserError(
-            f"{cls.__module__}.{cls.__qualname__}: a saved model names its parts' classes; define this one at the top "
-            "of a module"
-        )
+    if reason := _not_importable(type(part)):
+        raise UserError(reason)
+
+
+def warn_unless_importable(*parts: Part) -> None:
+    """Warn of parts whose class no other process finds, before hours of training are spent on them."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "ovml":
+        frame, level = frame.f_back, level + 1  # the warning shows the user's own line
+    for reason in filter(None, map(_not_importable, map(type, parts))):
+        warnings.warn(reason, stacklevel=level)
+
+
+def _not_importable(cls: type) -> str | None:
+    """Why another process does not find a class, and what to do."""
+    if cls.__module__ == "__main__":
+        place = "in a notebook, or in the script that runs"
+    elif "<locals>" in cls.__qualname__:
+        place = "inside of a function"
+    elif "." in cls.__qualname__:
+        place = "inside of a class"
+    else:
+        return None
+    return (
+        f"{cls.__name__}: defined {place}, so a model with it cannot be loaded elsewhere; define it at the top of a "
+        "file, such as my_parts.py, and import it from there"
+    )
 
 
 def build(description: Any, base: Any, where: str) -> Any:
@@ -197,7 +224,7 @@ def build(description: Any, base: Any, where: str) -> Any:
         )
     module, _, name = path.rpartition(".")
     if not defines(module, name):
-        raise UserError(f"{where}: no class {path!r} here; install the package that has it, or put it on PYTHONPATH")
+        raise UserError(f"{where}: no class {path!r} here; {_how_to_find(module)}")
     try:
         cls = getattr(import_module(module), name, None)
     except Exception as error:  # a module of the user's may raise any
@@ -213,6 +240,14 @@ def build(description: Any, base: Any, where: str) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {path} does not take {short(dict(init_args))} ({first_line(error)})") from error
+
+
+def _how_to_find(module: str) -> str:
+    """Advice on a module that is not found; the current folder is not searched for what a file names."""
+    name = module.partition(".")[0]
+    if name and (Path(f"{name}.py").is_file() or Path(name).is_dir()):
+        return f"if it is the one in this folder, write PYTHONPATH=. before the command (it runs {name})"
+    return "install the package that has it, or put it on PYTHONPATH"
 
 
 def _built(value: Any, where: str) -> Any:

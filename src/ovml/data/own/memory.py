@@ -131,7 +131,7 @@ def _of_pairs(pairs: Any, where: str) -> tuple[dict[str, Rows], tuple[str, ...]]
         try:
             image, labels = pairs[number]
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: item {number}: expected an image and its labels; give pairs of both") from error
+            raise UserError(f"{where}: index {number}: expected an image and its labels; give pairs of both") from error
         if isinstance(image, Image.Image) and not isinstance(pairs, (list, tuple)):
             image = _encoded(image)  # smaller in memory than its pixels
         labels = labels.tolist() if hasattr(labels, "tolist") else labels

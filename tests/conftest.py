@@ -56,6 +56,26 @@ def nothing_outlives_the_tests() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def ram_golden() -> dict[str, Tensor]:
+    """Tensors that the published code of RAM gives."""
+    from safetensors.torch import load_file
+
+    path = SHARED / "reference" / "ram_golden.safetensors"
+    if not path.is_file():
+        pytest.skip(f"the reference numbers are not here: {path}")
+    return load_file(path)
+
+
+@pytest.fixture(scope="session")
+def ram_json() -> dict[str, Any]:
+    """Plain numbers that the published code of RAM gives."""
+    path = SHARED / "reference" / "ram_golden.json"
+    if not path.is_file():
+        pytest.skip(f"the reference numbers are not here: {path}")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
 def golden() -> dict[str, Tensor]:
     """Tensors that the published code gives."""
     from safetensors.torch import load_file

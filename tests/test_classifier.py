@@ -450,7 +450,7 @@ def test_a_step_may_rank_a_part_of_the_labels(tiny):
     drawn = set()
     for seed in range(12):
         torch.manual_seed(seed)
-        embeds, kept = scored_labels(model.model, targets, model.stage)
+        embeds, kept, _ = scored_labels(model.model, targets, model.stage)
         columns = [
             i for i in range(10) if any(torch.allclose(e, model.model.embed_labels([names[i]])[0]) for e in embeds)
         ]

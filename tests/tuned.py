@@ -10,7 +10,7 @@ def trained(model):
     """The model with noise on all that learns but temperatures, as if it had been trained."""
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
-        if name in model._learned_names and "temperature" not in name:
+        if name in model._learned_names and "temperature" not in name and ".tau_" not in name:
             parameter.data += 0.2 * torch.randn_like(parameter)
     return model
 

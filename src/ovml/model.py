@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders import ImageFeatures, make_encoders, widened
+from ovml.encoders import Features, make_encoders, widened
 from ovml.encoders.adapters import TowerAdapter
 from ovml.encoders.checkpoints import DEFAULT, load_clip, load_image_processor, load_tokenizer
 from ovml.encoders.execution import Execution
@@ -51,6 +51,7 @@ class OpenVocabularyModel(nn.Module):
     Attributes:
         image_encoder: The image tower.
         image_processor: How images become pixel values.
+        logit_scale: Logarithm of the factor that the CLIP learned for its cosines; heads may take it.
         calibration: Turns logits into probabilities; `None` until a validation fits one.
         clip_name: Name of the checkpoint with the frozen weights; `None` if `clip` was a model.
         base_model: Hub name of the CLIP that a saved model was trained from, if it is known.
@@ -92,6 +93,8 @@ class OpenVocabularyModel(nn.Module):
             raise UserError("model.preprocessing.squash: SigLIP's image processor crops nothing; leave it out")
         head = head if head is not None else TwoStreamHead(max(1, round(self.image_encoder.num_patches * 16 / 196)))
         self.head = head.bind(self.embed_dim)
+        self.logit_scale: Tensor = towers.logit_scale.detach().clone()
+        self.head.set_logit_scale(float(self.logit_scale.exp()))
         self.prompt = (prompt if prompt is not None else ContextPrompt()).bind(text_encoder)
         check_pairs(self.head, self.prompt)
         warn_unless_importable(self.head, self.prompt)
@@ -121,9 +124,9 @@ class OpenVocabularyModel(nn.Module):
             adapter.attach(self.image_encoder, self.embed_dim)
             self.adapters.append(adapter)
 
-    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
-        """Features of normalized images `[B, 3, H, W]`."""
-        features: ImageFeatures = self.image_encoder(pixel_values)
+    def encode_images(self, pixel_values: Tensor) -> Features:
+        """Features of normalized images `[B, 3, H, W]`; `score` finishes them where they depend on the labels."""
+        features: Features = self.image_encoder(pixel_values)
         return features
 
     def embed_labels(self, labels: Labels = None, prompt: PromptLearner | None = None) -> Tensor:
@@ -150,9 +153,10 @@ class OpenVocabularyModel(nn.Module):
         """Drop cached label embeddings; the cache does not notice changes of a sharded prompt."""
         self._label_embeds.clear()
 
-    def score(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
+    def score(self, features: Features, label_embeds: Tensor) -> Tensor:
         """The head's logits `[B, L]`, in float32 also where the towers run in half precision."""
-        features, label_embeds = widened(features, self.head.dtype), full_precision(label_embeds, self.head.dtype)
+        features = widened(features.for_labels(label_embeds), self.head.dtype)
+        label_embeds = full_precision(label_embeds, self.head.dtype)
         with torch.autocast(label_embeds.device.type, enabled=False):
             return full_precision(self.head(features, label_embeds))
 

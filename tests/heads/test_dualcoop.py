@@ -150,7 +150,7 @@ def test_the_commands_take_a_model_of_pairs(tmp_path, capsys):
     (tmp_path / "names.txt").write_text("moon\nfish\n")
     model_of = ["--model", str(tmp_path / "model")]
     embeds = str(tmp_path / "labels.safetensors")
-    assert main(["embed-labels", str(tmp_path / "names.txt"), *model_of, "--out", embeds]) == 0
+    assert main(["embed-labels", "--labels-file", str(tmp_path / "names.txt"), *model_of, "--out", embeds]) == 0
     assert read_label_embeddings(embeds).embeds.shape == (2, 2, model.embed_dim)
     assert main(["tag", str(tmp_path / "red.png"), *model_of]) == 0
     assert "red circle" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from test_spatial_softmax import cosine, features
 from ovml import OVMultiLabelClassifier, UserError
 from ovml.cli.main import main
 from ovml.encoders import ImageFeatures
-from ovml.heads import OptimalTransportHead
+from ovml.heads import OptimalTransportHead, TeacherFeatures
 from ovml.heads.sinkhorn import sinkhorn
 
 
@@ -338,7 +338,7 @@ def test_the_plan_in_training_is_bound_to_what_the_teacher_sees(monkeypatch):
     )
     labels, targets = torch.randn(5, 6, generator=generator), torch.randint(-1, 2, (3, 5), generator=generator)
     monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 20)  # an image at a time
-    whole, local = head.training_logits(student, labels, targets, teacher)
+    whole, local = head.training_logits(student, labels, targets, TeacherFeatures(*teacher, labels))
     bound = knowledge_loop(teacher.patch_embeds, labels, targets, 5.0)
     for b in range(3):
         cosines = [[cosine(p, label) for label in labels.tolist()] for p in student.patch_embeds[b].tolist()]
@@ -383,7 +383,8 @@ def test_the_classifier_hands_the_teacher_over_also_without_distillation():
     batch = {"pixel_values": torch.randn(2, 3, size, size), "labels": torch.tensor([[1, 0], [0, 1]])}
     student, teacher = features_of(model, batch)
     assert teacher is not None
-    logits = model.objective._logits(model.model, student, model.model.embed_labels(), batch["labels"], teacher)
+    teacher = TeacherFeatures(*teacher, labels := model.model.embed_labels())
+    logits = model.objective._logits(model.model, student, labels, batch["labels"], teacher)
     assert len(logits) == 2
     assert seen == [teacher]
     plain = OVMultiLabelClassifier("ovml-demo", labels=["a", "b"], distillation_weight=0.0)

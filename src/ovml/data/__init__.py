@@ -12,10 +12,12 @@ from ovml.data.json.datamodule import JSONDataModule
 from ovml.data.nuswide.datamodule import NUSWIDEDataModule
 from ovml.data.openimages.datamodule import OpenImagesDataModule
 from ovml.data.own.datamodule import OwnDataModule
+from ovml.data.ram_augmentation import Augmentation, RAMAugmentation
 from ovml.data.rand_augment import RandAugment
 from ovml.data.synthetic.demo import DemoDataModule
 
 __all__ = [
+    "Augmentation",
     "COCODataModule",
     "DemoDataModule",
     "DividedDataModule",
@@ -29,6 +31,7 @@ __all__ = [
     "OpenImagesDataModule",
     "OwnDataModule",
     "PA100KDataModule",
+    "RAMAugmentation",
     "RAPDataModule",
     "RandAugment",
     "VOCDataModule",

@@ -6,7 +6,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import datasets
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from ovml.data.features import FeatureRows, FeatureStore
 from ovml.data.plain import PlainRow, plain_dataset
+from ovml.data.ram_augmentation import Augmentation
 from ovml.data.rand_augment import RandAugment
 from ovml.data.rows import OnBroken, RowReader, TensorRows, TensorStream, Transform, collate
 from ovml.data.samplers import EvalSampler, TrainSampler
@@ -53,6 +54,11 @@ class MultiLabelDataModule(pl.LightningDataModule):
         flip: Probability of a horizontal flip in training.
         cutout: Side of a square of one random color in training images, as a share of theirs; 0 for none.
         rand_augment: Random operations on the training crops; the MKT paper uses `ovml.data.RandAugment`.
+        augmentation: Takes the place of crop, flip and `rand_augment` in training; RAM uses
+            `ovml.data.RAMAugmentation`.
+        reshuffle: Whether each epoch has an order of its own; otherwise all have that of the first. A streamed split
+            is always shuffled anew.
+        drop_last: Whether the last batch of an epoch is left out where it is smaller than the others.
         skip_broken: Skip evaluation images that cannot be read, with a warning that names them.
         seed: Seed of the order and the augmentation of the training images. Default: the seed of
             `lightning.pytorch.seed_everything`, which the command line calls, or 0.
@@ -94,6 +100,9 @@ class MultiLabelDataModule(pl.LightningDataModule):
         flip: float = 0.5,
         cutout: float = 0.0,
         rand_augment: RandAugment | None = None,
+        augmentation: Augmentation | None = None,
+        reshuffle: bool = True,
+        drop_last: bool = False,
         skip_broken: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -123,6 +132,12 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.flip = flip
         self.cutout = cutout
         self.rand_augment = rand_augment
+        if augmentation is not None and (rand_augment is not None or not augment):
+            other = "data.rand_augment" if rand_augment is not None else "data.augment false"
+            raise UserError(f"data.augmentation: {other} does not go with it; remove one")
+        self.augmentation = augmentation
+        self.reshuffle = reshuffle
+        self.drop_last = drop_last
 
     def __str__(self) -> str:
         """The class alone: Lightning's own makes all data loaders, also for an error about the data."""
@@ -151,6 +166,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
         """From image to pixel values in training."""
         if not self.augment:
             return self.eval_transform
+        if self.augmentation is not None:
+            return partial(self.augmentation, processor=self.image_processor)
         return TrainTransform(
             self.image_processor, self.crop_scale, flip=self.flip, rand_augment=self.rand_augment, cutout=self.cutout
         )
@@ -214,7 +231,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
             store = self.feature_stores.get(split)
             source = FeatureRows(rows, store, reader) if store else TensorRows(rows, reader, on_broken)
             sampler = (
-                TrainSampler(source, world_size, rank, shuffle=True, seed=self.seed)
+                TrainSampler(source, world_size, rank, shuffle=True, seed=self.seed, reshuffle=self.reshuffle)
                 if training
                 else EvalSampler(source, world_size, rank)
             )
@@ -239,6 +256,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
+            drop_last=training and self.drop_last,
             generator=torch.Generator(),  # of its own, so that making a loader leaves the global one alone
             pin_memory=torch.cuda.is_available(),
         )

@@ -38,10 +38,24 @@ def hold_out(num_rows: int, size: int, split: str) -> Indices:
 
 
 class TrainSampler(DistributedSampler[Any]):
-    """Yields `(epoch, index)`, so that augmentation can depend on the epoch; equally many on every process."""
+    """Yields `(epoch, index)`, so that augmentation can depend on the epoch; equally many on every process.
+
+    Args:
+        given: Of `DistributedSampler`.
+        reshuffle: Whether each epoch has an order of its own; otherwise all have that of epoch 0.
+        options: See `given`.
+    """
+
+    def __init__(self, *given: Any, reshuffle: bool = True, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.reshuffle = reshuffle
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in super().__iter__())
+        epoch = self.epoch
+        self.epoch = epoch if self.reshuffle else 0
+        indices = list(super().__iter__())
+        self.epoch = epoch
+        return ((epoch, index) for index in indices)
 
 
 class EvalSampler(DistributedSampler[Any]):

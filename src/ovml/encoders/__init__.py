@@ -4,9 +4,11 @@ The towers' modules are the model's own, under the model's own names; only the o
 """
 
 from ovml.encoders.clip import (
+    Features,
     ImageEncoder,
     ImageFeatures,
     ImageTail,
+    LabelDependentFeatures,
     TextEncoder,
     length_batches,
     pad_rows,
@@ -17,9 +19,11 @@ from ovml.encoders.factory import make_encoders
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
 
 __all__ = [
+    "Features",
     "ImageEncoder",
     "ImageFeatures",
     "ImageTail",
+    "LabelDependentFeatures",
     "SiglipImageEncoder",
     "SiglipImageTail",
     "SiglipTextEncoder",

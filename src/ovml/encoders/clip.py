@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders.execution import Execution, bidirectional_block, causal_block, is_whole
-from ovml.encoders.prefix import pack, packed_block, shared_length, unpack
+from ovml.encoders.execution import Execution, bidirectional_block, causal_block, deep_causal_block, is_whole
+from ovml.encoders.prefix import deep_packed_block, pack, packed_block, shared_length, unpack
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.tensors import full_precision
 
@@ -30,6 +30,36 @@ class ImageFeatures(NamedTuple):
     global_embeds: Tensor
     patch_embeds: Tensor
 
+    def for_labels(self, label_embeds: Tensor) -> ImageFeatures:
+        """The features for scoring labels `[L, D]`: the same for any; see `LabelDependentFeatures`."""
+        return self
+
+
+class LabelDependentFeatures(NamedTuple):
+    """Output of a vision tower whose patch embeddings depend on the labels that are scored, as RAM's do.
+
+    Attributes:
+        global_embeds: Global image embeddings `[B, D]`, the same for any labels.
+        finish: Turns label embeddings `[L, D]` into the features of the images for scoring these labels.
+
+    Example:
+        >>> embeds = torch.randn(2, 8)
+        >>> features = LabelDependentFeatures(embeds, lambda labels: ImageFeatures(embeds, labels.expand(2, -1, -1)))
+        >>> features.for_labels(torch.randn(5, 8)).patch_embeds.shape
+        torch.Size([2, 5, 8])
+    """
+
+    global_embeds: Tensor
+    finish: Callable[[Tensor], ImageFeatures]
+
+    def for_labels(self, label_embeds: Tensor) -> ImageFeatures:
+        """The features for scoring the labels `[L, D]` together."""
+        return self.finish(label_embeds)
+
+
+Features = ImageFeatures | LabelDependentFeatures
+"""What a vision tower gives; `for_labels` finishes it where features and labels meet."""
+
 
 def widened(features: ImageFeatures, dtype: torch.dtype = torch.float32) -> ImageFeatures:
     """The features in a type that holds both their own values and those of `dtype`."""
@@ -44,6 +74,8 @@ class ImageTail(nn.Module):
         post_layernorm: Applied to all tokens; Hugging Face's `CLIPVisionModel` applies it to the class token only.
         visual_projection: Linear map `[W] -> [D]`.
         execution: How the blocks run.
+        local_path: Turns the last hidden states, of any length, and label embeddings into hidden states
+            `[B, 1+P, W]`; see `ovml.encoders.adapters.RAMLadder`.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip
@@ -60,16 +92,26 @@ class ImageTail(nn.Module):
         post_layernorm: nn.Module,
         visual_projection: nn.Module,
         execution: Execution | None = None,
+        local_path: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.post_layernorm = post_layernorm
         self.visual_projection = visual_projection
         self.execution = execution or Execution()
+        self.local_path = local_path
 
-    def forward(self, hidden_states: Tensor) -> ImageFeatures:
+    def forward(self, hidden_states: Tensor) -> Features:
         """Run hidden states `[B, 1+P, W]` through the blocks and project them to embeddings."""
         hidden_states = self.execution.run(bidirectional_block, self.layers, hidden_states)
+        if (local_path := self.local_path) is None:
+            return self._embed(hidden_states)
+        return LabelDependentFeatures(
+            self._embed(hidden_states[:, :1]).global_embeds,
+            lambda label_embeds: self._embed(local_path(hidden_states, label_embeds)),
+        )
+
+    def _embed(self, hidden_states: Tensor) -> ImageFeatures:
         return self.pool(self.post_layernorm(hidden_states))
 
     def pool(self, tokens: Tensor) -> ImageFeatures:
@@ -96,10 +138,13 @@ class ImageEncoder(nn.Module):
     model_type: ClassVar[str] = "clip"
     tail_class: ClassVar[type[ImageTail]] = ImageTail
     visual_projection: nn.Module
+    local_path: nn.Module | None
+    """See `ImageTail`; adapters may set it."""
 
     def __init__(self, clip: Any, execution: Execution | None = None) -> None:
         super().__init__()
         self.execution = execution or Execution()
+        self.local_path = None
         self.vision_model = clip.vision_model
         self.image_size: int = clip.config.vision_config.image_size
         self.num_patches: int = clip.vision_model.embeddings.num_patches
@@ -122,15 +167,17 @@ class ImageEncoder(nn.Module):
         if not 0 <= num_layers <= self.num_layers:
             raise UserError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
         layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
-        return self.tail_class(layers, self.vision_model.post_layernorm, self.visual_projection, self.execution)
+        ends = (self.vision_model.post_layernorm, self.visual_projection, self.execution, self.local_path)
+        return self.tail_class(layers, *ends)
 
     def replace_tail(self, tail: ImageTail) -> None:
-        """Replace the last blocks, the layer norm and the projection by those of `tail`."""
+        """Replace the last blocks and all that follows them by those of `tail`."""
         layers = self.vision_model.encoder.layers
         for position, layer in enumerate(tail.layers, start=self.num_layers - len(tail.layers)):
             layers[position] = layer
         self.vision_model.post_layernorm = tail.post_layernorm
         self._set_projection(tail.visual_projection)
+        self.local_path = tail.local_path
 
     def trunk(self, pixel_values: Tensor, num_tail_layers: int) -> Tensor:
         """Run all but the last `num_tail_layers` blocks; returns hidden states `[B, 1+P, W]`.
@@ -147,9 +194,9 @@ class ImageEncoder(nn.Module):
         hidden_states: Tensor = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixel_values))
         return hidden_states
 
-    def forward(self, pixel_values: Tensor) -> ImageFeatures:
+    def forward(self, pixel_values: Tensor) -> Features:
         """Encode normalised images `[B, 3, H, W]`."""
-        features: ImageFeatures = self.tail(0)(self.trunk(pixel_values, 0))
+        features: Features = self.tail(0)(self.trunk(pixel_values, 0))
         return features
 
 
@@ -226,8 +273,8 @@ class TextEncoder(nn.Module):
                     f"{self.context_length}; shorten it"
                 )
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts; returns `[L, D]`."""
+    def forward(self, texts: Sequence[str], deep_tokens: Mapping[int, Tensor] | None = None) -> Tensor:
+        """Embed texts; returns `[L, D]`. For `deep_tokens` see `encode`."""
         ids, _ = self.tokenize(texts)
         embeds = []
         batches = length_batches([len(row) for row in ids], self.batch_size)
@@ -235,37 +282,69 @@ class TextEncoder(nn.Module):
             tokens = pad_rows([ids[i] for i in batch]).to(self.token_embedding.weight.device)
             lengths = torch.tensor([len(ids[i]) for i in batch], device=tokens.device)
             num_shared = shared_length([ids[i] for i in batch])
-            embeds.append(self.encode(self.token_embedding(tokens), lengths, num_shared))
+            embeds.append(self.encode(self.token_embedding(tokens), lengths, num_shared, deep_tokens))
         return restore_order(embeds, batches)
 
-    def encode(self, token_embeds: Tensor, lengths: Tensor, num_shared: int = 0) -> Tensor:
+    def encode(
+        self,
+        token_embeds: Tensor,
+        lengths: Tensor,
+        num_shared: int = 0,
+        deep_tokens: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
         """Run token embeddings through the tower and read the output at the end token.
 
         Args:
             token_embeds: `[N, T, W]`, without position embeddings; tokens after the end token are ignored.
             lengths: `[N]`, number of tokens up to and including the end token.
             num_shared: Number of leading tokens that are the same in all rows; less than the shortest length.
+            deep_tokens: Tokens `[m, W]` by the number of a block, from 0: the block reads them behind the start token,
+                and they are taken out after it. The tower's context length stays: what they push beyond it skips the
+                block.
 
         Returns:
             Text embeddings `[N, D]`.
         """
-        from transformers.masking_utils import create_causal_mask
-
-        text = self.text_model
-        hidden_states = text.embeddings(inputs_embeds=token_embeds)
-        if num_shared and len(hidden_states) > 1 and not is_whole(text.encoder.layers[0]):
-            packed, num_texts = pack(hidden_states, num_shared), len(hidden_states)
-            packed = self.execution.run(packed_block, text.encoder.layers, packed, num_shared, num_texts)
-            hidden_states, lengths = unpack(packed, num_shared, num_texts), lengths - num_shared
+        text, deep_tokens = self.text_model, deep_tokens or {}
+        hidden_states, layers, most = (
+            text.embeddings(inputs_embeds=token_embeds),
+            text.encoder.layers,
+            self.context_length,
+        )
+        longest = hidden_states.shape[1] + max(map(len, deep_tokens.values()), default=0)
+        run = self.execution.run
+        if num_shared and len(hidden_states) > 1 and longest <= most and not is_whole(layers[0]):
+            packed, sizes = pack(hidden_states, num_shared), (num_shared, len(hidden_states))
+            for i, layer in enumerate(layers):
+                if i in deep_tokens:
+                    packed = run(deep_packed_block, [layer], packed, *sizes, deep_tokens[i])
+                else:
+                    packed = run(packed_block, [layer], packed, *sizes)
+            hidden_states, lengths = unpack(packed, *sizes), lengths - num_shared
         else:
-            # None for SDPA, which masks by itself. Made outside the compiled blocks, where it would never be None.
-            mask = create_causal_mask(
-                config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-            )
-            hidden_states = self.execution.run(causal_block, text.encoder.layers, hidden_states, mask)
+            mask = self._causal_mask(hidden_states)
+            for i, layer in enumerate(layers):
+                if i in deep_tokens:
+                    width = min(most, hidden_states.shape[1] + len(deep_tokens[i]))
+                    deep_mask = self._causal_mask(hidden_states[:, :1].expand(-1, width, -1))
+                    hidden_states = run(deep_causal_block, [layer], hidden_states, deep_mask, deep_tokens[i], most)
+                else:
+                    hidden_states = run(causal_block, [layer], hidden_states, mask)
         end_token = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
         embeds: Tensor = self.text_projection(text.final_layer_norm(end_token))
         return embeds
+
+    def _causal_mask(self, hidden_states: Tensor) -> Tensor | None:
+        """The mask of a block for `[N, T, W]`: `None` for SDPA, which masks by itself.
+
+        It is made outside the compiled blocks, where it would never be `None`.
+        """
+        from transformers.masking_utils import create_causal_mask
+
+        mask: Tensor | None = create_causal_mask(
+            config=self.text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+        )
+        return mask
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -42,7 +42,8 @@ class Execution:
         if self.compile and len(hidden_states) > 1:
             block = _compiled(block)
         for layer in layers:
-            trained = hidden_states.requires_grad or any(p.requires_grad for p in layer.parameters())
+            inputs = (x for x in (hidden_states, *args, *layer.parameters()) if isinstance(x, Tensor))
+            trained = any(x.requires_grad for x in inputs)
             # Frozen blocks run without gradients in training too, so they are compiled for one mode only.
             with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
                 if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -62,6 +63,27 @@ def causal_block(layer: nn.Module, hidden_states: Tensor, mask: Tensor | None) -
     """Run a block of CLIP's text tower on `[N, T, W]`; `mask` is `None` with SDPA."""
     out: Tensor = layer(hidden_states, mask, is_causal=True)
     return out
+
+
+def deep_causal_block(
+    layer: nn.Module, hidden_states: Tensor, mask: Tensor | None, tokens: Tensor, most: int
+) -> Tensor:
+    """Run a block of CLIP's text tower on `[N, T, W]` with tokens of its own.
+
+    The tokens stand behind the start token and are taken out again. What they push beyond `most` skips the block.
+
+    Args:
+        layer: A `CLIPEncoderLayer`.
+        hidden_states: `[N, T, W]`.
+        mask: Of `min(T + m, most)` tokens; `None` with SDPA.
+        tokens: `[m, W]`.
+        most: Number of tokens that the block takes.
+    """
+    room = most - len(tokens)
+    own, pushed_out = hidden_states[:, :room], hidden_states[:, room:]
+    inserted = tokens.to(own.dtype).expand(len(own), -1, -1)
+    out = causal_block(layer, torch.cat([own[:, :1], inserted, own[:, 1:]], dim=1), mask)
+    return torch.cat([out[:, :1], out[:, 1 + len(tokens) :], pushed_out], dim=1)
 
 
 def is_whole(layer: nn.Module) -> bool:

@@ -190,6 +190,7 @@ class Preprocessing:
     Args:
         resize: Short side after resizing and before the center crop, in pixels; at least the crop's size.
         squash: Whether the whole image is resized to a square, its aspect ratio lost, and nothing is cropped.
+        resample: Pillow's number of the resampling filter: 3 bicubic, 2 bilinear.
         mean: Mean per channel, of values in 0..1.
         std: Standard deviation per channel, of values in 0..1; above 0.
         round_crop: Whether the first pixel of the center crop is rounded to the nearest, as in torchvision.
@@ -201,6 +202,7 @@ class Preprocessing:
 
     resize: int | None = None
     squash: bool | None = None
+    resample: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     round_crop: bool | None = None

@@ -66,6 +66,16 @@ def packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: i
     return out
 
 
+def deep_packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: int, tokens: Tensor) -> Tensor:
+    """Run a block on packed tokens and tokens `[m, W]` of its own, which all rows share.
+
+    They stand behind the first token and are taken out again; other arguments are those of `packed_block`.
+    """
+    longer = torch.cat([packed[:1], tokens.to(packed.dtype), packed[1:]])
+    out = packed_block(layer, longer, num_shared + len(tokens), num_texts)
+    return torch.cat([out[:1], out[1 + len(tokens) :]])
+
+
 def _heads(packed: Tensor, num_shared: int, num_texts: int, head_dim: int) -> tuple[Tensor, Tensor]:
     heads = packed.view(len(packed), -1, head_dim)  # [M, H, d]
     own = heads[num_shared:].view(num_texts, -1, *heads.shape[1:]).transpose(1, 2)

@@ -167,13 +167,14 @@ class SiglipTextEncoder(TextEncoder):
         words = [[None if piece in special else piece for piece in row] for row in pieces]
         return rows, [token_spans(text, row, self.tokenizer.unk_token) for text, row in zip(texts, words, strict=True)]
 
-    def encode(self, token_embeds: Tensor, lengths: Tensor, num_shared: int = 0) -> Tensor:
+    def encode(self, token_embeds: Tensor, lengths: Tensor, num_shared: int = 0, deep_tokens: Any = None) -> Tensor:
         """Pad token embeddings to the full length, run them through the tower and read the last position.
 
         Args:
             token_embeds: `[N, T, W]`, without position embeddings; tokens after the end token become padding.
             lengths: `[N]`, number of tokens up to and including the end token.
             num_shared: Ignored: with bidirectional attention, shared tokens differ after the first block.
+            deep_tokens: Not supported: texts have no start token.
 
         Returns:
             Text embeddings `[N, D]`.

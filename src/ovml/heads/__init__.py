@@ -1,6 +1,6 @@
 """Heads turn image features and label embeddings into logits. To add one, subclass `Head`."""
 
-from ovml.heads.base import Head
+from ovml.heads.base import Head, TeacherFeatures
 from ovml.heads.cosine import CosineHead
 from ovml.heads.dualcoop import DualCoOpHead
 from ovml.heads.global_ import GlobalHead
@@ -9,6 +9,7 @@ from ovml.heads.ml_decoder import MLDecoderHead
 from ovml.heads.optimal_transport import OptimalTransportHead
 from ovml.heads.qks import QKSHead
 from ovml.heads.query import QueryHead
+from ovml.heads.ram import RAMHead
 from ovml.heads.spatial_softmax import SpatialSoftmaxHead
 from ovml.heads.two_stream import TwoStreamHead
 
@@ -22,6 +23,8 @@ __all__ = [
     "OptimalTransportHead",
     "QKSHead",
     "QueryHead",
+    "RAMHead",
     "SpatialSoftmaxHead",
+    "TeacherFeatures",
     "TwoStreamHead",
 ]

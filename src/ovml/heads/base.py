@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ovml.encoders import ImageFeatures
 from ovml.utils.parts import Part
+
+
+class TeacherFeatures(NamedTuple):
+    """What the original CLIP makes of the images and the labels of a training step; nothing is L2-normalised.
+
+    Attributes:
+        global_embeds: `[B, D]`.
+        patch_embeds: `[B, P, D]`.
+        label_embeds: `[L, D]`, of the prompt's `original`.
+
+    Example:
+        >>> TeacherFeatures(torch.randn(2, 8), torch.randn(2, 4, 8), torch.randn(5, 8)).label_embeds.shape
+        torch.Size([5, 8])
+    """
+
+    global_embeds: Tensor
+    patch_embeds: Tensor
+    label_embeds: Tensor
 
 
 class Head(Part, nn.Module, ABC):
@@ -35,6 +54,9 @@ class Head(Part, nn.Module, ABC):
         """
         return self
 
+    def set_logit_scale(self, scale: float) -> None:
+        """Take the factor that the model's CLIP learned for its cosines; the model calls it. Default: nothing."""
+
     @property
     def dtype(self) -> torch.dtype:
         """Type in which the head scores: its parameters', which are float32 unless it is converted; or float32."""
@@ -47,7 +69,7 @@ class Head(Part, nn.Module, ABC):
     """Whether `training_logits` uses the features of the original CLIP."""
 
     def training_logits(
-        self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: ImageFeatures | None
+        self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: TeacherFeatures | None
     ) -> tuple[Tensor, ...]:
         """Return logits for training; their losses are summed. Default: the logits of `forward`.
 
@@ -55,7 +77,7 @@ class Head(Part, nn.Module, ABC):
             features: See `forward`.
             label_embeds: See `forward`.
             targets: `[B, L]`: 1 present, 0 absent, -1 unknown.
-            teacher: Features of the original CLIP; `None` in stages without distillation.
+            teacher: Those of the original CLIP; `None` in stages without distillation.
 
         Returns:
             One or more tensors `[B, L]`.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, TeacherFeatures
 from ovml.heads.chunks import chunks
 from ovml.heads.sinkhorn import sinkhorn
 from ovml.utils.errors import check_at_most, check_not_negative, check_positive
@@ -37,8 +37,9 @@ class OptimalTransportHead(Head):
     In training the original CLIP constrains the plan (knowledge-constrained optimal transport), and the losses of both
     logits are summed, as published. `Q = softmax_p(20 * softmax_l(cost_scale * S'))`, with cosines `S'` of the
     original CLIP and the entries of absent labels set to the minimum of the batch. The objective of the plan gains
-    `knowledge` times the divergence from `Q`: the cost grows by `-knowledge * log Q`, epsilon by `knowledge`. Student
-    and teacher use the same label embeddings, since the prompt is frozen in the vision stage.
+    `knowledge` times the divergence from `Q`: the cost grows by `-knowledge * log Q`, epsilon by `knowledge`.
+
+    `RAMHead` is the published form, whose score of an image depends on the images that it is computed with.
 
     Args:
         temperature: Initial temperature of the global logits (0.01 in CLIP).
@@ -92,8 +93,12 @@ class OptimalTransportHead(Head):
         self.knowledge = knowledge
         self.uses_teacher = knowledge > 0
         if learned:
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-            self.log_local_temperature = nn.Parameter(torch.tensor(math.log(local_temperature)))
+            self.make_temperatures()
+
+    def make_temperatures(self) -> None:
+        """Create the parameters of both temperatures."""
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(self.temperature)))
+        self.log_local_temperature = nn.Parameter(torch.tensor(math.log(self.local_temperature)))
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return the logarithm `[B, L]` of the paper's score, in float32 or wider; `exp` of a row sums to 1."""
@@ -101,12 +106,12 @@ class OptimalTransportHead(Head):
         return torch.logaddexp(whole.log_softmax(-1), local.log_softmax(-1)) - math.log(2)
 
     def training_logits(
-        self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: ImageFeatures | None
+        self, features: ImageFeatures, label_embeds: Tensor, targets: Tensor, teacher: TeacherFeatures | None
     ) -> tuple[Tensor, ...]:
         """Return global logits `g` and local logits `z`, `[B, L]` each; a teacher, if given, constrains the plan."""
         knowledge = None
         if self.knowledge and teacher is not None:
-            knowledge = self._knowledge(teacher.patch_embeds, label_embeds, targets)
+            knowledge = self.prior(teacher.patch_embeds, teacher.label_embeds, targets)
         return self._both_logits(features, label_embeds, knowledge)
 
     def _both_logits(
@@ -114,14 +119,24 @@ class OptimalTransportHead(Head):
     ) -> tuple[Tensor, Tensor]:
         # Entries of the plan are about 1 / (P * L), too small for half precision.
         whole, patches, labels = (F.normalize(full_precision(x), dim=-1) for x in (*features, label_embeds))
+        temperature, local_temperature = self.temperatures()
+        return whole @ labels.T / temperature, self.match(patches, labels, knowledge) / local_temperature
+
+    def match(self, patches: Tensor, labels: Tensor, knowledge: Tensor | None) -> Tensor:
+        """Return `sum_p T_pl S_pl`, `[B, L]`.
+
+        Args:
+            patches: `[B, P, D]`, L2-normalised.
+            labels: `[L, D]`, L2-normalised.
+            knowledge: See `plan`.
+        """
         size = patches.shape[1] * labels.shape[0]
         of_teacher = repeat(None) if knowledge is None else chunks(knowledge, size)
         matched = []
         for chunk, bound in zip(chunks(patches, size), of_teacher, strict=False):
             cosines = chunk @ labels.T
             matched.append((self.plan(cosines, bound) * cosines).sum(dim=1))
-        temperature, local_temperature = self._temperatures()
-        return whole @ labels.T / temperature, torch.cat(matched) / local_temperature
+        return torch.cat(matched)
 
     @torch.no_grad()
     def plan(self, cosines: Tensor, knowledge: Tensor | None = None) -> Tensor:
@@ -131,22 +146,32 @@ class OptimalTransportHead(Head):
             cosines: `[B, P, L]`.
             knowledge: `log Q`, `[B, P, L]`; given in training only.
         """
-        cost, epsilon = 1 - (self.cost_scale * cosines).softmax(dim=-1), self.epsilon
+        cost, epsilon = 1 - (self.scale * cosines).softmax(dim=-1), self.epsilon
         if knowledge is not None:
             cost, epsilon = cost - self.knowledge * knowledge, epsilon + self.knowledge
         presence = (cosines.amax(dim=-1) / self.presence_temperature).softmax(dim=-1)
         uniform = torch.ones_like(cosines[:, 0]) / cosines.shape[-1]
-        return sinkhorn(cost, presence, uniform, epsilon, self.iterations, self.tolerance)
+        return self.transport(cost, presence, uniform, epsilon)
+
+    def transport(self, cost: Tensor, rows: Tensor, columns: Tensor, epsilon: float) -> Tensor:
+        """Return the plan of least cost for its marginals; see `ovml.heads.sinkhorn`."""
+        return sinkhorn(cost, rows, columns, epsilon, self.iterations, self.tolerance)
 
     @torch.no_grad()
-    def _knowledge(self, patch_embeds: Tensor, label_embeds: Tensor, targets: Tensor) -> Tensor:
+    def prior(self, patch_embeds: Tensor, label_embeds: Tensor, targets: Tensor) -> Tensor:
         """Return `log Q`, `[B, P, L]`: where the original CLIP finds each present label."""
         patches, labels = (F.normalize(full_precision(x), dim=-1) for x in (patch_embeds, label_embeds))
-        preferred = (self.cost_scale * patches @ labels.T).softmax(dim=-1)
+        preferred = (self.scale * patches @ labels.T).softmax(dim=-1)
         seen_at = (20 * preferred).log_softmax(dim=1)
         return torch.where((targets == 0).unsqueeze(1), seen_at.min(), seen_at)
 
-    def _temperatures(self) -> tuple[float | Tensor, float | Tensor]:
+    @property
+    def scale(self) -> float | Tensor:
+        """Factor of the cosines in the cost."""
+        return self.cost_scale
+
+    def temperatures(self) -> tuple[float | Tensor, float | Tensor]:
+        """Temperatures of the global and of the local logits."""
         if self.learned:
             return full_precision(self.log_temperature).exp(), full_precision(self.log_local_temperature).exp()
         return self.temperature, self.local_temperature

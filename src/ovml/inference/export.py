@@ -69,7 +69,8 @@ class Scorer(nn.Module):
 
     def forward(self, pixel_values: Tensor, label_embeds: Tensor) -> Tensor:
         """Score normalised images `[B, 3, H, W]` against label embeddings `[L, D]`; returns logits `[B, L]`."""
-        logits: Tensor = self.head(self.tail(self.image_encoder.trunk(pixel_values, 0)), label_embeds)
+        features = self.tail(self.image_encoder.trunk(pixel_values, 0)).for_labels(label_embeds)
+        logits: Tensor = self.head(features, label_embeds)
         return logits
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovml.encoders import ImageFeatures
+from ovml.encoders import Features
 from ovml.encoders.image_processor import ImageProcessor
 from ovml.heads import Head, TwoStreamHead
 from ovml.heads.base import normalize_over_labels
@@ -140,7 +140,7 @@ def find_labels(tagger: Tagger, image: Image.Image, top_k: int | None = None) ->
 
 @torch.inference_mode()
 def find_evidence(
-    features: ImageFeatures, label_embeds: Tensor, labels: Sequence[str], head: Head, top_k: int | None = None
+    features: Features, label_embeds: Tensor, labels: Sequence[str], head: Head, top_k: int | None = None
 ) -> list[LabelEvidence]:
     """Score the features of one image against labels, and find the patches that the local stream averages.
 
@@ -162,6 +162,7 @@ def find_evidence(
             f"expected one image and a name per label embedding; got {len(features.global_embeds)} images, "
             f"{len(labels)} names and {len(label_embeds)} embeddings"
         )
+    features = features.for_labels(label_embeds)
     num_patches = features.patch_embeds.shape[1]
     default = TwoStreamHead(max(1, round(num_patches * 16 / 196)))
     num_best = int(getattr(head, "top_k", default.top_k))

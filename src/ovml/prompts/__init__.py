@@ -3,6 +3,7 @@
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.context import ContextPrompt
 from ovml.prompts.coop import CoOpPrompt
+from ovml.prompts.deep import DeepPrompt
 from ovml.prompts.dual import DualCoOpPrompt, DualPrompt
 from ovml.prompts.ensemble import EnsemblePrompt
 from ovml.prompts.template import TemplatePrompt
@@ -10,6 +11,7 @@ from ovml.prompts.template import TemplatePrompt
 __all__ = [
     "CoOpPrompt",
     "ContextPrompt",
+    "DeepPrompt",
     "DualCoOpPrompt",
     "DualPrompt",
     "EnsemblePrompt",

@@ -53,6 +53,11 @@ class PromptLearner(Part, nn.Module, ABC):
             return self.embed(names.texts)
         return self.embed(check_names(names))
 
+    @property
+    def original(self) -> PromptLearner:
+        """The prompt whose embeddings go with the original CLIP, which teaches in training. Default: this one."""
+        return self
+
     @abstractmethod
     def embed(self, names: tuple[str, ...]) -> Tensor:
         """Embed checked names, which may repeat; returns `[L, D]`."""

@@ -63,7 +63,7 @@ def model_weights(model: OpenVocabularyModel) -> dict[str, Tensor]:
     encoders = (model.image_encoder, model.prompt.text_encoder)
     states = {name: plain_state(module) for encoder in encoders for name, module in encoder.named_children()}
     clip = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-    return {**clip, **part_weights(model)}
+    return {**clip, "logit_scale": model.logit_scale, **part_weights(model)}
 
 
 def write_model(

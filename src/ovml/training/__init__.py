@@ -2,6 +2,7 @@
 
 from ovml.training.adapter_stages import AdapterStage, LadderStage, LoRAStage, VisualPromptStage
 from ovml.training.coop_stage import CoOpStage
+from ovml.training.ram_stage import RAMStage
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import HeadStage, PromptStage, Stage, VisionStage
 
@@ -12,6 +13,7 @@ __all__ = [
     "LadderStage",
     "LoRAStage",
     "PromptStage",
+    "RAMStage",
     "RunFolder",
     "Stage",
     "VisionStage",

@@ -26,7 +26,7 @@ class AdapterStage(Stage):
 
     Example:
         >>> [stage.__name__ for stage in AdapterStage.__subclasses__()]
-        ['LoRAStage', 'VisualPromptStage', 'LadderStage']
+        ['LoRAStage', 'VisualPromptStage', 'LadderStage', 'RAMStage']
     """
 
     distil: ClassVar[bool] = True
@@ -111,11 +111,10 @@ class VisualPromptStage(AdapterStage):
 
 @dataclass(repr=False)
 class LadderStage(AdapterStage):
-    """RAM's ladder learns patch embeddings beside the tower; see `ovml.encoders.adapters.Ladder`.
+    """ovml's form of RAM's ladder learns patch embeddings beside the tower; see `ovml.encoders.adapters.Ladder`.
 
-    All learns by AdamW at one rate; in the published code the adapters learn at a tenth of it, the tokens by SGD at
-    1e-3. A saved model has the adapters beside the tower's weights, which are the original's. Other arguments are those
-    of `Stage`.
+    All learns by AdamW at one rate. `RAMStage` is the published form. A saved model has the adapters beside the tower's
+    weights, which are the original's. Other arguments are those of `Stage`.
 
     Args:
         num_layers: Number of last blocks that the local path runs over; RAM uses the tower's depth.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovml.encoders import ImageTail
 from ovml.encoders.adapters import TowerAdapter, without_adapters
@@ -38,7 +39,7 @@ def attach_adapters(model: OpenVocabularyModel, stages: Sequence[Stage]) -> Imag
     for adapter in adapters:
         model.add_adapter(adapter)
     for adapter in model.adapters:
-        adapter.attach_to_teacher(teacher)
+        adapter.attach_to_teacher(model.image_encoder, teacher)
     return teacher
 
 
@@ -61,6 +62,9 @@ def start_learning(module: nn.Module, stage: Stage, parts: LearningParts) -> Gro
         groups.append({**group, "params": [names[id(parameter)] for parameter in group["params"]]})
     if not any(parameter.requires_grad for parameter in parts.image_encoder.parameters()):
         parts.image_encoder.eval()  # an earlier stage's dropout ends with it
+    for layer in parts.image_encoder.modules():
+        if isinstance(layer, _BatchNorm):  # one that learns normalises by the batch, also in a model that was loaded
+            layer.train(layer.weight.requires_grad)
     return groups
 
 
@@ -119,5 +123,7 @@ def learned_names(
     learned = {id(p) for stage in stages for group in stage.parameter_groups(parts) for p in group["params"]}
     learned |= {id(p) for adapter in adapters for p in adapter.parameters(parts.image_encoder)}
     names = {name for name, p in module.named_parameters() if id(p) in learned}
-    own = {name for name in module.state_dict() if name.startswith(("model.head.", "model.prompt.", "objective."))}
+    state, added = list(module.state_dict()), {name for adapter in adapters for name in adapter.added}
+    names |= {n for n in state if n.startswith("model.image_encoder.") and added & set(n.split("."))}  # buffers too
+    own = {name for name in state if name.startswith(("model.head.", "model.prompt.", "objective."))}
     return frozenset(names | {name for name in own if not name.startswith("model.prompt.text_encoder.")})

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ovml.distillation import Distillation
-from ovml.encoders import ImageFeatures, ImageTail, widened
+from ovml.encoders import Features, ImageFeatures, ImageTail, widened
+from ovml.heads import TeacherFeatures
 from ovml.losses import Loss
 from ovml.model import OpenVocabularyModel
 from ovml.training.distributed import image_share, world_size
@@ -43,6 +44,8 @@ class StepLoss(NamedTuple):
 
 class Objective(nn.Module):
     """Classification loss plus weighted distillation loss, over a batch's images with a present seen label.
+
+    A stage may keep the other images too (`Stage.keep_unlabelled`).
 
     Args:
         loss: Compares logits with targets.
@@ -82,22 +85,27 @@ class Objective(nn.Module):
         """
         targets = batch["labels"][:, model.vocabulary_of(None).seen_slice]
         kept = (targets == 1).any(dim=1)
+        self._seen, self._taught = self._seen + len(kept), self._taught + int(kept.sum())
+        if stage.keep_unlabelled:
+            kept[:] = True
         images = int(kept.sum())
-        self._seen, self._taught = self._seen + len(kept), self._taught + images
         share = image_share(images, targets.device)
         if not images:
             if world_size() == 1:
                 return None
             kept[0] = True
-        student, original = self._features(model, teacher, batch, kept, stage)
-        label_embeds, targets = scored_labels(model, targets[kept], stage)
+        of_student, of_original = self._features(model, teacher, batch, kept, stage)
+        label_embeds, targets, columns = scored_labels(model, targets[kept], stage)
+        student, original = of_student.for_labels(label_embeds), None
+        if of_original is not None:
+            original = original_features(model, of_original, label_embeds, columns)
         logits = self._logits(model, student, label_embeds, targets, original)
         if not images:
             return StepLoss(self._zero(*logits, *student), {}, 0)
         terms = {"classification": torch.stack([self.loss(some, targets) for some in logits]).sum()}
         total = terms["classification"]
         if original is not None and self.distillation_weight:
-            terms["distillation"] = self.distillation(student, original)
+            terms["distillation"] = self.distillation(student, ImageFeatures(*original[:2]))
             total = total + self.distillation_weight * terms["distillation"]
         return StepLoss(total * share, {**terms, "loss": total}, images)
 
@@ -132,14 +140,14 @@ class Objective(nn.Module):
 
     def _features(
         self, model: OpenVocabularyModel, teacher: ImageTail, batch: Mapping[str, Any], kept: Tensor, stage: Stage
-    ) -> tuple[ImageFeatures, ImageFeatures | None]:
+    ) -> tuple[Features, Features | None]:
         """Features of the adapted and, where they are needed, of the original tower; one pass through the trunk."""
         if "features" in batch:
             return batch_features(model, {"features": batch["features"][kept]}), None
         tail_layers = len(teacher.layers)
         with torch.no_grad():
             hidden_states = model.image_encoder.trunk(batch["pixel_values"][kept], tail_layers)
-        student: ImageFeatures = model.image_encoder.tail(tail_layers)(hidden_states)
+        student: Features = model.image_encoder.tail(tail_layers)(hidden_states)
         if not (stage.distil and (self.distillation_weight or model.head.uses_teacher)):
             return student, None
         with torch.no_grad():
@@ -151,11 +159,11 @@ class Objective(nn.Module):
         student: ImageFeatures,
         label_embeds: Tensor,
         targets: Tensor,
-        original: ImageFeatures | None,
+        original: TeacherFeatures | None,
     ) -> tuple[Tensor, ...]:
         dtype = model.head.dtype
         student, label_embeds = widened(student, dtype), full_precision(label_embeds, dtype)
-        original = None if original is None else widened(original, dtype)
+        original = None if original is None else TeacherFeatures(*(full_precision(x, dtype) for x in original))
         with torch.autocast(label_embeds.device.type, enabled=False):
             logits = model.head.training_logits(student, label_embeds, targets, original)
         return tuple(map(full_precision, logits))
@@ -166,15 +174,33 @@ class Objective(nn.Module):
         return torch.stack([tensor.float().sum() for tensor in (*outputs, *own)]).sum() * 0
 
 
-def batch_features(model: OpenVocabularyModel, batch: Mapping[str, Any]) -> ImageFeatures:
+def batch_features(model: OpenVocabularyModel, batch: Mapping[str, Any]) -> Features:
     """Features of a batch: kept ones (see `FeatureCache`), or those of its images."""
     if "features" in batch:
         return ImageFeatures(batch["features"][:, 0], batch["features"][:, 1:])
     return model.encode_images(batch["pixel_values"])
 
 
-def scored_labels(model: OpenVocabularyModel, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Embeddings of the seen labels that a step ranks, and their columns of the targets `[B, S]`."""
+@torch.no_grad()
+def original_features(
+    model: OpenVocabularyModel, features: Features, label_embeds: Tensor, columns: Tensor | slice
+) -> TeacherFeatures:
+    """What the original CLIP makes of a step's images and labels.
+
+    Args:
+        model: The model that learns; its prompt says what the original reads.
+        features: Of the original image tower.
+        label_embeds: What the student reads.
+        columns: Of the labels that the step ranks, in the vocabulary.
+    """
+    prompt, embeds = model.prompt.original, label_embeds.detach()
+    if prompt is not model.prompt:
+        embeds = model.embed_labels(prompt=prompt)[columns]
+    return TeacherFeatures(*features.for_labels(embeds), embeds)
+
+
+def scored_labels(model: OpenVocabularyModel, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor, Tensor | slice]:
+    """The seen labels that a step ranks: embeddings, columns of the targets `[B, S]`, and their places among all."""
     vocabulary = model.vocabulary_of(None)
     columns: Tensor | slice = vocabulary.seen_slice
     texts = vocabulary.texts[vocabulary.seen_slice]
@@ -184,4 +210,5 @@ def scored_labels(model: OpenVocabularyModel, targets: Tensor, stage: Stage) -> 
         order = (torch.rand(len(present)).to(present.device) + present).argsort(descending=True)
         columns = order[: max(stage.labels_per_step, int(present.sum()))].sort().values
         texts, targets = tuple(texts[i] for i in columns.tolist()), targets[:, columns]
-    return (model.embed_labels()[columns] if stage.fixed_prompt else model.prompt.embed(texts)), targets
+    embeds = model.embed_labels()[columns] if stage.fixed_prompt else model.prompt.embed(texts)
+    return embeds, targets, columns

@@ -1,13 +1,14 @@
-"""Layer-wise learning rates and the learning rate schedule: linear warm-up, then half a cosine."""
+"""Layer-wise learning rates, learning rate schedules, and an optimizer of two kinds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ovml.utils.errors import UserError
@@ -96,3 +97,90 @@ def warmup_cosine_schedule(
     """
     peak = float(optimizer.defaults["lr"])
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps, peak, min_lr) / peak)
+
+
+def epoch_cosine(
+    epoch: float, base_lr: float, epochs: float, warmup_epochs: float, warmup_lr: float, min_lr: float
+) -> float:
+    """Return the learning rate of an epoch, from 1, as the published code of RAM (CVPR 2025) has it.
+
+    Below `warmup_epochs` it is linear from `warmup_lr` to `base_lr`; then it is the cosine to `min_lr` that began with
+    the first epoch, so it falls a little where the warm-up ends.
+
+    >>> [float(f"{epoch_cosine(epoch, 5e-6, 60, 3, 5e-7, 1e-7):.6g}") for epoch in (1, 2, 3, 6)]
+    [2e-06, 3.5e-06, 4.96984e-06, 4.88009e-06]
+    """
+    if epoch < warmup_epochs:
+        return warmup_lr + epoch * (base_lr - warmup_lr) / warmup_epochs
+    return min_lr + (base_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1)))
+
+
+def epoch_cosine_schedule(
+    optimizer: Optimizer, epochs: float, warmup_epochs: float, warmup_lr: float, min_lr: float
+) -> LambdaLR:
+    """A scheduler that follows `epoch_cosine` for each group's own rate; step it once per epoch.
+
+    Args:
+        optimizer: Its groups' rates are the `base_lr`.
+        epochs: Where the cosine ends; the training may be shorter.
+        warmup_epochs: First epoch without warm-up.
+        warmup_lr: Rate from which the warm-up begins, the same for all groups.
+        min_lr: Rate at the end of the cosine, the same for all groups.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+        >>> [round(rate, 7) for rate in epoch_cosine_schedule(optimizer, 60, 3, 5e-7, 1e-7).get_last_lr()]
+        [0.0003337]
+    """
+
+    def factor(base_lr: float) -> Callable[[int], float]:
+        return lambda done: epoch_cosine(done + 1, base_lr, epochs, warmup_epochs, warmup_lr, min_lr) / base_lr
+
+    return LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
+
+
+class AdamWAndSGD(Optimizer):
+    """AdamW for most groups, and SGD for groups with a `momentum`, in one optimizer, as Lightning asks for.
+
+    Args:
+        groups: Parameter groups, with settings of `torch.optim.AdamW` or, beside `momentum`, of `torch.optim.SGD`.
+        lr: Rate of groups without one.
+
+    Example:
+        >>> weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+        >>> groups = [{"params": weights[:1], "lr": 0.5}, {"params": weights[1:], "momentum": 0.9}]
+        >>> optimizer = AdamWAndSGD(groups, lr=1)
+        >>> sum(3 * weight for weight in weights).backward()
+        >>> optimizer.step()
+        >>> [round(weight.item(), 3) for weight in weights]
+        [0.495, -2.0]
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float = 1e-3) -> None:
+        super().__init__(groups, {"lr": lr})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, of a checkpoint or a copy."""
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Make the optimizers of the two kinds, which share the groups and the state with this one."""
+        by_kind: dict[type[Optimizer], list[dict[str, Any]]] = {AdamW: [], SGD: []}
+        for group in self.param_groups:
+            by_kind[SGD if "momentum" in group else AdamW].append(group)
+        self._members = [kind(groups) for kind, groups in by_kind.items() if groups]  # type: ignore[call-arg]
+        for member in self._members:
+            member.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step of both kinds."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for member in self._members:
+            member.step()
+        return loss

@@ -67,6 +67,7 @@ class Stage(Part, ABC):
         num_layers: Number of last blocks of the image tower that learn.
         labels_per_step: Number of seen labels that a step ranks; `None` for all.
         keeps_present: Whether the labels of a step hold all that are present in the batch.
+        keep_unlabelled: Whether images without a present seen label take part in a step.
 
     Raises:
         UserError: An argument is out of its range.
@@ -95,6 +96,7 @@ class Stage(Part, ABC):
     # Subclasses may make them arguments.
     num_layers: int = field(default=0, init=False)
     labels_per_step: int | None = field(default=None, init=False)
+    keep_unlabelled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:

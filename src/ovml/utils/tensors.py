@@ -22,6 +22,15 @@ def full_precision(tensor: Tensor, least: torch.dtype = torch.float32) -> Tensor
     return tensor.to(torch.promote_types(tensor.dtype, least)) if tensor.is_floating_point() else tensor
 
 
+def through_float16(tensor: Tensor) -> Tensor:
+    """The tensor rounded to float16, in its own type; its gradient is rounded too.
+
+    >>> through_float16(torch.tensor([1.0003, 1e-9])).tolist()
+    [1.0, 0.0]
+    """
+    return tensor.half().to(tensor.dtype)
+
+
 def check_scores(scores: Tensor) -> None:
     """Check that scores `[N, L]` can be ranked.
 

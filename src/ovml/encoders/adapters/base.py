@@ -43,8 +43,13 @@ class TowerAdapter(Part, ABC):
         layers = encoder.tail(self.num_layers).layers
         return [parameter for name, parameter in layers.named_parameters() if self.added & set(name.split("."))]
 
-    def attach_to_teacher(self, teacher: ImageTail) -> None:
-        """Change the end of the original tower where its features would not compare with the adapted tower's."""
+    def attach_to_teacher(self, encoder: ImageEncoder, teacher: ImageTail) -> None:
+        """Change the end of the original tower where its features would not compare with the adapted tower's.
+
+        Args:
+            encoder: The adapted tower.
+            teacher: Its last blocks as they were, of which there may be none, and what follows them.
+        """
 
 
 def without_adapters(module: Module) -> Module:

@@ -1,4 +1,4 @@
-"""RAM's ladder adapter: patch embeddings from a learned path beside the vision tower."""
+"""ovml's form of RAM's ladder: patch embeddings from a learned path beside the vision tower."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ovml.utils.errors import UserError, check_at_most
 
 
 class Ladder(TowerAdapter):
-    r"""Ladder local adapter: a local path for the patches beside the last blocks (RAM; Tan et al., CVPR 2025).
+    r"""ovml's form of RAM's ladder: a local path for the patches beside the last blocks (Tan et al., CVPR 2025).
 
-    The paper is arXiv 2503.15337. Let `x_i [1+P, W]` be the output of block `i` of `N`. The local path `z [P, W]`
-    starts as the patches of `x_{N-num_layers}`; in each of the last `num_layers` blocks
+    The paper is arXiv 2503.15337; `RAMLadder` is the ladder as published. Let `x_i [1+P, W]` be the output of block `i`
+    of `N`. The local path `z [P, W]` starts as the patches of `x_{N-num_layers}`; in each of the last `num_layers`
+    blocks
 
         z = z + VV_i(x_{i-1}) + A_i(x_i)        A_i: `LocalAdapter`, in the last `num_adapters` blocks
         VV_i(x) = W_o softmax(v v^T / sqrt(d)) v + b,     v = W_v LayerNorm(x) + b_v of the block, in each head
@@ -26,14 +27,14 @@ class Ladder(TowerAdapter):
     feed-forward layer follows. The patch embeddings are `z` after post-layernorm and projection; the global embedding
     equals the original's bit for bit. No gradient passes through a block. The output of an untrained adapter is zero.
 
-    The equations follow the published code, and for the adapter a public file with the same class and arguments; they
-    were not checked against the paper's text. As published: the path over all 12 blocks, adapters in three, and a
-    teacher whose patch embeddings come from the untrained path. Differences:
+    Differences from the published form:
 
-    - The published adapters also attend, without weights, to the label embeddings. Here the features of an image do not
-      depend on labels, so that they can be cached, exported, and scored against other labels.
-    - The published `num_tokens` is 8: tokens in the adapted blocks, as in `VisualPrompts`, which `VV_i` does not see.
-      They change the global embedding, and a gradient then passes through these blocks. Default here: none.
+    - Adapters do not attend to the label embeddings, so the features of an image do not depend on labels and can be
+      cached.
+    - Adapters have layer norm in the place of batch norm, so the features do not depend on the batch, and start as
+      zero.
+    - By default the path runs over three blocks, and there are no tokens. Tokens in the adapted blocks, as in
+      `VisualPrompts`, change the global embedding, and a gradient then passes through these blocks.
 
     Args:
         num_layers: Number of last blocks that the local path runs over; RAM uses the tower's depth.
@@ -91,7 +92,7 @@ class Ladder(TowerAdapter):
             if self.num_tokens:
                 block.adapt_tokens = nn.Parameter(0.02 * torch.randn(self.num_tokens, width).to(like))
 
-    def attach_to_teacher(self, teacher: ImageTail) -> None:
+    def attach_to_teacher(self, encoder: ImageEncoder, teacher: ImageTail) -> None:
         """Add the local path, without adapters, to the teacher's blocks."""
         if len(teacher.layers) >= self.num_layers:  # else no stage trains the ladder
             lay_ladder(teacher.layers, self.num_layers)
@@ -185,22 +186,12 @@ class LadderBlock(nn.Module):
         local = hidden_states[:, -num_patches:]
         # Without tokens, nothing is trained on the tower's own path up to here.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.adapt_tokens is not None):
-            attended = self._attend_by_values(whole)
+            attended = attend_by_values(self.base_layer, whole)
             whole = self._run_block(whole, attention_mask)
         local = local + attended
         if self.local_adapter is not None:
             local = local + self.local_adapter(whole[:, 1:])
         return torch.cat([whole[:, :1] if self.last else whole, local], dim=1)
-
-    def _attend_by_values(self, hidden_states: Tensor) -> Tensor:
-        """Value-value attention of the patches of `[B, 1+P, W]` to all tokens; returns `[B, P, W]`."""
-        block: Any = self.base_layer
-        attention = block.self_attn
-        values = attention.v_proj(block.layer_norm1(hidden_states))
-        values = values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(values[:, :, 1:], values, values, scale=attention.scale)
-        attended: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-        return attended
 
     def _run_block(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         if self.adapt_tokens is None:
@@ -209,6 +200,24 @@ class LadderBlock(nn.Module):
         tokens = self.adapt_tokens.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         out = self.base_layer(torch.cat([hidden_states, tokens], dim=1), attention_mask)
         return out[:, : hidden_states.shape[1]]
+
+
+def attend_by_values(block: Any, hidden_states: Tensor) -> Tensor:
+    """Value-value attention in a block of CLIP's tower.
+
+    Args:
+        block: A `CLIPEncoderLayer`.
+        hidden_states: Its input `[B, 1+P, W]`, the class token first.
+
+    Returns:
+        `[B, P, W]`: the patches attend to all tokens.
+    """
+    attention = block.self_attn
+    values = attention.v_proj(block.layer_norm1(hidden_states))
+    values = values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(values[:, :, 1:], values, values, scale=attention.scale)
+    attended: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return attended
 
 
 def lay_ladder(layers: nn.ModuleList, num_layers: int) -> None:

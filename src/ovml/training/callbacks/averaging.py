@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ovml.training.distributed import cuts_models
@@ -18,7 +19,8 @@ class LearnedEMA(Callback):
     """An exponential moving average of the weights that learn, used in a stage's validation, checkpoint and result.
 
     The average of each weight starts as the weight and becomes `decay * average + (1 - decay) * weight` with every
-    optimizer step. A resumed run equals an uninterrupted one.
+    optimizer step. Statistics of batch norms that learn are averaged likewise. A resumed run equals an uninterrupted
+    one.
 
     Lightning's own `EMAWeightAveraging` averages the frozen CLIP and its teacher too, saves both in every checkpoint,
     and does not resume from checkpoints of `ovml fit`.
@@ -27,21 +29,24 @@ class LearnedEMA(Callback):
         decay: Weight of the old average in a step, from 0 to below 1.
         each_epoch: Restart the average in each epoch, as the published code of RAM (CVPR 2025) does, rather than in
             each stage.
+        copied: Weights that are copied rather than averaged, by their names in a checkpoint: RAM's published code
+            copies the temperature of the global logits, `model.head.tau_global`.
 
     Raises:
-        UserError: `decay` is out of its range; or, when training starts, the strategy shards the model.
+        UserError: `decay` is out of its range; or, when training starts, a name in `copied` is none of the model's, or
+            the strategy shards the model.
 
     Example:
         `ovml fit --config demo.yaml --trainer.callbacks+ LearnedEMA --trainer.callbacks.decay 0.99`
     """
 
-    def __init__(self, decay: float = 0.999, each_epoch: bool = False) -> None:
+    def __init__(self, decay: float = 0.999, each_epoch: bool = False, copied: list[str] | None = None) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"LearnedEMA: decay must be at least 0 and below 1; got {decay}")
-        self.decay, self.each_epoch = decay, each_epoch
+        self.decay, self.each_epoch, self.copied = decay, each_epoch, copied or []
         self._update = get_ema_multi_avg_fn(decay)
         self._hook: Any = None
-        self._learning: dict[str, nn.Parameter] = {}
+        self._learning: dict[str, Tensor] = {}
         self._average: list[Tensor] = []  # of the same order; empty outside of training
         self._resumed: list[Tensor] = []  # weights of a checkpoint, until training starts
 
@@ -52,7 +57,11 @@ class LearnedEMA(Callback):
         if stage == "fit":
             if cuts_models(trainer.strategy):
                 raise UserError("LearnedEMA: cannot average a model in shards; take --trainer.strategy ddp")
-            self._learning = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+            self._learning = _learning_state(pl_module)
+            if unknown := sorted(set(self.copied) - {name for name, _ in pl_module.named_parameters()}):
+                raise UserError(
+                    f"LearnedEMA: copied: the model has no weight {unknown[0]!r}; take it from a checkpoint"
+                )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the average from the model, whose weights are those of the checkpoint, if it had any."""
@@ -74,6 +83,9 @@ class LearnedEMA(Callback):
         """Add the weights of an optimizer step; a batch without one adds nothing."""
         if trainer.global_step > self._last_step:
             self._update(self._average, self._weights, 0)
+            for name, average, weight in zip(self._learning, self._average, self._weights, strict=True):
+                if name in self.copied:
+                    average.copy_(weight)
             self._last_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,3 +131,13 @@ class LearnedEMA(Callback):
                 kept = weight.clone()
                 weight.copy_(average)
                 average.copy_(kept)
+
+
+def _learning_state(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module that learn, and the statistics of batch norms that learn, by name."""
+    state: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            named = ((f"{prefix}.{name}", value) for name, value in layer.named_buffers(recurse=False))
+            state |= {name: value for name, value in named if value.is_floating_point()}
+    return state

@@ -31,7 +31,8 @@ class FeatureCache(Callback):
     The features are memory-mapped files, keyed by the tower's weights, the rows and the transform, and serve all epochs
     and later runs. Features of validation images are always kept, those of training images only without augmentation
     (`--data.augment false`), because a random crop has features of its own. Stages that change the tower run as usual,
-    and so do those whose head or distillation learns from the original's features.
+    and so do those whose head or distillation learns from the original's features, and towers whose patch embeddings
+    depend on the labels (`RAMLadder`).
 
     Every process computes its share, which the others read: over all machines where they see the same cache folder,
     otherwise on each machine for itself. Files that an interrupted run completed within a day are not computed again,
@@ -61,6 +62,8 @@ class FeatureCache(Callback):
                 "(trainer.fit(model, datamodule=data)), or remove the callback"
             )
         data.feature_stores = {}
+        if model.model.image_encoder.local_path is not None:
+            return  # patch embeddings depend on the labels
         if model.stage.num_layers or any(p.requires_grad for p in model.model.image_encoder.parameters()):
             return
         if model.stage.distil and (model.model.head.uses_teacher or list(model.objective.distillation.parameters())):

@@ -16,6 +16,7 @@ ABOVE = {
     "calibration.md": "evaluation.md",
     "export.md": "sharing.md",
     "towers.md": "heads.md",
+    "training_free.md": "tagging.md",
 }
 """The page above a page that is not in the navigation; for others it is the `index.md` of their folder."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ovml.distillation import Distillation, FeatureL1
 from ovml.encoders.checkpoints import DEFAULT
 from ovml.encoders.image_processor import Preprocessing
+from ovml.encoders.sources import PatchSource
 from ovml.heads import Head
 from ovml.inference.tagger import Tagger
 from ovml.losses import Loss, RankingLoss
@@ -63,6 +64,7 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         protocols: Evaluation protocols beside ZSL, GZSL and seen labels; see `ovml.metrics.protocols`.
         images: Which images an evaluation counts; see `OpenVocabularyEvaluation`. Published results use either.
         calibrator: Fits probabilities to scores at the end of each validation. Default: `PlattScaling`.
+        patch_source: Makes the patches of a CLIP tower in another way; see `ovml.encoders.sources`.
         tokenizer: Needed only where `clip` is a `CLIPModel`.
         compile: Run the blocks of both towers through `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
@@ -103,12 +105,14 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         compile: bool = False,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
+        patch_source: PatchSource | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(clip, OpenVocabularyModel):
             # Machine-specific settings are not saved, so checkpoints load anywhere.
             machine = (compile, gradient_checkpointing, attn_implementation)
-            clip = OpenVocabularyModel(clip, labels, head, prompt, (), preprocessing, tokenizer, *machine)
+            model = (clip, labels, head, prompt, (), preprocessing, tokenizer)
+            clip = OpenVocabularyModel(*model, *machine, patch_source)
         self.model = clip
         self.objective = Objective(loss or RankingLoss(), distillation or FeatureL1(), distillation_weight)
         self.evaluation = OpenVocabularyEvaluation(protocols, (3, 5) if ks is None else ks, images, calibrator)

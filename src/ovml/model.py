@@ -14,6 +14,7 @@ from ovml.encoders.adapters import TowerAdapter
 from ovml.encoders.checkpoints import DEFAULT, load_clip, load_image_processor, load_tokenizer
 from ovml.encoders.execution import Execution
 from ovml.encoders.image_processor import ImageProcessor, Preprocessing
+from ovml.encoders.sources import PatchSource
 from ovml.heads import Head, TwoStreamHead
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import ContextPrompt, PromptLearner
@@ -41,6 +42,7 @@ class OpenVocabularyModel(nn.Module):
         prompt: Turns label names into label embeddings. Default: `ContextPrompt`, MKT's.
         adapters: Learned modules beside the blocks of the image tower.
         preprocessing: Settings that replace those of the checkpoint's image processor.
+        patch_source: Makes the patches of a CLIP tower in another way; see `ovml.encoders.sources`.
         tokenizer: Needed only where `clip` is a model.
         compile: Run the blocks of both towers through `torch.compile`.
         gradient_checkpointing: Recompute the activations of trained blocks in the backward pass instead of keeping
@@ -77,6 +79,7 @@ class OpenVocabularyModel(nn.Module):
         compile: bool = False,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
+        patch_source: PatchSource | None = None,
     ) -> None:
         super().__init__()
         self.vocabulary = None if labels is None else LabelVocabulary.from_any(labels)
@@ -87,7 +90,9 @@ class OpenVocabularyModel(nn.Module):
         if attn_implementation is not None:
             _set_attention(towers, attn_implementation)
         towers.requires_grad_(False)
-        self.image_encoder, text_encoder = make_encoders(towers, tokenizer, Execution(compile, gradient_checkpointing))
+        self.image_encoder, text_encoder = make_encoders(
+            towers, tokenizer, Execution(compile, gradient_checkpointing), patch_source
+        )
         self.embed_dim = text_encoder.embed_dim
         if self.image_encoder.model_type == "siglip" and not self.image_processor.squash:
             raise UserError("model.preprocessing.squash: SigLIP's image processor crops nothing; leave it out")
@@ -156,9 +161,19 @@ class OpenVocabularyModel(nn.Module):
     def score(self, features: Features, label_embeds: Tensor) -> Tensor:
         """The head's logits `[B, L]`, in float32 also where the towers run in half precision."""
         features = widened(features.for_labels(label_embeds), self.head.dtype)
-        label_embeds = full_precision(label_embeds, self.head.dtype)
+        num_labels, label_embeds = (
+            len(label_embeds),
+            full_precision(self.with_background(label_embeds), self.head.dtype),
+        )
         with torch.autocast(label_embeds.device.type, enabled=False):
-            return full_precision(self.head(features, label_embeds))
+            return full_precision(self.head(features, label_embeds)[:, :num_labels])
+
+    def with_background(self, label_embeds: Tensor) -> Tensor:
+        """Label embeddings `[L, D]`, and behind them those of the head's background names."""
+        if not self.head.background:
+            return label_embeds
+        background = self.embed_labels(LabelVocabulary(tuple(self.head.background)))
+        return torch.cat([label_embeds, background.to(label_embeds)])
 
     def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
         """Score normalized images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""

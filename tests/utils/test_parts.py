@@ -20,11 +20,13 @@ from ovml.utils.parts import Part
 ROOMS = (
     *(ovml.heads, ovml.losses, ovml.prompts, ovml.distillation, ovml.encoders.adapters, ovml.metrics, ovml.training),
 )
+NEEDING = ("NamedLabels", "PromptFusionHead")
+"""Parts that cannot be made without arguments."""
 CLASSES = {
     name: cls
     for room in ROOMS
     for name, cls in ((name, getattr(room, name)) for name in dir(room))
-    if inspect.isclass(cls) and issubclass(cls, Part) and not inspect.isabstract(cls) and name != "NamedLabels"
+    if inspect.isclass(cls) and issubclass(cls, Part) and not inspect.isabstract(cls) and name not in NEEDING
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ovml.encoders.execution import Execution, bidirectional_block, causal_block, deep_causal_block, is_whole
 from ovml.encoders.prefix import deep_packed_block, pack, packed_block, shared_length, unpack
+from ovml.encoders.sources.base import PatchSource
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.tensors import full_precision
 
@@ -76,6 +77,8 @@ class ImageTail(nn.Module):
         execution: How the blocks run.
         local_path: Turns the last hidden states, of any length, and label embeddings into hidden states
             `[B, 1+P, W]`; see `ovml.encoders.adapters.RAMLadder`.
+        patch_source: Makes the patches of what the blocks computed. Default: the output of the last block.
+        before: Number of the tower's blocks before these.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip
@@ -93,6 +96,8 @@ class ImageTail(nn.Module):
         visual_projection: nn.Module,
         execution: Execution | None = None,
         local_path: nn.Module | None = None,
+        patch_source: PatchSource | None = None,
+        before: int = 0,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -100,9 +105,13 @@ class ImageTail(nn.Module):
         self.visual_projection = visual_projection
         self.execution = execution or Execution()
         self.local_path = local_path
+        self.patch_source = patch_source
+        self.before = before
 
     def forward(self, hidden_states: Tensor) -> Features:
         """Run hidden states `[B, 1+P, W]` through the blocks and project them to embeddings."""
+        if self.patch_source is not None:
+            return self._embed(self._with_other_patches(self.patch_source, hidden_states))
         hidden_states = self.execution.run(bidirectional_block, self.layers, hidden_states)
         if (local_path := self.local_path) is None:
             return self._embed(hidden_states)
@@ -110,6 +119,15 @@ class ImageTail(nn.Module):
             self._embed(hidden_states[:, :1]).global_embeds,
             lambda label_embeds: self._embed(local_path(hidden_states, label_embeds)),
         )
+
+    def _with_other_patches(self, source: PatchSource, hidden_states: Tensor) -> Tensor:
+        """The last hidden states, with the patches of a source."""
+        states = [hidden_states]
+        for layer in self.layers:
+            states.append(self.execution.run(bidirectional_block, [layer], states[-1]))
+        earlier: list[Any] = [None] * self.before
+        patches = source.patches([*earlier, *states], [*earlier, *self.layers])
+        return torch.cat([states[-1][:, :1], patches], dim=1)
 
     def _embed(self, hidden_states: Tensor) -> ImageFeatures:
         return self.pool(self.post_layernorm(hidden_states))
@@ -126,6 +144,10 @@ class ImageEncoder(nn.Module):
     Args:
         clip: The `CLIPModel` whose vision tower is used. Its modules are shared, not copied.
         execution: How the blocks run.
+        patch_source: See `ImageTail`.
+
+    Raises:
+        UserError: The source does not fit the tower.
 
     Example:
         >>> from ovml.encoders.checkpoints import load_clip
@@ -141,14 +163,19 @@ class ImageEncoder(nn.Module):
     local_path: nn.Module | None
     """See `ImageTail`; adapters may set it."""
 
-    def __init__(self, clip: Any, execution: Execution | None = None) -> None:
+    def __init__(self, clip: Any, execution: Execution | None = None, patch_source: PatchSource | None = None) -> None:
         super().__init__()
         self.execution = execution or Execution()
         self.local_path = None
+        self.patch_source = patch_source
         self.vision_model = clip.vision_model
         self.image_size: int = clip.config.vision_config.image_size
         self.num_patches: int = clip.vision_model.embeddings.num_patches
         self._set_projection(getattr(clip, "visual_projection", None))
+        if patch_source is not None and self.model_type != "clip":
+            raise UserError("patch_source: reads the class token of a CLIP, which SigLIP has not; leave it out")
+        self.read_layers = 0 if patch_source is None else self.num_layers - patch_source.first_block(self.num_layers)
+        """Number of last blocks that the patches are made of, beside the output of the last."""
 
     def _set_projection(self, projection: Any) -> None:
         self.visual_projection = projection
@@ -161,6 +188,9 @@ class ImageEncoder(nn.Module):
     def tail(self, num_layers: int) -> ImageTail:
         """Return the last `num_layers` blocks, the layer norm and the projection (shared, not copied).
 
+        Args:
+            num_layers: At least `read_layers`, if the result is to run.
+
         Raises:
             UserError: The tower has fewer blocks than `num_layers`.
         """
@@ -168,7 +198,7 @@ class ImageEncoder(nn.Module):
             raise UserError(f"num_layers must be from 0 to {self.num_layers}, the tower's blocks; got {num_layers}")
         layers = self.vision_model.encoder.layers[self.num_layers - num_layers :]
         ends = (self.vision_model.post_layernorm, self.visual_projection, self.execution, self.local_path)
-        return self.tail_class(layers, *ends)
+        return self.tail_class(layers, *ends, self.patch_source, self.num_layers - num_layers)
 
     def replace_tail(self, tail: ImageTail) -> None:
         """Replace the last blocks and all that follows them by those of `tail`."""
@@ -196,7 +226,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Features:
         """Encode normalised images `[B, 3, H, W]`."""
-        features: Features = self.tail(0)(self.trunk(pixel_values, 0))
+        features: Features = self.tail(self.read_layers)(self.trunk(pixel_values, self.read_layers))
         return features
 
 

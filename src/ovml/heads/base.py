@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,10 @@ class Head(Part, nn.Module, ABC):
 
     takes_pairs: bool = False
     """Whether label embeddings are pairs `[L, 2, D]`, of an absent and a present label, as of `DualCoOpPrompt`."""
+
+    background: Sequence[str] = ()
+    """Names that are scored beside the labels: the head gets their embeddings behind the labels', and its scores of
+    them are left out."""
 
     uses_teacher: bool = False
     """Whether `training_logits` uses the features of the original CLIP."""

@@ -59,18 +59,24 @@ class Scorer(nn.Module):
         model: Is not changed.
     """
 
+    background: Tensor
+
     def __init__(self, model: OpenVocabularyModel) -> None:
         super().__init__()
         self.image_encoder = copy.deepcopy(model.image_encoder)
         self.image_encoder.execution = Execution()
-        self.tail = self.image_encoder.tail(0)
+        self.tail = self.image_encoder.tail(self.image_encoder.read_layers)
         self.head = copy.deepcopy(model.head)
+        self.register_buffer("background", model.with_background(torch.empty(0, model.embed_dim)).clone())
         self.to("cpu", torch.float32).eval().requires_grad_(False)
 
     def forward(self, pixel_values: Tensor, label_embeds: Tensor) -> Tensor:
         """Score normalised images `[B, 3, H, W]` against label embeddings `[L, D]`; returns logits `[B, L]`."""
-        features = self.tail(self.image_encoder.trunk(pixel_values, 0)).for_labels(label_embeds)
-        logits: Tensor = self.head(features, label_embeds)
+        hidden_states = self.image_encoder.trunk(pixel_values, self.image_encoder.read_layers)
+        features = self.tail(hidden_states).for_labels(label_embeds)
+        if not len(self.background):
+            return self.head(features, label_embeds)  # type: ignore[no-any-return]
+        logits: Tensor = self.head(features, torch.cat([label_embeds, self.background]))[:, : label_embeds.shape[0]]
         return logits
 
 

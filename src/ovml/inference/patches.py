@@ -135,12 +135,19 @@ def find_labels(tagger: Tagger, image: Image.Image, top_k: int | None = None) ->
     grid = PatchGrid.of(image.size, model.image_processor, patch_size)
     with inference(model):
         features = model.encode_images(model.image_processor(image)[None].to(model.device))
-        return grid, find_evidence(features, tagger.label_embeds(), tagger.labels, model.head, top_k)
+        label_embeds = tagger.label_embeds()
+        scores = model.score(features, label_embeds)
+        return grid, find_evidence(features, label_embeds, tagger.labels, model.head, top_k, scores)
 
 
 @torch.inference_mode()
 def find_evidence(
-    features: Features, label_embeds: Tensor, labels: Sequence[str], head: Head, top_k: int | None = None
+    features: Features,
+    label_embeds: Tensor,
+    labels: Sequence[str],
+    head: Head,
+    top_k: int | None = None,
+    scores: Tensor | None = None,
 ) -> list[LabelEvidence]:
     """Score the features of one image against labels, and find the patches that the local stream averages.
 
@@ -150,6 +157,7 @@ def find_evidence(
         labels: `L` names.
         head: The model's head. If it has no local stream, the patches are those that MKT's head would average.
         top_k: Number of labels to keep. Default: all.
+        scores: Logits `[1, L]`. Default: those that the head gives.
 
     Returns:
         The labels, best first.
@@ -171,7 +179,7 @@ def find_evidence(
     if getattr(head, "normalize", True):
         streams = [normalize_over_labels(stream) for stream in streams]
     whole, local = (stream[0].tolist() for stream in streams)
-    scores = head(features, label_embeds)[0].float()
+    scores = (head(features, label_embeds) if scores is None else scores)[0].float()
     evidence = []
     for column in scores.argsort(descending=True, stable=True)[:top_k].tolist():
         similarity = features.patch_embeds[0] @ shown[column]

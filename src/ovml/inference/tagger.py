@@ -221,7 +221,8 @@ class Tagger:
     def settings(self) -> dict[str, Any]:
         """Return everything that determines the result, except the images; weights and labels as digests."""
         text = self.model.prompt if self.prompt is None else self.prompt
-        model = f"{self.model.image_processor} {_describe(self.model.head)}"
+        source = self.model.image_encoder.patch_source
+        model = f"{self.model.image_processor} {_describe(self.model.head)} {source}"
         return {
             "model": digest(model, self.model.image_encoder.state_dict(), self.model.head.state_dict()),
             "prompt": digest(_describe(text), text.state_dict()),
@@ -238,12 +239,12 @@ class Tagger:
         if is_one_image(images):
             raise UserError("images: expected several images, got one; write [image]")
         label_embeds = self.label_embeds()
-        for batch in self._prepare(images):
+        for batch in self.batches(images):
             readable = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
             none = torch.empty(0, self._with_floor)
             yield batch, self._score(torch.stack(readable), label_embeds) if readable else none
 
-    def _prepare(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
+    def batches(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
         """Yield batches of images with their pixel values; the next batch is read while the caller works."""
         rest = iter(images)
         if self.num_workers == 0:

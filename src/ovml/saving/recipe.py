@@ -14,6 +14,7 @@ from typing_extensions import Required, TypedDict
 
 from ovml.encoders.adapters import TowerAdapter
 from ovml.encoders.image_processor import ImageProcessor
+from ovml.encoders.sources import PatchSource
 from ovml.heads import Head
 from ovml.metrics.calibration import Calibration
 from ovml.model import OpenVocabularyModel
@@ -52,6 +53,7 @@ class Recipe(TypedDict, total=False):
     head: Required[Description]
     prompt: Required[Description]
     adapters: list[Description] | None
+    patch_source: Description | None
     clip: str | None
     base_model: str | None
     labels: VocabularyLists | None
@@ -66,10 +68,12 @@ PARTS: dict[str, type[Part]] = {"head": Head, "prompt": PromptLearner}
 
 
 def parts_recipe(model: OpenVocabularyModel, describe_part: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
-    """Describe the head, the prompt and the adapters."""
+    """Describe the head, the prompt, the adapters and the source of the patches."""
     parts = {part: describe_part(getattr(model, part)) for part in PARTS}
     adapters = [describe_part(adapter) for adapter in model.adapters]
-    return {"format": FORMAT, "version": __version__, **parts, "adapters": adapters}
+    source = model.image_encoder.patch_source
+    described = None if source is None else describe_part(source)
+    return {"format": FORMAT, "version": __version__, **parts, "adapters": adapters, "patch_source": described}
 
 
 def model_recipe(model: OpenVocabularyModel) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def checked_recipe(recipe: Any, where: str | Path) -> dict[str, Any]:
 
 
 def build_parts(recipe: Mapping[str, Any], given: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """Build the constructor arguments `head`, `prompt` and `adapters` that are not given.
+    """Build the constructor arguments `head`, `prompt`, `adapters` and `patch_source` that are not given.
 
     Raises:
         UserError: A part cannot be built from its description.
@@ -122,6 +126,8 @@ def build_parts(recipe: Mapping[str, Any], given: Mapping[str, Any], where: str 
     if "adapters" not in given:
         described = recipe.get("adapters") or []
         arguments["adapters"] = [build(adapter, TowerAdapter, f"{where}, adapters") for adapter in described]
+    if "patch_source" not in given and (source := recipe.get("patch_source")):
+        arguments["patch_source"] = build(source, PatchSource, f"{where}, patch_source")
     return arguments
 
 

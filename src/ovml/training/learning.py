@@ -34,7 +34,7 @@ def attach_adapters(model: OpenVocabularyModel, stages: Sequence[Stage]) -> Imag
     check_stages(stages)
     adapters = [stage.adapter for stage in stages if stage.adapter is not None]
     learning = [*(stage.num_layers for stage in stages), *(adapter.num_layers for adapter in adapters)]
-    tail = model.image_encoder.tail(max(learning, default=0))
+    tail = model.image_encoder.tail(max(model.image_encoder.read_layers, *learning, 0))
     teacher = without_adapters(copy.deepcopy(tail)).requires_grad_(False)
     for adapter in adapters:
         model.add_adapter(adapter)

@@ -162,11 +162,11 @@ class Objective(nn.Module):
         original: TeacherFeatures | None,
     ) -> tuple[Tensor, ...]:
         dtype = model.head.dtype
-        student, label_embeds = widened(student, dtype), full_precision(label_embeds, dtype)
+        student, label_embeds = widened(student, dtype), full_precision(model.with_background(label_embeds), dtype)
         original = None if original is None else TeacherFeatures(*(full_precision(x, dtype) for x in original))
         with torch.autocast(label_embeds.device.type, enabled=False):
             logits = model.head.training_logits(student, label_embeds, targets, original)
-        return tuple(map(full_precision, logits))
+        return tuple(full_precision(some[:, : targets.shape[1]]) for some in logits)
 
     def _zero(self, *outputs: Tensor) -> Tensor:
         """A loss of 0 in which all learning parameters take part: those behind the outputs, and the objective's own."""

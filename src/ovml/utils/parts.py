@@ -73,9 +73,12 @@ class Part:
         )
 
     def _equals(self, other: Part) -> bool:
-        """Whether settings and shapes of weights that both have are equal; some are made later, in `bind`."""
+        """Whether settings and shapes of weights that both have are equal; some are made later, as in `bind`."""
         mine, theirs = (
-            {**part._plain_attributes(), **{k: v.shape for k, v in getattr(part, "state_dict", dict)().items()}}
+            {
+                **part._plain_attributes(),
+                **{k: v.shape for k, v in getattr(part, "state_dict", dict)().items() if v.numel()},
+            }
             for part in (self, other)
         )
         return all(mine[name] == theirs[name] for name in mine.keys() & theirs.keys())

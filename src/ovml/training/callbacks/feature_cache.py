@@ -69,7 +69,8 @@ class FeatureCache(Callback):
         if model.stage.distil and (model.model.head.uses_teacher or list(model.objective.distillation.parameters())):
             return  # features of the original tower are needed too, and are not kept
         splits: tuple[Split, ...] = ("validation",) if data.augment else ("train", "validation")
-        weights = digest("", model.model.image_encoder.state_dict())
+        encoder = model.model.image_encoder
+        weights = digest(repr(encoder.patch_source), encoder.state_dict())
         for split in splits:
             if hasattr(data.rows_of(split), "select"):  # a stream has no rows to number
                 data.feature_stores[split] = self._store(trainer, split, weights)

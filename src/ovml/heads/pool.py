@@ -1,0 +1,81 @@
+"""What heads that are fitted on images without labels have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovml.encoders import ImageFeatures
+from ovml.utils.errors import UserError
+from ovml.vocabulary import LabelVocabulary
+
+EmbedTexts = Callable[[Sequence[str]], Tensor]
+"""Embeds texts as they are, `[N, D]`."""
+
+
+class PoolFitted(nn.Module, ABC):
+    """A head that is fitted once on a pool of images, without their labels, for a set of labels.
+
+    `begin` once, `observe` for each batch, `finish` once; what was fitted are buffers, which are saved with the model.
+
+    Attributes:
+        label_embeds: Length-one embeddings `[L, D]` of the labels that it was fitted for; empty before.
+    """
+
+    label_embeds: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("label_embeds", torch.empty(0, 0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Take buffers of the sizes that they were fitted to."""
+        for name, buffer in self.named_buffers(recurse=False):
+            if (saved := state_dict.get(f"{prefix}{name}")) is not None:
+                setattr(self, name, buffer.new_empty(saved.shape, dtype=saved.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def begin(self, vocabulary: LabelVocabulary, label_embeds: Tensor, embed: EmbedTexts) -> None:
+        """Start to fit.
+
+        Args:
+            vocabulary: The labels.
+            label_embeds: Their embeddings `[L, D]`.
+            embed: Embeds other texts.
+        """
+        self.label_embeds = F.normalize(label_embeds.detach().float(), dim=-1)
+
+    @abstractmethod
+    def observe(self, features: ImageFeatures) -> None:
+        """Take in a batch of images."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """End the fit.
+
+        Raises:
+            UserError: The pool is too small.
+        """
+
+    def places(self, label_embeds: Tensor) -> Tensor:
+        """Which of the fitted labels each of these `[L', D]` is, `[L']`.
+
+        Raises:
+            UserError: The head was never fitted, or not for one of them.
+        """
+        name = type(self).__name__
+        if not len(self.label_embeds):
+            raise UserError(f"{name}: not fitted yet; fit it on images without labels: ovml adapt FOLDER")
+        cosines = F.normalize(label_embeds.float(), dim=-1) @ self.label_embeds.T
+        best = cosines.max(dim=-1)
+        if unknown := int((best.values < 1 - 1e-5).sum()):
+            raise UserError(
+                f"{name}: {unknown:,} of {len(label_embeds):,} labels are not among those that it was fitted for; fit "
+                "it again with all labels (ovml adapt), or score fewer"
+            )
+        return best.indices

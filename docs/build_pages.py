@@ -17,6 +17,7 @@ ABOVE = {
     "export.md": "sharing.md",
     "towers.md": "heads.md",
     "training_free.md": "tagging.md",
+    "zoo.md": "results.md",
 }
 """The page above a page that is not in the navigation; for others it is the `index.md` of their folder."""
 

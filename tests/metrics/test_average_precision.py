@@ -355,3 +355,24 @@ def test_pieces_hold_the_same_rows_whatever_they_are_kept_in(unknown, chunk, mon
         found += zip(*(part.flatten().tolist() for part in (some, labels, own)), strict=True)
     assert sorted(row for row in found if row[2] >= 0) == sorted(row for row in rows if row[2] >= 0)
     torch.testing.assert_close(metric.per_label(), by_sklearn(scores, targets), equal_nan=True, check_dtype=False)
+
+
+@given(st.integers(0, 2**16))
+def test_labels_without_a_mark_are_left_out_and_others_without_a_positive_are_zero(seed):
+    """BiAM's way on Open Images."""
+    numbers = torch.manual_seed(seed)
+    preds = torch.rand(12, 6, generator=numbers)
+    targets = torch.randint(-1, 2, (12, 6), generator=numbers)
+    targets[:, 0], targets[:, 1] = -1, targets[:, 1].clamp(max=0)
+    targets[0, 1] = 0
+    values = []
+    for label in range(6):
+        known = targets[:, label] != -1
+        if known.any():
+            present = targets[known, label].numpy()
+            values.append(average_precision_score(present, preds[known, label].numpy()) if present.any() else 0.0)
+    found = metric_of(preds, targets, empty_labels="zero_if_marked")
+    assert float(found) == pytest.approx(sum(values) / len(values), abs=1e-6)
+    each = metric_of(preds, targets, empty_labels="zero_if_marked", average="none")
+    assert each[0].isnan()
+    assert each[1] == 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ovml.metrics.functional.average_precision import label_average_precision
+from ovml.metrics.functional.average_precision import label_average_precision, number_known
 from ovml.metrics.functional.each_label import KeptScores, OfLabel, each_label
 from ovml.metrics.functional.inputs import check_inputs, known_targets
 from ovml.metrics.processes import Processes
@@ -40,7 +40,8 @@ class MultilabelMeanAveragePrecision(Metric):
 
     Args:
         empty_labels: Labels without positives: `skip` leaves them out, `zero` counts them as 0 (as the published MKT
-            code and torchmetrics do).
+            code and torchmetrics do), `zero_if_marked` those alone that are known in an image (as BiAM's code does on
+            Open Images).
         average: `macro` for the mean, `none` for the value of every label `[L]`.
         ignore_index: Target of unknown entries.
         dtype: Float type of the scores kept. `float16` halves the memory; scores that it rounds to the same number are
@@ -67,7 +68,7 @@ class MultilabelMeanAveragePrecision(Metric):
 
     def __init__(
         self,
-        empty_labels: Literal["skip", "zero"] = "skip",
+        empty_labels: Literal["skip", "zero", "zero_if_marked"] = "skip",
         average: Literal["macro", "none"] = "macro",
         ignore_index: int = -1,
         dtype: torch.dtype | None = None,
@@ -76,7 +77,7 @@ class MultilabelMeanAveragePrecision(Metric):
     ) -> None:
         super().__init__(**kwargs)
         for name, value, allowed in (
-            ("empty_labels", empty_labels, ("skip", "zero")),
+            ("empty_labels", empty_labels, ("skip", "zero", "zero_if_marked")),
             ("average", average, ("macro", "none")),
         ):
             if value not in allowed:
@@ -163,6 +164,9 @@ class MultilabelMeanAveragePrecision(Metric):
         per_label = self.per_label()
         if self.empty_labels == "zero":
             per_label = per_label.nan_to_num(0)
+        elif self.empty_labels == "zero_if_marked":
+            marked = self.each_label([number_known])[0] > 0
+            per_label = torch.where(marked, per_label.nan_to_num(0), per_label)
         return per_label.nanmean() if self.average == "macro" else per_label
 
     def per_label(self) -> Tensor:

@@ -60,7 +60,7 @@ class OpenVocabularyEvaluation(nn.Module):
         ks: Sequence[int] = (3, 5),
         images: Literal["all", "labelled"] = "all",
         calibrator: Calibrator | None = None,
-        empty_labels: Literal["skip", "zero"] = "skip",
+        empty_labels: Literal["skip", "zero", "zero_if_marked"] = "skip",
     ) -> None:
         super().__init__()
         if images not in ("all", "labelled"):

@@ -50,3 +50,12 @@ def label_average_precision(scores: Array, positive: Array) -> float:
     hits = len(thresholds) - np.searchsorted(thresholds, thresholds)
     images = len(scores) - np.searchsorted(np.sort(scores), thresholds)
     return float(np.mean(hits / images))
+
+
+def number_known(scores: Array, positive: Array) -> float:
+    """The number of images `[N]` where the target of a label is known.
+
+    >>> number_known(np.array([0.9, 0.8]), np.array([True, False]))
+    2.0
+    """
+    return float(len(scores))

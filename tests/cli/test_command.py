@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import python_path
+from commands import SMALL, python_path
 
 from ovml.cli.command import Command, with_flags
 from ovml.cli.export import SUFFIXES as EXPORTED
@@ -209,6 +209,29 @@ def test_a_reader_that_has_seen_enough_is_no_error(capsys, monkeypatch):
     monkeypatch.setattr("ovml.cli.doctor.Doctor.run", closed)
     assert main(["doctor"]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_of_a_file_that_ends_is_an_error(capsys, monkeypatch):
+    """As of `--out FIFO`: what was not written is lost."""
+
+    def closed(*_):
+        raise BrokenPipeError(32, "Broken pipe", "tags.csv")
+
+    monkeypatch.setattr("ovml.cli.doctor.Doctor.run", closed)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("ovml: error: tags.csv: Broken pipe")
+
+
+@pytest.mark.parametrize("name", ["results.json", ".lock"])
+def test_a_folder_in_the_place_of_a_run_s_file_is_named(name, config, tmp_path, capsys):
+    fit = ["fit", "--config", config, *SMALL, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(fit) == 0
+    file = tmp_path / "version_0" / name
+    file.unlink(missing_ok=True)
+    file.mkdir()
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", str(file.parent)]) == 1
+    assert capsys.readouterr().err.endswith(f"{name}: Is a directory; move it away\n")
 
 
 def test_a_fault_of_ovml_is_not_hidden(monkeypatch):

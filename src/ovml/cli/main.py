@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from importlib import metadata
 from pkgutil import resolve_name
 
 from ovml.cli.command import Command
-from ovml.utils.console import QUIET, accept_any_text, end_results, printable, shortened, show_line
+from ovml.utils.console import QUIET, STANDARD_OUTPUT, accept_any_text, end_results, printable, shortened, show_line
 from ovml.utils.errors import UserError, first_line, one_line
 
 COMMANDS = {
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Image size .* exceeds limit", RuntimeWarning)
     try:
         _run(args)
-    except BrokenPipeError:  # the reader of the results, such as `head`, has ended
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and error.filename in (None, STANDARD_OUTPUT):
+            return 0  # the reader of the results, such as `head`, has ended
         message = one_line(error) if isinstance(error, UserError) else machine_fault(error)
         if message is None or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
@@ -104,6 +105,8 @@ def machine_fault(error: Exception) -> str | None:
 
     >>> machine_fault(OSError(28, "No space left on device", "runs/a.ckpt"))
     'runs/a.ckpt: No space left on device; make room, or choose another place'
+    >>> machine_fault(IsADirectoryError(21, "Is a directory", "results.json"))
+    'results.json: Is a directory; move it away'
     >>> machine_fault(ZeroDivisionError())
     """
     reason = first_line(error)
@@ -113,7 +116,9 @@ def machine_fault(error: Exception) -> str | None:
         return f"{reason}: the system ended a process that reads images, often for lack of memory; take fewer workers"
     if isinstance(error, OSError):
         where = "" if error.filename is None else f"{error.filename}: "
-        return f"{where}{error.strerror or reason}; make room, or choose another place"
+        in_the_way = error.errno in (errno.EISDIR, errno.ENOTDIR)
+        advice = "move it away" if in_the_way else "make room, or choose another place"
+        return f"{where}{error.strerror or reason}; {advice}"
     return None
 
 

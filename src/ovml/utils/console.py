@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 WIDE = 240
 """Width of tables that no terminal shows."""
+STANDARD_OUTPUT = "standard output"
+"""What errors call it, in the place of a file's name."""
 QUIET = "OVML_QUIET"
 """Environment variable; 1 has the effect of `--quiet`, also in the processes that a command starts."""
 
@@ -79,7 +81,7 @@ def _naming_output() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise type(error)(error.errno, error.strerror, "standard output") from error
+        raise type(error)(error.errno, error.strerror, STANDARD_OUTPUT) from error
 
 
 def accept_any_text() -> None:

@@ -60,7 +60,8 @@ def atomic_write(path: str | Path, replace_folder: bool = False) -> Iterator[Pat
             os.replace(beside, path)
         _fsync(path.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # so it is where a write fails, such as on a full disk
+        # A write that fails, such as on a full disk, names no file; putting the file in its place names the hidden one.
+        if error.filename in (None, str(beside)) and error.errno is not None:
             error.filename = str(path)
         raise
     finally:

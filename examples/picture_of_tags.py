@@ -1,6 +1,8 @@
-"""Draw the README's figure: test images with the labels that a trained model ranks first.
+"""Draw the README's figure: the first test images with the labels that a trained model ranks first.
 
-python examples/picture_of_tags.py runs/demo/version_0 docs/images/tags.png
+python examples/picture_of_tags.py runs/demo/version_0 docs/images/tags.png docs/images/scene.png
+
+The last argument is optional: where to write one of the scenes alone, three times its size.
 """
 
 from __future__ import annotations
@@ -13,32 +15,40 @@ from PIL import Image, ImageDraw, ImageFont
 from ovml import Tagger, load_model
 from ovml.data.synthetic.scenes import LABELS, UNSEEN_LABELS, draw_scene
 
-SIDE, GAP, LINE, SHOWN, TOP = 220, 24, 24, 4, 5
+SIDE, GAP, LINE, COLUMNS, ROWS, TOP = 256, 24, 24, 3, 2, 5
+ALONE = 3  # index of the scene that is written alone
 INK, GREEN, GREY = "#1b1f24", "#1a7f37", "#8c959f"
 
 
-def main(run: str, out: str) -> None:
+def main(run: str, out: str, scene_out: str | None = None) -> None:
     model = load_model(run)
-    scenes = [scene for i in range(40) if len((scene := draw_scene(0, "test", i)).objects) in (3, 4)][:SHOWN]
+    scenes = [draw_scene(0, "test", index) for index in range(COLUMNS * ROWS)]
     ranked = Tagger(model, LABELS, top_k=TOP).predict([scene.image for scene in scenes])
-    height = GAP + SIDE + 14 + TOP * LINE + 44
-    canvas = Image.new("RGB", (GAP + SHOWN * (SIDE + GAP), height), "white")
+    step = GAP + SIDE + 14 + TOP * LINE
+    canvas = Image.new("RGB", (GAP + COLUMNS * (SIDE + GAP), ROWS * step + 44), "white")
     pen, font, small = ImageDraw.Draw(canvas), ImageFont.load_default(17), ImageFont.load_default(14)
-    for column, (scene, tags) in enumerate(zip(scenes, ranked, strict=True)):
-        left = GAP + column * (SIDE + GAP)
-        canvas.paste(scene.image.resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, GAP))
+    for place, (scene, tags) in enumerate(zip(scenes, ranked, strict=True)):
+        left, top = GAP + place % COLUMNS * (SIDE + GAP), GAP + place // COLUMNS * step
+        canvas.paste(scene.image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
         truth = {LABELS[i] for i in scene.label_ids}
         for row, (label, score) in enumerate(tags):
-            y = GAP + SIDE + 10 + row * LINE
+            y = top + SIDE + 8 + row * LINE
             unseen = " *" if label in UNSEEN_LABELS else ""
             pen.text((left, y), label + unseen, GREEN if label in truth else GREY, font)
             pen.text((left + SIDE, y), f"{score:.2f}", INK if label in truth else GREY, font, anchor="ra")
-    note = f"First {TOP} of {len(LABELS)} labels. Green: in the picture. *: a label never seen in training."
-    pen.text((GAP, height - 30), note, INK, small)
-    aside = Path(out).with_suffix(".part.png")
-    canvas.save(aside, optimize=True)
+    note = f"First {TOP} of {len(LABELS)} labels. Green: in the image. *: a label never seen in training."
+    pen.text((GAP, canvas.height - 30), note, INK, small)
+    write(canvas, Path(out))
+    if scene_out is not None:
+        side = 3 * scenes[ALONE].image.width
+        write(scenes[ALONE].image.resize((side, side), Image.Resampling.BICUBIC), Path(scene_out))
+
+
+def write(image: Image.Image, out: Path) -> None:
+    aside = out.with_suffix(".part.png")
+    image.save(aside, optimize=True)
     aside.rename(out)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

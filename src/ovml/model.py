@@ -63,7 +63,7 @@ class OpenVocabularyModel(nn.Module):
 
     Example:
         >>> model = OpenVocabularyModel("ovml-demo", labels=["red circle", "blue star"])
-        >>> model(torch.zeros(1, 3, 72, 72)).shape, model(torch.zeros(1, 3, 72, 72), ["any", "label", "name"]).shape
+        >>> model(torch.zeros(1, 3, 96, 96)).shape, model(torch.zeros(1, 3, 96, 96), ["any", "label", "name"]).shape
         (torch.Size([1, 2]), torch.Size([1, 3]))
     """
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pretrain_demo_clip import caption
 
 from ovml.data.synthetic import scenes as world
-from ovml.data.synthetic.draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, draw
+from ovml.data.synthetic.draw import COLOURS, IMAGE_SIZE, PATTERNS, SHAPES, draw, photograph
 from ovml.data.synthetic.drawn import SPLITS
+from ovml.data.synthetic.grounds import GROUNDS, draw_ground
 
 PLACES = st.tuples(st.integers(0, 5), st.sampled_from(SPLITS), st.integers(0, 10**6))
 
@@ -76,6 +77,50 @@ def test_an_object_changes_the_picture_where_it_stands():
         ratios.append(change[distance < 0.8].mean() / change[distance > 1.8].mean())
     assert min(ratios) > 1.3
     assert np.median(ratios) > 3
+
+
+@given(PLACES)
+def test_objects_overlap_a_little_and_the_nearest_is_in_front(place):
+    things = world.draw_scene(*place).objects
+    assert [thing.y for thing in things] == sorted(thing.y for thing in things)
+    for i, thing in enumerate(things):
+        assert 0 < thing.x < IMAGE_SIZE
+        assert 0 < thing.y < IMAGE_SIZE
+        for other in things[:i]:
+            assert np.hypot(thing.x - other.x, thing.y - other.y) > 0.7 * (thing.radius + other.radius)
+
+
+def test_some_objects_are_partly_hidden():
+    def hidden(scene):
+        pairs = [(one, other) for i, one in enumerate(scene.objects) for other in scene.objects[:i]]
+        return any(np.hypot(a.x - b.x, a.y - b.y) < 0.9 * (a.radius + b.radius) for a, b in pairs)
+
+    share = np.mean([hidden(world.draw_scene(0, "test", index)) for index in range(100)])
+    assert 0.2 < share < 0.95
+
+
+def test_objects_farther_up_are_smaller():
+    things = [thing for index in range(200) for thing in world.draw_scene(0, "test", index).objects]
+    half = IMAGE_SIZE / 2
+    upper, lower = ([t.radius for t in things if (t.y < half) == up] for up in (True, False))
+    assert np.mean(upper) < 0.9 * np.mean(lower)
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_a_ground_is_brighter_or_darker_than_what_is_above_its_horizon(ground):
+    canvas, horizon = draw_ground(ground, 100, random.Random(1))
+    rows = np.asarray(canvas, dtype=int).mean(1)
+    assert canvas.size == (100, 100)
+    assert 20 < horizon < 60
+    steps = np.abs(np.diff(rows, axis=0)).sum(1)
+    assert steps[round(horizon) - 12 : round(horizon) + 20].max() > 3 * np.median(steps)
+
+
+def test_a_snapshot_of_no_strength_is_the_drawing():
+    image = world.draw_scene(0, "pretrain", 0).image
+    same, poor = (np.asarray(photograph(image, random.Random(1), strength), dtype=int) for strength in (0, 1))
+    assert np.abs(same - np.asarray(image, dtype=int)).max() <= 1
+    assert np.abs(poor - same).mean() > 10
 
 
 def test_splits_and_seeds_show_different_scenes():

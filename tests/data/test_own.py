@@ -392,7 +392,7 @@ def test_the_coco_photographs_are_read(tmp_path):
     names = data.vocabulary.names
     rows = data.dataset("validation")
     assert {(Path(row["image_id"]).name, names[i]) for row in rows for i in row["positive"]} == present
-    assert data.test_dataloader().dataset[(0, 0)]["pixel_values"].shape == (3, 72, 72)
+    assert data.test_dataloader().dataset[(0, 0)]["pixel_values"].shape == (3, 96, 96)
 
 
 def test_photographs_in_parquet_are_read(tmp_path):

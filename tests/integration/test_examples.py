@@ -138,7 +138,7 @@ def test_own_protocol_scores_the_labels_with_a_word(run, own):
 def test_own_dataset_gives_batches(run):
     said = run("own_dataset.py")
     assert "128 images for training" in said
-    assert "{'pixel_values': [8, 3, 72, 72], 'labels': [8, " in said
+    assert "{'pixel_values': [8, 3, 96, 96], 'labels': [8, " in said
 
 
 def test_own_dataset_marks_what_the_file_lists(own, tmp_path):
@@ -238,7 +238,7 @@ def test_photo_search_goes_on_where_it_was_killed(run, tmp_path, monkeypatch):
 def test_picture_of_tags_draws(run, tmp_path):
     run("picture_of_tags.py", "ovml-demo", tmp_path / "tags.png")
     picture = Image.open(tmp_path / "tags.png")
-    assert picture.width > 4 * 220
+    assert picture.width > 3 * 256
     assert len(picture.convert("RGB").getcolors(2**24)) > 1000
 
 
@@ -251,6 +251,13 @@ def test_pretrain_demo_clip_makes_a_clip(tmp_path):
     embeds = TextEncoder(load_clip(str(out)), load_tokenizer(str(out)))(["a red circle", "a star"])
     assert embeds.shape == (2, 128)
     assert "random initial weights" in (out / "README.md").read_text()
+    command += ["--start", str(out), "--state", str(tmp_path / "state.pt")]
+    command[command.index(str(out))] = str(tmp_path / "next")
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "weights start from those of the former `ovml-demo`" in (tmp_path / "next" / "README.md").read_text()
+    again = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert "resuming after step 2" in again.stdout
 
 
 def test_tag_with_ray_passes_its_options_on(run, monkeypatch):

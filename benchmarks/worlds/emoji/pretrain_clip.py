@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pretrain_demo_clip as demo
 import torch
+from PIL import Image
 from rich.console import Console
 from sklearn.metrics import average_precision_score
 from torch import Tensor
@@ -37,7 +38,7 @@ from ovml.encoders.checkpoints import load_clip
 from ovml.training.precision import multiplies_bfloat16
 from worlds.emoji.names import emoji_names, is_unseen
 from worlds.emoji.pictures import emoji_pictures
-from worlds.emoji.scenes import CAPTIONS, IMAGE_SIZE, EmojiWorld
+from worlds.emoji.scenes import CAPTIONS, EmojiWorld
 
 CONSOLE = Console(log_path=False)
 NUM_CAPTIONS = 4
@@ -48,7 +49,7 @@ class Scenes:
     """Drawn scenes as tensors.
 
     Attributes:
-        pixels: `[N, 3, H, W]` uint8.
+        pixels: `[N, 3, H, W]` uint8, in the size of the tower's images.
         captions: `[N, C, T]` token ids of `C` captions of each scene.
         present: `[N, L]` bool, the names of its objects.
     """
@@ -65,20 +66,21 @@ def _draw(job: tuple[EmojiWorld, str, int, int]) -> list[tuple[bytes, list[str],
         scene = world.scene(split, i)
         rng = random.Random(f"captions/{world.seed}/{split}/{i}")
         captions = [world.caption(scene, rng) for _ in range(NUM_CAPTIONS)]
-        rows.append((scene.image.tobytes(), captions, scene.label_ids))
+        image = scene.image.resize((demo.SIDE, demo.SIDE), Image.Resampling.BICUBIC)
+        rows.append((image.tobytes(), captions, scene.label_ids))
     return rows
 
 
 def draw_scenes(tokenizer: CLIPTokenizer, world: EmojiWorld, split: str, size: int) -> Scenes:
     """Draws the first `size` scenes of a split on all cores."""
     jobs = [(world, split, start, min(start + 500, size)) for start in range(0, size, 500)]
-    pixels = torch.empty(size, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+    pixels = torch.empty(size, demo.SIDE, demo.SIDE, 3, dtype=torch.uint8)
     present = torch.zeros(size, len(world.names), dtype=torch.bool)
     captions: list[str] = []
     with ProcessPoolExecutor() as pool:
         rows = (row for block in pool.map(_draw, jobs) for row in block)
         for i, (image, texts, label_ids) in enumerate(rows):
-            pixels[i] = torch.frombuffer(bytearray(image), dtype=torch.uint8).view(IMAGE_SIZE, IMAGE_SIZE, 3)
+            pixels[i] = torch.frombuffer(bytearray(image), dtype=torch.uint8).view(demo.SIDE, demo.SIDE, 3)
             present[i, label_ids] = True
             captions += texts
     ids = tokenize(tokenizer, captions).short().view(size, NUM_CAPTIONS, -1)
@@ -93,7 +95,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 def shift(pixels: Tensor) -> Tensor:
     """Shift all images by the same few pixels; they are not flipped, because a mirrored emoji may have another name."""
     top, left = (int(torch.randint(0, 9, ())) for _ in range(2))
-    return F.pad(pixels.float(), (4, 4, 4, 4), "reflect")[..., top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+    return F.pad(pixels.float(), (4, 4, 4, 4), "reflect")[..., top : top + demo.SIDE, left : left + demo.SIDE]
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         ...         return [{"image": image, "positive": ["cat", "black cat"]}, {"image": image, "positive": []}]
         >>> batch = next(iter(TwoImages("ovml-demo", batch_size=2).test_dataloader()))
         >>> batch["labels"].tolist(), batch["pixel_values"].shape
-        ([[1, 0, 1], [0, 0, 0]], torch.Size([2, 3, 72, 72]))
+        ([[1, 0, 1], [0, 0, 0]], torch.Size([2, 3, 96, 96]))
     """
 
     exhaustive: bool = True

@@ -203,7 +203,7 @@ def load_image_processor(name: str) -> ImageProcessor:
         UserError: Nothing of that name can be loaded, images are not square, or a setting is damaged.
 
     >>> load_image_processor("ovml-demo").size
-    72
+    96
     """
     import transformers
 

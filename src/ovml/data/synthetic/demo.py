@@ -34,7 +34,7 @@ class DemoDataModule(MultiLabelDataModule):
 
     def __init__(
         self,
-        train_size: int = 5000,
+        train_size: int = 3000,
         eval_size: int = 1000,
         scene_seed: int = 0,
         cache_dir: str | None = None,

@@ -1,19 +1,21 @@
 """A small synthetic data set with compositional labels, for demos and tests without downloads.
 
-A scene shows one to six objects, each with a shape, a colour and perhaps a pattern, on a cluttered
-background. A label names a shape ("circle"), a coloured shape ("red circle"), a patterned shape ("striped
-circle") or all three ("striped red circle"), and is present if any object fits it.
+A scene shows one to six objects, each with a shape, a colour and perhaps a pattern, before a background with a
+horizon. Objects nearer the bottom are larger, and in front of others. A label names a shape ("circle"), a coloured
+shape ("red circle"), a patterned shape ("striped circle") or all three ("striped red circle"), and is present if any
+object fits it.
 
 There are two kinds of unseen labels: held-out combinations of words that do occur in other seen labels, and
 every label of the shapes in `HELD_OUT_SHAPES`. Objects of unseen labels do appear in the images of the
 supervised ``train`` split; only their labels are withheld, as in NUS-WIDE.
 
-The demo's CLIP was trained on clean drawings (``pretrain``). Labelled scenes are busier and look like photographs of
+The demo's CLIP was trained on clean drawings (``pretrain``). Labelled scenes are busier and look like snapshots of
 such drawings: a domain shift like that of a real data set.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,10 +23,11 @@ from functools import cached_property, partial
 import datasets
 from PIL import Image
 
-from ovml.data.synthetic.draw import COLOURS, GROUNDS, IMAGE_SIZE, PATTERNS, SHAPES, Thing, draw, photograph
+from ovml.data.synthetic.draw import COLOURS, IMAGE_SIZE, PATTERNS, SHAPES, Thing, draw, photograph
 from ovml.data.synthetic.drawn import check_split, drawn_split
+from ovml.data.synthetic.grounds import GROUNDS
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Version of the drawing, part of the cache key; increase it when the same seed draws another scene."""
 
 HELD_OUT_SHAPES = ("heart", "drop")
@@ -70,8 +73,10 @@ LABELS: tuple[str, ...] = SEEN_LABELS + UNSEEN_LABELS
 
 _IDS = {label: i for i, label in enumerate(LABELS)}
 # Pre-training images hold few objects, as the web's captioned images do.
-_COUNT_WEIGHTS = {"pretrain": (30, 22, 18, 14, 9, 7)}
-_BUSY_WEIGHTS = (5, 15, 20, 20, 20, 20)
+_COUNT_WEIGHTS = {"pretrain": (34, 18, 14, 13, 11, 10)}
+_BUSY_WEIGHTS = (3, 12, 25, 25, 20, 15)
+_MIN_DISTANCE = 0.75  # of two objects, in sums of their radii: they may overlap a little
+_STRENGTH = 0.75  # of the look of a snapshot
 
 
 @dataclass(frozen=True)
@@ -124,16 +129,19 @@ def _looks(rng: random.Random) -> tuple[str, str, str]:
 
 def _place(count: int, rng: random.Random) -> tuple[Thing, ...]:
     things: list[Thing] = []
-    largest = (22.0, 19.0, 16.0, 14.0, 13.0, 12.5)[count - 1]
+    largest = (0.29, 0.25, 0.215, 0.195, 0.175, 0.16)[count - 1] * IMAGE_SIZE
     for _ in range(count):
         pattern, colour, shape = _looks(rng)
-        radius = rng.uniform(0.65, 1.0) * largest
+        size = rng.uniform(0.7, 1.0) * largest
         for _attempt in range(30):
-            x, y = (rng.uniform(0.85 * radius, IMAGE_SIZE - 0.85 * radius) for _ in range(2))
-            if all((t.x - x) ** 2 + (t.y - y) ** 2 > (0.85 * (t.radius + radius)) ** 2 for t in things):
-                things.append(Thing(shape, colour, pattern, x, y, radius, rng.uniform(-35, 35)))
+            y = rng.uniform(0.15, 0.88)
+            radius = size * (0.75 + 0.45 * y)  # what stands higher is farther away
+            x, y = rng.uniform(0.9 * radius, IMAGE_SIZE - 0.9 * radius), y * IMAGE_SIZE
+            near = (math.hypot(t.x - x, t.y - y) < _MIN_DISTANCE * (t.radius + radius) for t in things)
+            if not any(near):
+                things.append(Thing(shape, colour, pattern, x, y, radius, rng.uniform(-30, 30)))
                 break
-    return tuple(things)  # objects without room are skipped
+    return tuple(sorted(things, key=lambda thing: thing.y))  # objects without room are skipped
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
@@ -153,7 +161,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     Examples:
         >>> scene = draw_scene(0, "train", 3)
         >>> scene.image.size, len(scene.objects) >= 1
-        ((72, 72), True)
+        ((128, 128), True)
     """
     check_split(split)
     rng = random.Random(f"{WORLD_VERSION}/{seed}/{split}/{index}")
@@ -161,7 +169,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     things = _place(count, rng)
     ground = rng.choice(list(GROUNDS))
     image = draw(things, ground, rng)
-    return Scene(image if split == "pretrain" else photograph(image, rng), things, ground)
+    return Scene(image if split == "pretrain" else photograph(image, rng, _STRENGTH), things, ground)
 
 
 def scenes(split: str, size: int, seed: int, cache_dir: str | None = None) -> datasets.Dataset:

@@ -347,7 +347,8 @@ def train(args: argparse.Namespace) -> None:
     else:
         scenes = draw_scenes(tokenizer, "pretrain", args.scenes, args.seed)
         if drawn:
-            torch.save(vars(scenes), drawn)
+            torch.save(vars(scenes), f"{drawn}.part")
+            os.replace(f"{drawn}.part", drawn)
     validation = draw_scenes(tokenizer, "validation", args.eval_scenes, args.seed)
     names_bare = torch.tensor(tokenizer(list(NAMES), padding="max_length", max_length=32)["input_ids"])
     in_template = [TEMPLATE.format(name) for name in NAMES]

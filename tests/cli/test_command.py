@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from commands import SMALL, python_path
+from PIL import Image
 
 from ovml.cli.command import Command, with_flags
 from ovml.cli.export import SUFFIXES as EXPORTED
@@ -258,7 +259,8 @@ def test_an_error_about_a_name_of_any_length_is_short(labels, picture, capsys):
 
 
 def test_a_large_image_is_tagged_without_a_warning_of_pillow(picture, recwarn, monkeypatch):
-    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 2900)  # of 3000
+    Image.new("RGB", (100, 100)).save(picture)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 9900)  # of 10,000
     assert main(["tag", str(picture), "--labels", "moon,fish"]) == 0
     assert not any("exceeds limit" in str(warning.message) for warning in recwarn)
 

@@ -101,7 +101,7 @@ def test_a_head_without_patches_is_ranked_by_its_own_score():
 def test_the_scores_shown_are_those_of_the_tagger(model, monkeypatch):
     drawn = []
     monkeypatch.setattr(sys.modules[explain.__module__], "draw_explanation", lambda *args: drawn.extend(args[2]))
-    labels, scene = ["red heart", "purple square", "green fish"], draw_scene(0, "pretrain", 11).image
+    labels, scene = ["red heart", "purple square", "green fish"], draw_scene(0, "pretrain", 474).image
     explain(model, scene, labels, top_k=2)
     expected = Tagger(model, labels, top_k=2).predict(scene)
     assert [found.label for found in drawn] == [tag.label for tag in expected]

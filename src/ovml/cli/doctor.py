@@ -131,7 +131,7 @@ def _embedded_model() -> str:
     from ovml.saving import load_model
 
     transformers.utils.logging.disable_progress_bar()
-    ((_, ranked),) = Tagger(load_model(DEMO), LABELS, top_k=1).tag([draw_scene(0, "pretrain", 11).image])
+    ((_, ranked),) = Tagger(load_model(DEMO), LABELS, top_k=1).tag([draw_scene(0, "pretrain", 474).image])
     if ranked[0].label != LABELS[-1]:
         raise RuntimeError(f"finds {ranked[0].label!r} in a drawn {LABELS[-1]!r}")
     return f"{DEMO} finds the {LABELS[-1]} of a drawn scene among {len(LABELS)} labels"

@@ -126,6 +126,11 @@ class OpenVocabularyModel(nn.Module):
             UserError: The tower is too short, or of a kind that cannot be adapted.
         """
         if describe(adapter) not in map(describe, self.adapters):
+            if self.image_encoder.patch_source is not None and adapter.wraps_blocks:
+                raise UserError(
+                    f"patch_source: reads blocks as they are, which {type(adapter).__name__} replaces; leave one of "
+                    "both out"
+                )
             adapter.attach(self.image_encoder, self.embed_dim)
             self.adapters.append(adapter)
 

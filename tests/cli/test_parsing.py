@@ -57,7 +57,10 @@ MISSPELT = {
         ["fit", "--model.head", "ovml.heads.LocalHed"],
         "no Head ovml.heads.LocalHed; did you mean LocalHead?",
     ),
-    "no class": (["fit", "--model.head", "NoHead"], "--model.head: no Head NoHead; there are CosineHead, GlobalHead, "),
+    "no class": (
+        ["fit", "--model.head", "NoHead"],
+        "--model.head: no Head NoHead; there are CosineHead, DualCoOpHead, ",
+    ),
     "class of another kind": (
         ["fit", "--model.head", "ZLPRLoss"],
         "--model.head: no Head ZLPRLoss; there are CosineHead",
@@ -70,7 +73,10 @@ MISSPELT = {
         ["fit", "--model.stages", "[VisionStag]"],
         "--model.stages: no Stage VisionStag; did you mean Vis",
     ),
-    "data module": (["fit", "--data", "NoData"], "--data: no MultiLabelDataModule NoData; there are DemoDataModule, "),
+    "data module": (
+        ["fit", "--data", "NoData"],
+        "--data: no MultiLabelDataModule NoData; there are COCODataModule, DemoDataModule, ",
+    ),
 }
 VALUES = {
     "int": (
@@ -116,7 +122,7 @@ IN_YAML = {
     "model: {stages: [{class_path: VisionStage, init_args: {epoch: 1}}]}": "no argument epoch; did you mean epochs?",
     "model: {stages: 5}": "--model.stages: expected list or null; got '5'",
     "data: 5": "--data: expected the name of a MultiLabelDataModule, or class_path and init_args; got '5'",
-    "data: {class_path: NoData}": "--data: no MultiLabelDataModule NoData; there are DemoDataModule",
+    "data: {class_path: NoData}": "--data: no MultiLabelDataModule NoData; there are COCODataModule, DemoDataModule",
     "model: 5": "model holds '5'; expected its settings by name",
     "trainer: []": "trainer holds '[]'; expected its settings by name",
     "1: 2": "the key 1 is not text",

@@ -186,6 +186,7 @@ DAMAGED = {
     "no column": ("image\nimg_0\n", "has no column of a label"),
     "too few cells": (None, "line 10: expected 37 cells"),
     "no number": (None, "line 10: '2' is not 0 or 1"),
+    "empty cell": (None, "line 10: '' is not 0 or 1"),
 }
 
 
@@ -194,7 +195,11 @@ def test_damaged_tables_end_in_one_line(fault, tmp_path):
     data, _ = made("multiscene", tmp_path)
     text, message = DAMAGED[fault]
     table = tmp_path / "train.csv"
-    last = {"too few cells": "img_9,1,0\n", "no number": "img_9" + ",2" * 36 + "\n"}
+    last = {
+        "too few cells": "img_9,1,0\n",
+        "no number": "img_9" + ",2" * 36 + "\n",
+        "empty cell": "img_9" + "," * 36 + "\n",
+    }
     table.write_text(text or table.read_text() + last[fault])
     with pytest.raises(UserError, match=message):
         data.annotations("train")

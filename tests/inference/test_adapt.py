@@ -6,10 +6,21 @@ import pytest
 import torch
 from commands import SMALL, ovml_here
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
 from ovml import OpenVocabularyModel, Tagger, UserError, load_model
-from ovml.encoders.sources import ITACLIP, SCLIP, CLIPSurgery, MaskCLIP
-from ovml.heads import GaussianHead, GlobalHead, PatchSoftmaxHead, PromptFusionHead, StandardizedHead
+from ovml.encoders import ImageEncoder
+from ovml.encoders.adapters import Ladder, VisualPrompts
+from ovml.encoders.sources import ITACLIP, SCCLIP, SCLIP, CLIPSurgery, MaskCLIP, PlainPatches
+from ovml.heads import (
+    DualCoOpHead,
+    GaussianHead,
+    GlobalHead,
+    PatchSoftmaxHead,
+    PromptFusionHead,
+    RAMHead,
+    StandardizedHead,
+)
 from ovml.inference.adapt import Adapted, adapt
 from ovml.inference.export import Scorer
 from ovml.saving import save_model
@@ -140,3 +151,39 @@ def test_an_empty_pool_ends_in_one_line(name, tiny):
 def test_standardised_heads_take_no_background():
     with pytest.raises(UserError, match="head has background names"):
         StandardizedHead(PatchSoftmaxHead(background=["sky"]))
+
+
+@pytest.mark.parametrize("number", [6, 7, 12])
+@pytest.mark.parametrize("source", [SCCLIP(neighbours=8), SCLIP(), MaskCLIP(), CLIPSurgery(), PlainPatches()])
+@torch.no_grad()
+def test_sources_run_in_towers_of_any_depth(source, number):
+    tower = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": number}
+    text = {**tower, "vocab_size": 20, "num_hidden_layers": 1}
+    clip = CLIPModel(CLIPConfig(vision_config={**tower, "image_size": 32, "patch_size": 8}, text_config=text))
+    encoder = ImageEncoder(clip.eval(), patch_source=source)
+    assert encoder(torch.randn(2, 3, 32, 32)).patch_embeds.isfinite().all()
+
+
+@pytest.mark.parametrize("adapter", [VisualPrompts(num_layers=2), Ladder(num_layers=2, num_adapters=1)])
+def test_a_source_does_not_go_with_other_blocks(adapter, tiny):
+    with pytest.raises(UserError, match="patch_source: reads blocks as they are, which .* replaces"):
+        OpenVocabularyModel(tiny, patch_source=SCLIP(), adapters=[adapter])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_a_fitted_head_scores_in_half_precision(name, dtype, tiny):
+    model = OpenVocabularyModel(tiny, LABELS, head=HEADS[name]()).eval()
+    adapt(model, pictures(7), num_workers=0)
+    full = model(pixel_values(model))
+    half = model.to(dtype)(pixel_values(model).to(dtype))
+    assert half.dtype == torch.float32
+    assert half.isfinite().all()
+    assert half.shape == full.shape
+
+
+@pytest.mark.parametrize("head", [RAMHead(), DualCoOpHead(), GaussianHead()])
+def test_standardised_heads_take_heads_that_only_score(head):
+    with pytest.raises(UserError, match="does not fit inside"):
+        StandardizedHead(head)

@@ -114,7 +114,7 @@ def test_labels_below_another_are_those_of_the_tree():
         ({"exclusive": ["cat", "dog"]}, "exclusive: expected lists of labels, got the single string 'cat'"),
         ({"floor": "photo"}, "floor: expected a list of names, got the single string 'photo'"),
         ({"floor": ["Sky"]}, "floor: 'Sky' is one of the labels; leave it out here or there"),
-        ({"floor": ["photo", ""]}, "floor: name 1 is empty"),
+        ({"floor": ["photo", ""]}, "floor: name 2 is empty"),
     ],
 )
 def test_groups_and_floors_that_are_no_proper_lists_are_refused(model, arguments, message):
@@ -218,11 +218,15 @@ def test_a_label_of_the_vocabulary_names_those_below_it(pictures, tiny, capsys):
         (["--labels", "cat,dog", "--floor", "cat"], "--floor: 'cat' is one of the labels; leave it out here or there"),
         (
             ["--labels", "cat,dog", "--floor", "photo,Photo"],
-            "--floor: 'Photo' (name 1) and 'photo' differ only in case",
+            "--floor: 'Photo' (name 2) and 'photo' differ only in case",
         ),
     ],
 )
-def test_options_are_checked_before_the_model_is_loaded(picture, capsys, more, message):
-    assert ovml_here("tag", str(picture), "--model", "no-such-model", *more) == 2
+def test_options_are_checked_before_the_model_is_loaded(picture, capsys, monkeypatch, more, message):
+    def loaded(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("ovml.cli.models.load_model", loaded)
+    assert ovml_here("tag", str(picture), "--model", "ovml-demo", *more) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

@@ -391,7 +391,7 @@ def test_tag_takes_labels_with_ids_and_a_threshold(picture, tiny, tmp_path, caps
     assert "bank (/m/1)" in (table := capsys.readouterr().out)
     assert "Bank (/m/3)" in table
     assert main([*command, "--threshold", "9"]) == 0
-    assert capsys.readouterr().out.split() == [str(picture)]
+    assert capsys.readouterr().out.split() == [str(picture), "no", "label"]
 
 
 def test_help_and_version(capsys):

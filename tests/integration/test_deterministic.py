@@ -8,7 +8,7 @@ from commands import SMALL, ovml_here
 from deterministic import AsOnAGPU
 
 from ovml.encoders import ImageFeatures
-from ovml.heads import CosineHead, OptimalTransportHead, QueryHead, SpatialSoftmaxHead, TwoStreamHead
+from ovml.heads import CosineHead, OptimalTransportHead, QueryHead, SpatialSoftmaxHead, TeacherFeatures, TwoStreamHead
 from ovml.losses import (
     AsymmetricLoss,
     BinaryCrossEntropy,
@@ -70,6 +70,6 @@ def test_heads_and_losses_run_as_on_a_gpu(restored, head, loss):
     features = ImageFeatures(torch.randn(4, 8, requires_grad=True), torch.randn(4, 6, 8, requires_grad=True))
     labels, targets = torch.randn(9, 8, requires_grad=True), torch.tensor([[1, -1, 1] + [0] * 6] * 4)
     with AsOnAGPU():
-        scores = head.bind(8).training_logits(features, labels, targets, features)
+        scores = head.bind(8).training_logits(features, labels, targets, TeacherFeatures(*features, labels))
         torch.stack([loss(some, targets) for some in scores]).sum().backward()
     assert labels.grad.isfinite().all()

@@ -68,11 +68,11 @@ def test_labels_of_a_step_are_drawn_without_regard_to_the_batch(tiny):
     kept = {}
     for stage in (CoOpStage(labels_per_step=12), PromptStage(labels_per_step=12)):
         drawn = [scored_labels(model, targets, stage) for _ in range(8)]
-        assert all(embeds.shape[:2] == (12, 2) and own.shape == (2, 12) for embeds, own in drawn)
-        kept[stage.name] = [int(own[0].sum()) for _, own in drawn]
+        assert all(embeds.shape[:2] == (12, 2) and own.shape == (2, 12) for embeds, own, _ in drawn)
+        kept[stage.name] = [int(own[0].sum()) for _, own, _ in drawn]
     assert set(kept["prompt"]) == {6}
     assert min(kept["coop"]) < 3
-    embeds, own = scored_labels(model, targets, CoOpStage(labels_per_step=48))
+    embeds, own, _ = scored_labels(model, targets, CoOpStage(labels_per_step=48))
     assert embeds.shape == (48, 2, 16)
     assert torch.equal(own, targets)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from ovml.utils.files import is_run
 
 SEEDS = {"seed_everything", "data.seed"}
 """Runs that differ in these alone are seeds of one setting."""
-TRAINING_ONLY = {
-    *("data.augment", "data.batch_size", "data.clip", "data.crop_scale", "data.rand_augment", "data.seed"),
-    *("data.shots", "data.shuffle_buffer", "data.skip_broken", "data.streamed_rows", "data.train_size"),
-}
-"""Settings of data modules that do not change which images and labels are evaluated."""
+TRAINING_ONLY = (
+    *("data.augment", "data.augmentation", "data.batch_size", "data.clip", "data.crop_scale", "data.cutout"),
+    *("data.drop_last", "data.flip", "data.rand_augment", "data.reshuffle", "data.seed", "data.shots"),
+    *("data.shuffle_buffer", "data.skip_broken", "data.streamed_rows", "data.train_size"),
+)
+"""Settings of data modules, and those below them, that do not change which images and labels are evaluated."""
 EVALUATED = {
     "validation": {"model.images", "trainer.limit_val_batches", "trainer.overfit_batches"},
     "test": {"model.images", "trainer.limit_test_batches"},
@@ -109,7 +111,8 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Settings by name, as the command line has them; in a list of classes those of each below its own name."""
     if _is_class(value):
         yield name, _class_name(value)
-        yield from _flat(value.get("init_args") or {}, name)
+        if arguments := value.get("init_args"):
+            yield from _flat(arguments, name)
     elif isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}".removeprefix("."))
@@ -120,7 +123,8 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, names
         for position, (own, item) in enumerate(zip(names, value, strict=True)):
             own = own if names.count(own) == 1 else f"{own} {position + 1}"
-            yield from _flat(item.get("init_args") or {}, f"{name}.{own}")
+            if arguments := item.get("init_args"):
+                yield from _flat(arguments, f"{name}.{own}")
     else:
         yield name, value
 
@@ -179,14 +183,20 @@ def other_images(run: Run, first: Run, split: str) -> str | None:
     names = [
         name
         for name in changed
-        if name in EVALUATED[split] or (name.partition(".")[0] == "data" and name not in TRAINING_ONLY)
+        if name in EVALUATED[split] or (name.partition(".")[0] == "data" and not _is_below(name, TRAINING_ONLY))
     ]
     names = ["data"] if "data" in names else names
     reason = ", ".join(f"--{name}" for name in names) or None
-    same_clip = not any(name == own or name.startswith(f"{own}.") for name in changed for own in ZERO_SHOT)
+    same_clip = not any(_is_below(name, ZERO_SHOT) for name in changed)
     mine, theirs = (each.results.get(split, {}).get("zero-shot", {}) for each in (run, first))
-    if not (same_clip and mine and theirs):
+    both = [(mine[name], theirs[name]) for name in mine.keys() & theirs.keys()]
+    if not (same_clip and both):
         return reason
-    if all(abs(mine[name] - theirs[name]) <= SAME for name in mine.keys() & theirs.keys()):
+    if all(abs(one - other) <= SAME or (math.isnan(one) and math.isnan(other)) for one, other in both):
         return None
     return reason or "zero-shot CLIP scores differently"
+
+
+def _is_below(name: str, settings: Sequence[str]) -> bool:
+    """Whether a setting is one of these, or an argument of one of them."""
+    return any(name == own or name.startswith(f"{own}.") for own in settings)

@@ -75,7 +75,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = [beside[word] for word in get_close_matches(last, beside, 1, 0.7)] or get_close_matches(name, known, 1, 0.75)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; there are {', '.join(known)}" if 0 < len(known) <= 12 else ""
+    return f"; there are {', '.join(known)}" if 0 < len(known) <= 18 else ""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -54,7 +54,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         flip: Probability of a horizontal flip in training.
         cutout: Side of a square of one random color in training images, as a share of theirs; 0 for none.
         rand_augment: Random operations on the training crops; the MKT paper uses `ovml.data.RandAugment`.
-        augmentation: Takes the place of crop, flip and `rand_augment` in training; RAM uses
+        augmentation: Takes the place of crop, flip, `cutout` and `rand_augment` in training; RAM uses
             `ovml.data.RAMAugmentation`.
         reshuffle: Whether each epoch has an order of its own; otherwise all have that of the first. A streamed split
             is always shuffled anew.
@@ -132,8 +132,10 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.flip = flip
         self.cutout = cutout
         self.rand_augment = rand_augment
-        if augmentation is not None and (rand_augment is not None or not augment):
-            other = "data.rand_augment" if rand_augment is not None else "data.augment false"
+        if augmentation is not None and (rand_augment is not None or cutout or not augment):
+            other = (
+                "data.rand_augment" if rand_augment is not None else "data.cutout" if cutout else "data.augment false"
+            )
             raise UserError(f"data.augmentation: {other} does not go with it; remove one")
         self.augmentation = augmentation
         self.reshuffle = reshuffle

@@ -245,7 +245,8 @@ def image_processor(settings: Settings, size: int, name: str) -> ImageProcessor:
             raise UserError(f"interpolation {short(filter_name)}: must be 'bicubic' or 'bilinear'")
         normalization: dict[str, Any] = {key: tuple(given[key]) for key in ("mean", "std") if key in given}
         resample = 2 if filter_name == "bilinear" else 3  # 'random' is of the training
-        return ImageProcessor(size, squash=mode == "squash", resample=resample, **normalization)
+        crops = mode == "shortest"  # as torchvision does, which rounds
+        return ImageProcessor(size, squash=not crops, resample=resample, round_crop=crops, **normalization)
 
 
 def read_weights(file: str) -> dict[str, Any]:

@@ -107,9 +107,9 @@ class GaussianHead(PoolFitted, Head):
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L]`, which sum to 1 for each image."""
         own = self.places(label_embeds)
-        whole, labels = F.normalize(features.global_embeds, dim=-1), self.label_embeds[own]
+        whole, labels = F.normalize(features.global_embeds, dim=-1), self.label_embeds[own].float()
         patches = F.normalize(features.patch_embeds, dim=-1)
-        best = ((patches @ self.weight[:, own] + self.bias[own]) / 500).softmax(dim=-1).amax(dim=1)
+        best = ((patches @ self.weight[:, own].float() + self.bias[own].float()) / 500).softmax(dim=-1).amax(dim=1)
         global_part = (self.global_scale * whole @ labels.T).softmax(dim=-1)
         return 0.1 * global_part + 0.9 * (self.local_scale * best).softmax(dim=-1)
 

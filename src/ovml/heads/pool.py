@@ -16,6 +16,8 @@ from ovml.vocabulary import LabelVocabulary
 
 EmbedTexts = Callable[[Sequence[str]], Tensor]
 """Embeds texts as they are, `[N, D]`."""
+SAME = 1e-2
+"""Largest distance between length-one embeddings of one label, in any precision."""
 
 
 class PoolFitted(nn.Module, ABC):
@@ -70,12 +72,13 @@ class PoolFitted(nn.Module, ABC):
         """
         name = type(self).__name__
         if not len(self.label_embeds):
-            raise UserError(f"{name}: not fitted yet; fit it on images without labels: ovml adapt FOLDER")
-        cosines = F.normalize(label_embeds.float(), dim=-1) @ self.label_embeds.T
-        best = cosines.max(dim=-1)
-        if unknown := int((best.values < 1 - 1e-5).sum()):
+            raise UserError(f"{name}: not fitted yet; fit it on images without labels (ovml.inference.adapt)")
+        asked, fitted = F.normalize(label_embeds.float(), dim=-1), self.label_embeds.float()
+        best = (asked @ fitted.T).argmax(dim=-1)
+        # Not by the product, which may be rounded as much as half precision.
+        if unknown := int(((asked - fitted[best]).norm(dim=-1) > SAME).sum()):
             raise UserError(
                 f"{name}: {unknown:,} of {len(label_embeds):,} labels are not among those that it was fitted for; fit "
-                "it again with all labels (ovml adapt), or score fewer"
+                "it again with all labels, or score fewer"
             )
-        return best.indices
+        return best

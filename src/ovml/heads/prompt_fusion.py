@@ -21,6 +21,8 @@ IRREGULAR = {
     "cactus": "cacti", "shelf": "shelves", "calf": "calves",
 }  # fmt: skip
 """Plurals that do not end in s."""
+NO_LETTERS = r"[\W\d_]+"
+"""What separates words, in any script."""
 
 
 class PromptFusionHead(PoolFitted, Head):
@@ -93,7 +95,8 @@ class PromptFusionHead(PoolFitted, Head):
                 f"PromptFusionHead: {len(rows)} images are too few for a label of {most} prompts; give {most + 2} or "
                 "more"
             )
-        self.mean, self.deviation = rows.mean(dim=0), rows.std(dim=0)
+        deviation = rows.std(dim=0)
+        self.mean, self.deviation = rows.mean(dim=0), deviation.masked_fill(deviation == 0, 1)
         single, compound = self._by_columns(rows)
         directions = torch.zeros(len(self.belongs), most + 1).to(rows)
         for label, own in enumerate(self.belongs):
@@ -110,13 +113,13 @@ class PromptFusionHead(PoolFitted, Head):
 
     def _fused(self, single: Tensor, compound: Tensor, place: int) -> Tensor:
         scores = torch.cat([compound[:, self.belongs[place]].sort(dim=1).values, single.unsqueeze(1)], dim=1)
-        return (scores @ self.directions[place, : scores.shape[1]] + single) / 2
+        return (scores @ self.directions[place, : scores.shape[1]].float() + single) / 2
 
     def _by_rows(self, features: ImageFeatures) -> Tensor:
         """Cosines `[B, L + M]` of labels and prompts, standardised for each image."""
         whole = F.normalize(features.global_embeds.float(), dim=-1)
         single, bare, compound = (
-            whole @ embeds.T for embeds in (self.label_embeds, self.bare_embeds, self.prompt_embeds)
+            whole @ embeds.float().T for embeds in (self.label_embeds, self.bare_embeds, self.prompt_embeds)
         )
         parts = [
             (scores - of.mean(dim=1, keepdim=True)) / of.std(dim=1, keepdim=True)
@@ -125,7 +128,7 @@ class PromptFusionHead(PoolFitted, Head):
         return torch.cat(parts, dim=1)
 
     def _by_columns(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        scores = (rows - self.mean) / self.deviation
+        scores = (rows - self.mean.float()) / self.deviation.float()
         return scores[:, : len(self.label_embeds)], scores[:, len(self.label_embeds) :]
 
 
@@ -147,9 +150,11 @@ def prompts_of_labels(prompts: Sequence[str], labels: Sequence[str]) -> list[lis
     found: list[list[int]] = [[] for _ in labels]
     order = sorted(range(len(labels)), key=lambda i: -len(labels[i]))
     for number, prompt in enumerate(prompts):
-        text = f" {re.sub('[^a-z]+', ' ', prompt.lower()).strip()} "
+        text = f" {re.sub(NO_LETTERS, ' ', prompt.lower()).strip()} "
         for place in order:
-            name = re.sub("[^a-z]+", " ", labels[place].lower()).strip()
+            name = re.sub(NO_LETTERS, " ", labels[place].lower()).strip()
+            if not name:
+                continue
             first, _, last = name.rpartition(" ")
             plural = f"{first} {IRREGULAR[last]}".strip() if last in IRREGULAR else name
             forms = dict.fromkeys([name, name.removesuffix("s"), f"{name}s", f"{name}es", plural])

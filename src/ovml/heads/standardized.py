@@ -28,8 +28,8 @@ class StandardizedHead(PoolFitted, Head):
         columns: Whether to standardise the columns after the rows.
 
     Raises:
-        UserError: The other head has background names. In `forward`: one label is scored alone; or the columns are not
-            fitted for a label.
+        UserError: The other head has background names, takes pairs or a teacher, or is fitted itself. In `forward`: one
+            label is scored alone; or the columns are not fitted for a label.
 
     Example:
         >>> features = ImageFeatures(torch.randn(2, 8), torch.randn(2, 4, 8))
@@ -45,6 +45,8 @@ class StandardizedHead(PoolFitted, Head):
         self.head = head if head is not None else CosineHead()
         if self.head.background:
             raise UserError("StandardizedHead: head has background names, which would count as labels; leave them out")
+        if self.head.takes_pairs or self.head.uses_teacher or isinstance(self.head, PoolFitted):
+            raise UserError(f"StandardizedHead: head: a {type(self.head).__name__} does not fit inside; take another")
         self.columns = columns
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("deviation", torch.empty(0))
@@ -54,6 +56,10 @@ class StandardizedHead(PoolFitted, Head):
         """Bind the other head."""
         self.head = self.head.bind(embed_dim)
         return self
+
+    def set_logit_scale(self, scale: float) -> None:
+        """Give it to the other head."""
+        self.head.set_logit_scale(scale)
 
     def begin(self, vocabulary: LabelVocabulary, label_embeds: Tensor, embed: EmbedTexts) -> None:
         """Start to fit the columns."""
@@ -85,7 +91,7 @@ class StandardizedHead(PoolFitted, Head):
         if not self.columns:
             return rows
         own = self.places(label_embeds)
-        return (rows - self.mean[own]) / self.deviation[own]
+        return (rows - self.mean[own].float()) / self.deviation[own].float()
 
 
 def standardized(scores: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ovml.encoders import widened
 from ovml.heads.pool import PoolFitted
 from ovml.inference.tagger import Tagger, inference
 from ovml.model import OpenVocabularyModel
@@ -76,6 +77,6 @@ def adapt(
             images_read, unreadable = images_read + len(readable), unreadable + len(batch) - len(readable)
             if readable:
                 features = model.encode_images(torch.stack(readable).to(model.device))
-                head.observe(features.for_labels(label_embeds))
+                head.observe(widened(features.for_labels(label_embeds)))
         head.finish()
     return Adapted(images_read, unreadable)

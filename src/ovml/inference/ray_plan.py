@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, check_whole
 
 LEAST = 0.01
 """Cores that a process reserves at least."""
@@ -73,6 +73,7 @@ def make_plan(nodes: Sequence[Mapping[str, float]], device: str, workers: int | 
         left = [own - cores * number for own, number in zip(cpus, gpus, strict=True)]
         return Plan(workers, 1, cores, *_readers(left))
     workers = sum(own > 0 for own in cpus) if workers is None else workers
+    check_whole("Ray", 1, workers=workers)
     # A core of each machine, or half of its only one, reads images.
     usable = [own - 1 if own > 1 else own / 2 for own in cpus]
     if (share := _largest_share(usable, workers)) < LEAST:

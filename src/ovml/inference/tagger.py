@@ -306,14 +306,15 @@ def read_image(image: ImageLike, transform: Callable[[Image.Image], T], allow_ur
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Run a model in evaluation mode and without gradients, and restore its mode."""
-    training = model.training
+    """Run a model in evaluation mode and without gradients, and restore the mode of each of its modules."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def _describe(part: Part) -> str:

@@ -64,7 +64,7 @@ class Processes:
         return list(received.view(sent.dtype).split([size // sent.itemsize for size in incoming]))
 
     def threads(self) -> int:
-        """Threads that this process may use while the others of its machine do the same work.
+        """Threads that each process may use while the others of its machine do the same work: as many on all of them.
 
         Launchers such as `torchrun` set `OMP_NUM_THREADS=1` where a machine has several processes.
         """
@@ -73,4 +73,5 @@ class Processes:
         machine = torch.tensor(zlib.crc32(platform.node().encode()))
         neighbours = int((self.gather(machine).cpu() == machine).sum())
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(torch.get_num_threads(), cores // neighbours)
+        own = max(torch.get_num_threads(), cores // neighbours)
+        return int(self.gather(torch.tensor(own)).min())

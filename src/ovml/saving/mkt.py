@@ -197,7 +197,7 @@ def build_clip(vision: TowerFile, text: TowerFile) -> Any:
     state = dict(_state(vision, text, projection))
     model = CLIPModel(config)
     own = model.state_dict()
-    state["logit_scale"] = own["logit_scale"]
+    state["logit_scale"] = torch.tensor(math.log(100.0))  # of OpenAI's models, which MKT starts from
     for name, value in state.items():
         if name not in own or own[name].shape != value.shape:
             fits = list(own[name].shape) if name in own else "no such tensor"

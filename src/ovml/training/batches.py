@@ -54,10 +54,9 @@ def step_batches(stage: Stage, trainer: Any, data: Any) -> StepBatches | None:
     where = f"stage {stage.name!r}: batch_size {stage.batch_size}"
     if not hasattr(data, "stage_batch_size"):
         raise UserError(f"{where} needs a data module of ovml, such as FolderDataModule; leave it out")
-    if trainer.accumulate_grad_batches != 1:
+    if (own := _own_accumulation(trainer)) != 1:
         raise UserError(
-            f"trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: {where} accumulates by itself; leave "
-            "one of the two out"
+            f"trainer.accumulate_grad_batches {own}: {where} accumulates by itself; leave one of the two out"
         )
     if any(isinstance(callback, BatchSizeFinder) for callback in trainer.callbacks):
         raise UserError(f"BatchSizeFinder: {where} is that of a step; leave one of the two out")
@@ -77,5 +76,11 @@ def set_batches(stage: Stage, trainer: Any) -> None:
     batches = step_batches(stage, trainer, trainer.datamodule)
     if hasattr(trainer.datamodule, "stage_batch_size"):
         trainer.datamodule.stage_batch_size = None if batches is None else batches.images
-    if batches is not None:
-        trainer.accumulate_grad_batches = batches.accumulated
+    own = _own_accumulation(trainer)
+    trainer.ovml_accumulation = own  # a trainer may fit another stage after this one
+    trainer.accumulate_grad_batches = own if batches is None else batches.accumulated
+
+
+def _own_accumulation(trainer: Any) -> int:
+    """How many batches the trainer accumulates by its own setting."""
+    return int(getattr(trainer, "ovml_accumulation", trainer.accumulate_grad_batches))

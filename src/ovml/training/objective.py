@@ -85,6 +85,8 @@ class Objective(nn.Module):
         """
         targets = batch["labels"][:, model.vocabulary_of(None).seen_slice]
         kept = (targets == 1).any(dim=1)
+        if stage.keep_unlabelled and kept.any():
+            kept[:] = True
         self._seen, self._taught = self._seen + len(kept), self._taught + int(kept.sum())
         if stage.keep_unlabelled:
             kept[:] = True

@@ -160,6 +160,11 @@ class AdamWAndSGD(Optimizer):
         super().__init__(groups, {"lr": lr})
         self._share()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as the constructor and callbacks that unfreeze weights do."""
+        super().add_param_group(param_group)
+        self._share()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, of a checkpoint or a copy."""
         super().__setstate__(state)

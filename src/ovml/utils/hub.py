@@ -38,9 +38,9 @@ def check_hub_name(name: str) -> None:
         return
     where = f"{name}: no such checkpoint here"
     if "/" not in name:
-        meant = f"did you mean {DEMO}? " if get_close_matches(name, [DEMO], cutoff=0.7) else ""
+        meant = f"did you mean {DEMO}? or " if get_close_matches(name, [DEMO], cutoff=0.7) else ""
         raise UserError(
-            f"{where}; {meant}Give a folder, a name on the Hugging Face Hub such as openai/clip-vit-base-patch16, or "
+            f"{where}; {meant}give a folder, a name on the Hugging Face Hub such as openai/clip-vit-base-patch16, or "
             f"{DEMO!r}, which is part of ovml"
         )
     if constants.HF_HUB_OFFLINE or getproxies():

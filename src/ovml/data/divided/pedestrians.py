@@ -81,8 +81,16 @@ class PA100KDataModule(DividedDataModule):
         """Images of a split and their attributes."""
         key = _KEYS[split]
         names, marks = _texts(self._content[f"{key}_images_name"]), np.asarray(self._content[f"{key}_label"])
-        folder = next((name for name in self.folders if (self.root / name).is_dir()), self.folders[0])
-        yield from _rows(self.files(split)[0], Attributes(names, marks), self.label_names, folder)
+        yield from _rows(self.files(split)[0], Attributes(names, marks), self.label_names, self._folder)
+
+    @property
+    def _folder(self) -> str:
+        return next((name for name in self.folders if (self.root / name).is_dir()), self.folders[0])
+
+    @property
+    def split_settings(self) -> Any:
+        """Where the images are, which the rows name."""
+        return self._folder
 
 
 _KEYS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
@@ -192,5 +200,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _texts(cells: Any) -> list[str]:
-    """The texts of a cell array, each of which is an array inside an array."""
-    return [str(np.ravel(cell)[0]) for cell in np.ravel(cells)]
+    """The texts of a cell array, each of which is an array inside an array; "" for an empty cell."""
+    return [str(next(iter(np.ravel(cell)), "")) for cell in np.ravel(cells)]

@@ -41,7 +41,8 @@ def table_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
             if None in row or None in cells or not name or not name.strip():
                 raise UserError(f"{path}, line {reader.line_num}: expected {1 + len(labels)} cells; download it again")
             cells = [cell.strip() for cell in cells]
-            if wrong := next((cell for cell in cells if cell not in ("0", "1")), None):
+            wrong = next((cell for cell in cells if cell not in ("0", "1")), None)
+            if wrong is not None:
                 raise UserError(f"{path}, line {reader.line_num}: {wrong[:20]!r} is not 0 or 1; it is {EXPECTED}")
             yield name.strip(), [label for label, cell in zip(labels, cells, strict=True) if cell == "1"]
     except csv.Error as error:

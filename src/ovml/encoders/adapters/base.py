@@ -20,10 +20,12 @@ class TowerAdapter(Part, ABC):
 
     Attributes:
         num_layers: Number of last blocks that are adapted.
+        wraps_blocks: Whether blocks are replaced, rather than linear maps inside them.
         added: Names of the modules and parameters that a saved model keeps beside the tower's own weights.
     """
 
     added: ClassVar[frozenset[str]] = frozenset()
+    wraps_blocks: ClassVar[bool] = True
     num_layers: int
 
     @abstractmethod

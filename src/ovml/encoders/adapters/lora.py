@@ -31,6 +31,8 @@ class LoRA(TowerAdapter):
             tower is too short.
     """
 
+    wraps_blocks = False
+
     def __init__(
         self,
         num_layers: int = 2,

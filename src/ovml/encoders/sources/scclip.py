@@ -48,18 +48,18 @@ class SCCLIP(PatchSource):
         self.neighbours = neighbours
 
     def first_block(self, num_layers: int) -> int:
-        """The fifth block, whose input `h_4` is the first that is read.
+        """The fifth block, whose input `h_4` is the first that is read; that of `h_{N-3}` in short towers.
 
         Raises:
             UserError: The tower has fewer than 6 blocks.
         """
         if num_layers < 6:
             raise UserError(f"SCCLIP: needs a tower of at least 6 blocks; this one has {num_layers}")
-        return 4
+        return min(4, num_layers - 3)
 
     def patches(self, states: Sequence[Tensor], layers: Sequence[Any]) -> Tensor:
         """The averaged patches."""
-        count = states[0].shape[1] - 1
+        count = states[-1].shape[1] - 1
         if count <= self.neighbours:
             raise UserError(f"SCCLIP: neighbours must be less than the tower's {count} patches; got {self.neighbours}")
         layer, whole = layers[-1], states[-2]

@@ -59,7 +59,7 @@ MISSPELT = {
     ),
     "no class": (
         ["fit", "--model.head", "NoHead"],
-        "--model.head: no Head NoHead; there are CosineHead, DualCoOpHead, ",
+        "--model.head: no Head NoHead; there are CosineHead, ",
     ),
     "class of another kind": (
         ["fit", "--model.head", "ZLPRLoss"],
@@ -75,7 +75,7 @@ MISSPELT = {
     ),
     "data module": (
         ["fit", "--data", "NoData"],
-        "--data: no MultiLabelDataModule NoData; there are COCODataModule, DemoDataModule, ",
+        "--data: no MultiLabelDataModule NoData; there are COCODataModule, ",
     ),
 }
 VALUES = {
@@ -122,7 +122,7 @@ IN_YAML = {
     "model: {stages: [{class_path: VisionStage, init_args: {epoch: 1}}]}": "no argument epoch; did you mean epochs?",
     "model: {stages: 5}": "--model.stages: expected list or null; got '5'",
     "data: 5": "--data: expected the name of a MultiLabelDataModule, or class_path and init_args; got '5'",
-    "data: {class_path: NoData}": "--data: no MultiLabelDataModule NoData; there are COCODataModule, DemoDataModule",
+    "data: {class_path: NoData}": "--data: no MultiLabelDataModule NoData; there are COCODataModule",
     "model: 5": "model holds '5'; expected its settings by name",
     "trainer: []": "trainer holds '[]'; expected its settings by name",
     "1: 2": "the key 1 is not text",

@@ -35,7 +35,7 @@ def test_the_commands_say_it_too(command, refused, capsys):
     option = command[-1]
     assert f"ovml: error: {option}: some/clip: no such checkpoint here, and the Hugging" in capsys.readouterr().err
     assert main([*command, "ovml-dem"]) == 2
-    assert f"{option}: ovml-dem: no such checkpoint here; did you mean ovml-demo? Give a" in capsys.readouterr().err
+    assert f"{option}: ovml-dem: no such checkpoint here; did you mean ovml-demo? or give a" in capsys.readouterr().err
 
 
 def test_what_is_here_or_was_downloaded_needs_no_hub(refused):

@@ -289,3 +289,22 @@ def test_runs_of_ovml_fit_are_compared(config, tmp_path, capsys):
     numbers = [100 * rows["prompt"]["zsl/mAP"] for rows in own]
     mean, deviation = statistics.fmean(numbers), statistics.stdev(numbers)
     assert ["", "prompt stage", "mAP", f"{mean:.1f} ± {deviation:.1f}"] in found["validation (%)"]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"init_args": {}}, {"init_args": {"temperature": 2.0}}])
+@pytest.mark.parametrize("part", ["head", "loss"])
+def test_classes_without_arguments_are_settings_too(part, arguments, make, capsys):
+    names = [f"own.{part.title()}{i}" for i in range(3)]
+    runs = [make(name, {f"model.{part}": {"class_path": name, **arguments}}) for name in names]
+    out = compared(capsys, *runs, "--format", "table").out
+    assert all(name in out for name in names)
+    assert "± sample standard deviation" not in out
+
+
+@pytest.mark.parametrize(("value", "comparable"), [(0.2, True), (float("nan"), True), (0.3, False)])
+def test_runs_whose_augmentation_differs_are_compared(value, comparable, make, capsys):
+    zero_shot = {"zsl/mAP": value}
+    first = make("a", None, {"zero-shot": {"zsl/mAP": 0.2 if value == 0.3 else value}, "vision": {"zsl/mAP": 0.4}})
+    changed = {"data.init_args": {"clip": "ovml-demo", "eval_size": 60, "flip": 0.0, "cutout": 0.5}}
+    second = make("b", changed, {"zero-shot": zero_shot, "vision": {"zsl/mAP": 0.5}})
+    assert ("not comparable" in compared(capsys, first, second).err) != comparable

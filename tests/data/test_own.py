@@ -284,7 +284,7 @@ def test_fit_trains_on_every_folder_and_says_what_it_found(form, tmp_path, capfd
     assert f": {training} train, " in err.replace(";", ":")
     assert "; 4 labels; " in err
     assert f"; {round(training / 5)} of the training images are held out for validation" in err
-    assert ("2 without a label" in err) == (form != "folder per label")
+    assert ("2 of them have no label" in err) == (form != "folder per label")
 
 
 def test_images_without_splits_validate_and_test_on_those_held_out(tmp_path, capsys):

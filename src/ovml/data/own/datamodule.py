@@ -173,10 +173,12 @@ class OwnDataModule(MultiLabelDataModule):
         parts = [
             f"{self.where}: {self.found.form}",
             ", ".join(f"{len(rows):,} {role}" for role, rows in splits.items()) + " images",
-            f"{len(vocabulary):,} labels" + (f", {len(vocabulary.unseen):,} of them unseen" * bool(vocabulary.unseen)),
+            f"{len(vocabulary):,} labels",
         ]
+        if unseen := vocabulary.unseen:
+            parts[2] += f", {len(unseen):,} of them unseen ({some(unseen, 20)})"
         if bare:
-            parts[1] += f" ({bare:,} without a label)"
+            parts.insert(2, f"{bare:,} of them have no label")
         if "validation" not in splits:
             role = "validation" if "test" in splits else "validation and test"
             parts.append(f"{len(self._held_out):,} of the training images are held out for {role}")

@@ -3,18 +3,8 @@
 The towers' modules are the model's own, under the model's own names; only the order in which they run is written here.
 """
 
-from ovml.encoders.clip import (
-    Features,
-    ImageEncoder,
-    ImageFeatures,
-    ImageTail,
-    LabelDependentFeatures,
-    TextEncoder,
-    length_batches,
-    pad_rows,
-    restore_order,
-    widened,
-)
+from ovml.encoders.clip import Features, ImageEncoder, ImageFeatures, ImageTail, LabelDependentFeatures, widened
+from ovml.encoders.clip_text import TextEncoder, length_batches, pad_rows, restore_order
 from ovml.encoders.factory import make_encoders
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ovml.encoders.clip import ImageEncoder, TextEncoder
+from ovml.encoders.clip import ImageEncoder
+from ovml.encoders.clip_text import TextEncoder
 from ovml.encoders.execution import Execution
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipTextEncoder
 from ovml.encoders.sources.base import PatchSource

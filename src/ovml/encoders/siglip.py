@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovml.encoders.clip import ImageEncoder, ImageFeatures, ImageTail, TextEncoder
+from ovml.encoders.clip import ImageEncoder, ImageFeatures, ImageTail
+from ovml.encoders.clip_text import TextEncoder
 from ovml.encoders.execution import bidirectional_block
 from ovml.utils.errors import UserError
 

@@ -57,7 +57,7 @@ HEADS = [
     QueryHead(4, 32, 2),
     MLDecoderHead(24, 4, 32),
     QKSHead(3, 2, 24, 4, 32),
-    OptimalTransportHead(iterations=10),
+    OptimalTransportHead(iterations=4),
 ]
 
 

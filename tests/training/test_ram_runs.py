@@ -111,7 +111,7 @@ def test_it_is_exported(tiny, name, tmp_path):
     """Checked for other numbers of images and labels: the file's patches depend on the labels that it is given."""
     if name.endswith(".onnx"):
         pytest.importorskip("onnxruntime")
-    model = learned(tiny, head=RAMHead(0.02, iterations=8)).model  # each iteration is a part of the graph
+    model = learned(tiny, head=RAMHead(0.02, iterations=3)).model  # each iteration is a part of the graph
     assert export_model(model, tmp_path / name).difference < 1e-4
 
 

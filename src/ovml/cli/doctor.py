@@ -20,7 +20,7 @@ NEEDED = (
     *("torch", "lightning", "transformers", "torchmetrics", "datasets", "pillow", "numpy"),
     *("tokenizers", "safetensors", "pyarrow", "jsonargparse", "rich", "tensorboard"),
 )
-OPTIONAL = ("matplotlib", "h5py", "torchvision", "ray", "gradio", "onnxruntime", "peft")
+OPTIONAL = ("matplotlib", "h5py", "scipy", "torchvision", "ray", "gradio", "onnxruntime", "peft")
 
 
 class Doctor(Command):

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from ovml.cli.settings import MACHINE_ONLY, MOST_CONFIG_NODES, check_config
+from ovml.data.ram_augmentation import Augmentation
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.files import read_text
 from ovml.utils.parts import Part, defines
@@ -28,7 +29,7 @@ from ovml.utils.yaml import load_yaml
 
 OWN = ("ovml", "lightning")
 """Packages whose classes a run's configuration may name."""
-BASES = (Part, LightningDataModule, Callback, Logger)
+BASES = (Part, LightningDataModule, Augmentation, Callback, Logger)
 """Classes from other packages that it may name are subclasses of these."""
 
 MAY_DIFFER = MACHINE_ONLY | {

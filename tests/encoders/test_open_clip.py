@@ -171,11 +171,14 @@ def test_weights_in_half_precision_are_loaded_in_full(checkpoint):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ImageProcessor(48)),
-        ({"mean": [0.5] * 3, "std": [0.25] * 3}, ImageProcessor(48, (0.5,) * 3, (0.25,) * 3)),
+        ({}, ImageProcessor(48, round_crop=True)),
+        ({"mean": [0.5] * 3, "std": [0.25] * 3}, ImageProcessor(48, (0.5,) * 3, (0.25,) * 3, round_crop=True)),
         ({"interpolation": "bilinear", "resize_mode": "squash"}, ImageProcessor(48, squash=True, resample=2)),
-        ({"interpolation": "random", "resize_mode": "shortest", "size": 224, "mean": None}, ImageProcessor(48)),
-        (None, ImageProcessor(48)),
+        (
+            {"interpolation": "random", "resize_mode": "shortest", "size": 224, "mean": None},
+            ImageProcessor(48, round_crop=True),
+        ),
+        (None, ImageProcessor(48, round_crop=True)),
     ],
 )
 def test_images_are_prepared_as_the_settings_say(checkpoint, given, expected):

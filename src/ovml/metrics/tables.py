@@ -18,10 +18,7 @@ ROW_TITLES = {
     "lora": "LoRA",
     "visual_prompt": "visual prompts",
     "ladder": "RAM's ladder",
-    "ram": "RAM",
-    "head": "head stage",
     "prompt": "prompt stage",
-    "coop": "CoOp",
 }
 
 

@@ -119,6 +119,10 @@ class MultiLabelDataModule(pl.LightningDataModule):
         for option, given in (("rand_augment", rand_augment is not None), ("cutout", cutout > 0)):
             if given and not augment:
                 raise UserError(f"data.{option} needs augmentation, which data.augment false turns off; remove one")
+            if given and augmentation is not None:
+                raise UserError(f"data.augmentation: data.{option} does not go with it; remove one")
+        if augmentation is not None and not augment:
+            raise UserError("data.augmentation: data.augment false does not go with it; remove one")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -132,11 +136,6 @@ class MultiLabelDataModule(pl.LightningDataModule):
         self.flip = flip
         self.cutout = cutout
         self.rand_augment = rand_augment
-        if augmentation is not None and (rand_augment is not None or cutout or not augment):
-            other = (
-                "data.rand_augment" if rand_augment is not None else "data.cutout" if cutout else "data.augment false"
-            )
-            raise UserError(f"data.augmentation: {other} does not go with it; remove one")
         self.augmentation = augmentation
         self.reshuffle = reshuffle
         self.drop_last = drop_last

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders import ImageFeatures
+from ovml.utils.errors import UserError
 from ovml.utils.parts import Part
 
 
@@ -100,6 +101,28 @@ class Head(Part, nn.Module, ABC):
         Returns:
             Logits `[B, L]`; a higher logit means that the label is more likely present.
         """
+
+
+def has_weights(head: Head, width: int | None, embed_dim: int) -> bool:
+    """Whether a head was bound already, for `Head.bind`.
+
+    Args:
+        head: The head.
+        width: Embedding width of its weights; `None` if it has none.
+        embed_dim: Embedding width that is asked for.
+
+    Raises:
+        UserError: It has another width.
+    """
+    if width is not None and width != embed_dim:
+        raise UserError(f"{type(head).__name__}: has width {width} and cannot take {embed_dim}; make a new one")
+    return width is not None
+
+
+def not_bound(head: Head) -> UserError:
+    """The error of a head that is asked for scores before `Head.bind`."""
+    name = type(head).__name__
+    return UserError(f"{name}: has no weights yet; call head.bind(embed_dim) first (a model does it itself)")
 
 
 def normalize_over_labels(scores: Tensor) -> Tensor:

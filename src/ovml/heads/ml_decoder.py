@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, has_weights, not_bound
 from ovml.heads.chunks import chunks
 from ovml.utils.errors import UserError, check_at_most, check_positive, check_share
 
@@ -68,11 +68,7 @@ class MLDecoderHead(Head):
         Raises:
             UserError: The head already has another width.
         """
-        if self.patch_map is not None:
-            if self.patch_map.in_features != embed_dim:
-                raise UserError(
-                    f"MLDecoderHead: has width {self.patch_map.in_features} and cannot take {embed_dim}; make a new one"
-                )
+        if has_weights(self, None if self.patch_map is None else self.patch_map.in_features, embed_dim):
             return self
         self.patch_map, self.label_map = (nn.Linear(embed_dim, self.decoder_dim) for _ in range(2))
         self.layer = DecoderLayer(self.decoder_dim, self.num_heads, self.hidden_dim, self.dropout)
@@ -84,7 +80,7 @@ class MLDecoderHead(Head):
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return logits `[B, L]`."""
         if self.patch_map is None:
-            raise UserError("MLDecoderHead: has no weights yet; call head.bind(embed_dim) first (a model does it)")
+            raise not_bound(self)
         memory = self.patch_map(features.patch_embeds).relu()
         numbers = memory.shape[0] * (self.num_heads * memory.shape[1] + 4 * self.decoder_dim + self.hidden_dim)
         logits = []

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ovml.encoders import ImageFeatures
 from ovml.heads.base import Head
 from ovml.heads.pool import EmbedTexts, PoolFitted
+from ovml.heads.standardized import mean_and_deviation, standardized
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary, check_names
 
@@ -95,8 +96,7 @@ class PromptFusionHead(PoolFitted, Head):
                 f"PromptFusionHead: {len(rows)} images are too few for a label of {most} prompts; give {most + 2} or "
                 "more"
             )
-        deviation = rows.std(dim=0)
-        self.mean, self.deviation = rows.mean(dim=0), deviation.masked_fill(deviation == 0, 1)
+        self.mean, self.deviation = (values.squeeze(0) for values in mean_and_deviation(rows, dim=0))
         single, compound = self._by_columns(rows)
         directions = torch.zeros(len(self.belongs), most + 1).to(rows)
         for label, own in enumerate(self.belongs):
@@ -121,11 +121,7 @@ class PromptFusionHead(PoolFitted, Head):
         single, bare, compound = (
             whole @ embeds.float().T for embeds in (self.label_embeds, self.bare_embeds, self.prompt_embeds)
         )
-        parts = [
-            (scores - of.mean(dim=1, keepdim=True)) / of.std(dim=1, keepdim=True)
-            for scores, of in ((single, single), (compound, bare))
-        ]
-        return torch.cat(parts, dim=1)
+        return torch.cat([standardized(single), standardized(compound, of=bare)], dim=1)
 
     def _by_columns(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         scores = (rows - self.mean.float()) / self.deviation.float()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, has_weights, not_bound
 from ovml.heads.chunks import chunks
 from ovml.utils.errors import UserError, check_at_most, check_positive, check_share
 
@@ -75,11 +75,7 @@ class QKSHead(Head):
         Raises:
             UserError: The head already has another width.
         """
-        if self.projection is not None:
-            if self.projection.out_features != embed_dim:
-                raise UserError(
-                    f"QKSHead: has width {self.projection.out_features} and cannot take {embed_dim}; make a new one"
-                )
+        if has_weights(self, None if self.projection is None else self.projection.out_features, embed_dim):
             return self
         self.queries = nn.Parameter(0.02 * torch.randn(self.num_queries, self.width))
         self.norm = nn.LayerNorm(self.width, eps=1e-12)
@@ -94,7 +90,7 @@ class QKSHead(Head):
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return logits `[B, L]`."""
         if self.projection is None:
-            raise UserError("QKSHead: has no weights yet; call head.bind(embed_dim) first (a model does it itself)")
+            raise not_bound(self)
         tokens = torch.cat([features.global_embeds.unsqueeze(1), features.patch_embeds], dim=1)
         state = F.dropout(self.norm(self.queries), self.dropout, self.training).expand(tokens.shape[0], -1, -1)
         for layer in self.layers:

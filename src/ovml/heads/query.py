@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, has_weights, not_bound
 from ovml.heads.chunks import chunks
 from ovml.heads.spatial_softmax import with_global
 from ovml.utils.errors import UserError, check_at_most, check_positive, check_share
@@ -88,10 +88,7 @@ class QueryHead(Head):
         Raises:
             UserError: `num_heads` does not divide the width, or the head already has another width.
         """
-        if self.projection is not None:
-            width = len(self.projection.change)
-            if width != embed_dim:
-                raise UserError(f"QueryHead: has width {width} and cannot take {embed_dim}; make a new one")
+        if has_weights(self, None if self.projection is None else len(self.projection.change), embed_dim):
             return self
         if embed_dim % self.num_heads:
             raise UserError(f"QueryHead: num_heads must divide the embeddings' width {embed_dim}; got {self.num_heads}")
@@ -105,7 +102,7 @@ class QueryHead(Head):
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return scores `[B, L]`."""
         if self.projection is None:
-            raise UserError("QueryHead: has no weights yet; call head.bind(embed_dim) first (a model does it itself)")
+            raise not_bound(self)
         patches, labels = F.normalize(features.patch_embeds, dim=-1), F.normalize(label_embeds, dim=-1)
         layers = cast("list[QueryLayer]", list(self.layers))
         keys_values = [layer.keys_values(patches) for layer in layers]

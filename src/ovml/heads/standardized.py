@@ -81,8 +81,7 @@ class StandardizedHead(PoolFitted, Head):
         rows = torch.cat([self.label_embeds.new_empty(0, len(self.label_embeds)), *self._rows])
         if len(rows) < 2:
             raise UserError(f"StandardizedHead: {len(rows)} images are too few; give two or more")
-        self.mean, deviation = rows.mean(dim=0), rows.std(dim=0)
-        self.deviation = deviation.masked_fill(deviation == 0, 1)
+        self.mean, self.deviation = (values.squeeze(0) for values in mean_and_deviation(rows, dim=0))
         self._rows = []
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
@@ -94,8 +93,12 @@ class StandardizedHead(PoolFitted, Head):
         return (rows - self.mean[own].float()) / self.deviation[own].float()
 
 
-def standardized(scores: Tensor) -> Tensor:
+def standardized(scores: Tensor, of: Tensor | None = None) -> Tensor:
     """Standardise the rows of `[B, L]`; a row of equal scores becomes zeros.
+
+    Args:
+        scores: The scores.
+        of: Scores `[B, L']` whose mean and deviation are taken. Default: those of `scores`.
 
     Raises:
         UserError: There is only one label.
@@ -103,7 +106,14 @@ def standardized(scores: Tensor) -> Tensor:
     >>> standardized(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])).tolist()
     [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
-    if scores.shape[-1] < 2:
+    of = scores if of is None else of
+    if of.shape[-1] < 2:
         raise UserError("labels: standardised scores compare labels; give two or more")
-    deviation = scores.std(dim=-1, keepdim=True)
-    return (scores - scores.mean(dim=-1, keepdim=True)) / deviation.masked_fill(deviation == 0, 1)
+    mean, deviation = mean_and_deviation(of, dim=-1)
+    return (scores - mean) / deviation
+
+
+def mean_and_deviation(scores: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and sample deviation of scores, with the dimension kept; the deviation of equal scores counts as 1."""
+    deviation = scores.std(dim=dim, keepdim=True)
+    return scores.mean(dim=dim, keepdim=True), deviation.masked_fill(deviation == 0, 1)

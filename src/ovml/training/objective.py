@@ -84,13 +84,11 @@ class Objective(nn.Module):
             `None` if no image has a present seen label and there is no other process.
         """
         targets = batch["labels"][:, model.vocabulary_of(None).seen_slice]
-        kept = (targets == 1).any(dim=1)
-        if stage.keep_unlabelled and kept.any():
-            kept[:] = True
-        self._seen, self._taught = self._seen + len(kept), self._taught + int(kept.sum())
-        if stage.keep_unlabelled:
-            kept[:] = True
+        present = (targets == 1).any(dim=1)
+        kept = torch.ones_like(present) if stage.keep_unlabelled else present
         images = int(kept.sum())
+        self._seen += len(kept)
+        self._taught += images if stage.keep_unlabelled and present.any() else int(present.sum())
         share = image_share(images, targets.device)
         if not images:
             if world_size() == 1:

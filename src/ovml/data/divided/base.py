@@ -143,6 +143,10 @@ class DividedDataModule(FolderDataModule):
         settings = {"root": root, "labels": self.vocabulary.names, "split": self.split_settings}
         return cached_table(self.cache_dir, f"{type(self).__name__}-{split}", self.files(split), settings, make)
 
+    def folder_of(self, *names: str) -> str:
+        """The first of several folders that is there, from the root; else the first."""
+        return next((name for name in names if (self.root / name).is_dir()), names[0])
+
     @property
     def split_settings(self) -> Any:
         """What the rows depend on beside the files and the labels; plain values."""

@@ -90,15 +90,17 @@ class COCODataModule(DividedDataModule):
     def images(self, split: Split) -> Iterator[ImageLabels]:
         """Images of a split and the classes of their instances."""
         (path,) = self.files(split)
-        folders = (f"{_folder(split)}{self.year}", f"trainval{self.year}")
-        folder = next((name for name in folders if (self.root / name).is_dir()), folders[0])
+        folder = self._images_of(split)
         _, images = read_coco(path)
         return ((f"{folder}/{name}", list(labels)) for name, labels in images)
 
     @property
     def split_settings(self) -> Any:
         """Where the images are, which the rows name."""
-        return [self.year, sorted(path.name for path in self.root.glob(f"*{self.year}") if path.is_dir())]
+        return [self._images_of(split) for split in self.own_splits]
+
+    def _images_of(self, split: Split) -> str:
+        return self.folder_of(f"{_folder(split)}{self.year}", f"trainval{self.year}")
 
 
 def _folder(split: Split) -> str:

@@ -85,7 +85,7 @@ class PA100KDataModule(DividedDataModule):
 
     @property
     def _folder(self) -> str:
-        return next((name for name in self.folders if (self.root / name).is_dir()), self.folders[0])
+        return self.folder_of(*self.folders)
 
     @property
     def split_settings(self) -> Any:

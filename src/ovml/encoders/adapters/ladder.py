@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders.adapters.base import TowerAdapter
 from ovml.encoders.clip import ImageEncoder, ImageTail
+from ovml.encoders.sources import attend_by_values
 from ovml.utils.errors import UserError, check_at_most
 
 
@@ -137,17 +136,11 @@ class LocalAdapter(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Return the update `[B, P, W]` of the local path for patches `[B, P, W]`."""
         close = F.gelu(self.close_norm(self.close(patches)))
-        wide = F.gelu(self.wide_norm(self._over_grid(self.wide, patches)))
+        wide = F.gelu(self.wide_norm(over_grid(self.wide, patches, self.grid)))
         both = torch.cat([close, wide], dim=-1)
-        maps = self._over_grid(self.maps, torch.stack([both.mean(dim=-1), both.amax(dim=-1)], dim=-1)).sigmoid()
+        maps = over_grid(self.maps, torch.stack([both.mean(dim=-1), both.amax(dim=-1)], dim=-1), self.grid).sigmoid()
         added: Tensor = self.out(maps[..., :1] * close + maps[..., 1:] * wide)
         return added
-
-    def _over_grid(self, convolution: nn.Module, patches: Tensor) -> Tensor:
-        """Convolve `[B, P, C]` as maps of `grid * grid`."""
-        maps = patches.transpose(1, 2).reshape(patches.shape[0], -1, self.grid, self.grid)
-        out: Tensor = convolution(maps).flatten(2).transpose(1, 2)
-        return out
 
 
 class LadderBlock(nn.Module):
@@ -187,37 +180,30 @@ class LadderBlock(nn.Module):
         # Without tokens, nothing is trained on the tower's own path up to here.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.adapt_tokens is not None):
             attended = attend_by_values(self.base_layer, whole)
-            whole = self._run_block(whole, attention_mask)
+            whole = run_with_tokens(self.base_layer, whole, attention_mask, self.adapt_tokens)
         local = local + attended
         if self.local_adapter is not None:
             local = local + self.local_adapter(whole[:, 1:])
         return torch.cat([whole[:, :1] if self.last else whole, local], dim=1)
 
-    def _run_block(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if self.adapt_tokens is None:
-            out: Tensor = self.base_layer(hidden_states, attention_mask)
-            return out
-        tokens = self.adapt_tokens.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
-        out = self.base_layer(torch.cat([hidden_states, tokens], dim=1), attention_mask)
-        return out[:, : hidden_states.shape[1]]
+
+def run_with_tokens(
+    block: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None, tokens: Tensor | None
+) -> Tensor:
+    """Run a block on `[B, T, W]` with learned tokens `[n, W]` behind them, which are dropped after it."""
+    if tokens is None:
+        out: Tensor = block(hidden_states, attention_mask)
+        return out
+    tokens = tokens.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
+    out = block(torch.cat([hidden_states, tokens], dim=1), attention_mask)
+    return out[:, : hidden_states.shape[1]]
 
 
-def attend_by_values(block: Any, hidden_states: Tensor) -> Tensor:
-    """Value-value attention in a block of CLIP's tower.
-
-    Args:
-        block: A `CLIPEncoderLayer`.
-        hidden_states: Its input `[B, 1+P, W]`, the class token first.
-
-    Returns:
-        `[B, P, W]`: the patches attend to all tokens.
-    """
-    attention = block.self_attn
-    values = attention.v_proj(block.layer_norm1(hidden_states))
-    values = values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-    mixed = F.scaled_dot_product_attention(values[:, :, 1:], values, values, scale=attention.scale)
-    attended: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return attended
+def over_grid(convolution: nn.Module, patches: Tensor, grid: int) -> Tensor:
+    """Convolve patches `[B, P, C]` as maps of `grid * grid`."""
+    maps = patches.transpose(1, 2).unflatten(-1, (grid, grid))
+    out: Tensor = convolution(maps).flatten(2).transpose(1, 2)
+    return out
 
 
 def lay_ladder(layers: nn.ModuleList, num_layers: int) -> None:

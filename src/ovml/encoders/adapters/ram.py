@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders.adapters.base import TowerAdapter
-from ovml.encoders.adapters.ladder import attend_by_values
+from ovml.encoders.adapters.ladder import over_grid, run_with_tokens
 from ovml.encoders.clip import ImageEncoder, ImageTail
+from ovml.encoders.sources import attend_by_values
 from ovml.utils.errors import UserError, check_at_most, check_not_negative, check_positive
 from ovml.utils.tensors import through_float16
 
@@ -160,18 +161,12 @@ class RAMBlock(nn.Module):
         whole, rest = hidden_states[:, : 1 + num_patches], hidden_states[:, 1 + num_patches :]
         path, kept = (rest[:, :num_patches], rest[:, num_patches:]) if rest.shape[1] else (whole[:, 1:], rest)
         path = path + attend_by_values(self.base_layer, whole)
-        whole = self._run_block(whole, attention_mask)
+        tokens: Tensor | None = self.adapt_tokens
+        if tokens is not None and self.float16_tokens:
+            tokens = through_float16(tokens)
+        whole = run_with_tokens(self.base_layer, whole, attention_mask, tokens)
         parts = [whole[:, :1] if self.last else whole, path, kept]
         return torch.cat([*parts, whole[:, 1:]] if self.keeps else parts, dim=1)
-
-    def _run_block(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if self.adapt_tokens is None:
-            out: Tensor = self.base_layer(hidden_states, attention_mask)
-            return out
-        tokens = through_float16(self.adapt_tokens) if self.float16_tokens else self.adapt_tokens
-        tokens = tokens.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
-        out = self.base_layer(torch.cat([hidden_states, tokens], dim=1), attention_mask)
-        return out[:, : hidden_states.shape[1]]
 
 
 class LocalPath(nn.Module):
@@ -245,18 +240,12 @@ class LabelAdapter(nn.Module):
         """Return the update `[B, P, W]` of the local path for patches `[B, P, W]` and labels `[..., D]`."""
         labels = self.text_norm(label_embeds.flatten(0, -2).to(self.text_norm.weight.dtype))
         point = _attend(_normed_gelu(self.point(patches), self.point_norm), self.query_norm1, labels)
-        around = self._over_grid(self.around, patches)
+        around = over_grid(self.around, patches, self.grid)
         around = _attend(_normed_gelu(around, self.around_norm), self.query_norm2, labels)
         both = torch.cat([point, around], dim=-1)
-        maps = self._over_grid(self.maps, torch.stack([both.mean(dim=-1), both.amax(dim=-1)], dim=-1)).sigmoid()
+        maps = over_grid(self.maps, torch.stack([both.mean(dim=-1), both.amax(dim=-1)], dim=-1), self.grid).sigmoid()
         added: Tensor = self.out(maps[..., :1] * point + maps[..., 1:] * around)
         return added
-
-    def _over_grid(self, convolution: nn.Module, patches: Tensor) -> Tensor:
-        """Convolve `[B, P, C]` as maps of `grid * grid`."""
-        maps = patches.transpose(1, 2).unflatten(-1, (self.grid, self.grid))
-        out: Tensor = convolution(maps).flatten(2).transpose(1, 2)
-        return out
 
 
 def _normed_gelu(patches: Tensor, norm: nn.Module) -> Tensor:

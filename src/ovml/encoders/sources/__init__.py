@@ -1,6 +1,6 @@
 """Patch sources: where the patch embeddings of a CLIP tower come from, without training."""
 
-from ovml.encoders.sources.base import PatchSource, mix, self_similarity
+from ovml.encoders.sources.base import PatchSource, attend_by_values, mix, self_similarity
 from ovml.encoders.sources.last_block import ITACLIP, SCLIP, MaskCLIP, PlainPatches
 from ovml.encoders.sources.scclip import SCCLIP
 from ovml.encoders.sources.surgery import CLIPSurgery
@@ -13,6 +13,7 @@ __all__ = [
     "MaskCLIP",
     "PatchSource",
     "PlainPatches",
+    "attend_by_values",
     "mix",
     "self_similarity",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ovml.utils.parts import Part
 
@@ -75,6 +76,24 @@ def self_similarity(layer: Any, hidden_states: Tensor, of: Literal["q", "k", "v"
     projection = getattr(attention, f"{of}_proj")
     x = projection(layer.layer_norm1(hidden_states)).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     return torch.softmax(x @ x.transpose(-1, -2) * attention.scale, dim=-1)
+
+
+def attend_by_values(block: Any, hidden_states: Tensor) -> Tensor:
+    """Value-value attention in a block of CLIP's tower.
+
+    Args:
+        block: A `CLIPEncoderLayer`.
+        hidden_states: Its input `[B, 1+P, W]`, the class token first.
+
+    Returns:
+        `[B, P, W]`: the patches attend to all tokens.
+    """
+    attention = block.self_attn
+    values = attention.v_proj(block.layer_norm1(hidden_states))
+    values = values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(values[:, :, 1:], values, values, scale=attention.scale)
+    attended: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return attended
 
 
 def feed_forward(layer: Any, hidden_states: Tensor) -> Tensor:

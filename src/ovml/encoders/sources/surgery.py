@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ovml.encoders.sources.base import PatchSource, mix, self_similarity
+from ovml.encoders.sources.base import PatchSource, attend_by_values
 from ovml.utils.errors import check_whole
 
 
@@ -39,7 +39,7 @@ class CLIPSurgery(PatchSource):
     def patches(self, states: Sequence[Tensor], layers: Sequence[Any]) -> Tensor:
         """The end of the path."""
         first = self.first_block(len(layers))
-        path = states[first]
+        path = states[first][:, 1:]
         for layer, entering in zip(layers[first:], states[first:-1], strict=True):
-            path = path + mix(layer, entering, self_similarity(layer, entering, "v"))
-        return path[:, 1:]
+            path = path + attend_by_values(layer, entering)
+        return path

@@ -55,64 +55,50 @@ def nothing_outlives_the_tests() -> Iterator[None]:
     assert not left
 
 
+def reference_numbers(name: str) -> Any:
+    """Tensors or plain numbers that published code gives; the test is skipped where they are absent."""
+    from safetensors.torch import load_file
+
+    path = SHARED / "reference" / name
+    if not path.is_file():
+        pytest.skip(f"the reference numbers are not here: {path}")
+    return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+
+
 @pytest.fixture(scope="session")
 def ram_golden() -> dict[str, Tensor]:
     """Tensors that the published code of RAM gives."""
-    from safetensors.torch import load_file
-
-    path = SHARED / "reference" / "ram_golden.safetensors"
-    if not path.is_file():
-        pytest.skip(f"the reference numbers are not here: {path}")
-    return load_file(path)
+    return reference_numbers("ram_golden.safetensors")
 
 
 @pytest.fixture(scope="session")
 def ram_json() -> dict[str, Any]:
     """Plain numbers that the published code of RAM gives."""
-    path = SHARED / "reference" / "ram_golden.json"
-    if not path.is_file():
-        pytest.skip(f"the reference numbers are not here: {path}")
-    return json.loads(path.read_text())
+    return reference_numbers("ram_golden.json")
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Tensor]:
     """Tensors that the published code gives."""
-    from safetensors.torch import load_file
-
-    path = SHARED / "reference" / "reference_golden.safetensors"
-    if not path.is_file():
-        pytest.skip(f"the reference numbers are not here: {path}")
-    return load_file(path)
+    return reference_numbers("reference_golden.safetensors")
 
 
 @pytest.fixture(scope="session")
 def golden_json() -> dict[str, Any]:
     """Plain numbers that the published code gives."""
-    path = SHARED / "reference" / "reference_golden.json"
-    if not path.is_file():
-        pytest.skip(f"the reference numbers are not here: {path}")
-    return json.loads(path.read_text())
+    return reference_numbers("reference_golden.json")
 
 
 @pytest.fixture(scope="session")
 def kin_golden() -> dict[str, Tensor]:
     """Tensors that the published code of CoOp, DualCoOp and the asymmetric loss gives."""
-    from safetensors.torch import load_file
-
-    path = SHARED / "reference" / "dualcoop_asl_golden.safetensors"
-    if not path.is_file():
-        pytest.skip(f"the reference numbers are not here: {path}")
-    return load_file(path)
+    return reference_numbers("dualcoop_asl_golden.safetensors")
 
 
 @pytest.fixture(scope="session")
 def kin_golden_json() -> dict[str, Any]:
     """Plain numbers that the published code of CoOp, DualCoOp and the asymmetric loss gives."""
-    path = SHARED / "reference" / "dualcoop_asl_golden.json"
-    if not path.is_file():
-        pytest.skip(f"the reference numbers are not here: {path}")
-    return json.loads(path.read_text())
+    return reference_numbers("dualcoop_asl_golden.json")
 
 
 @pytest.fixture(scope="session")

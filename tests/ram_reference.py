@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from reference_clip import loaded
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
@@ -37,14 +38,7 @@ def ram_clip(golden: dict[str, Tensor], settings: dict[str, Any]) -> CLIPModel:
         },
         projection_dim=settings["projection"],
     )  # fmt: skip
-    clip = CLIPModel(config)
-    state = {k.removeprefix("clip."): v for k, v in golden.items() if k.startswith("clip.")}
-    missing, unexpected = clip.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert [k for k in missing if "position_ids" not in k] == ["text_model.embeddings.token_embedding.weight"]
-    table = clip.text_model.embeddings.token_embedding.weight.data.zero_()
-    table[golden["text.used_ids"]] = golden["text.used_rows"]
-    return clip.eval()
+    return loaded(config, golden, "text")
 
 
 class RAMTokenizer:

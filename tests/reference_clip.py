@@ -22,13 +22,27 @@ def reference_clip(golden: dict[str, Tensor]) -> CLIPModel:
         },
         projection_dim=48,
     )  # fmt: skip
+    return loaded(config, golden, "prompt")
+
+
+def loaded(config: CLIPConfig, golden: dict[str, Tensor], table: str, has_vision: bool = True) -> CLIPModel:
+    """A CLIP with the reference's weights; of its token table only the rows that are used were kept.
+
+    Args:
+        config: Sizes of the towers.
+        golden: Holds the weights as `clip.NAME`, the rows as `TABLE.used_ids` and `TABLE.used_rows`.
+        table: Where the rows are.
+        has_vision: Whether the reference has a vision tower.
+    """
     clip = CLIPModel(config)
-    state = {k.removeprefix("clip."): v for k, v in golden.items() if k.startswith("clip.")}
+    state = {k.removeprefix("clip."): v.float() for k, v in golden.items() if k.startswith("clip.")}
     missing, unexpected = clip.load_state_dict(state, strict=False)
     assert not unexpected
-    assert [k for k in missing if "position_ids" not in k] == ["text_model.embeddings.token_embedding.weight"]
-    table = clip.text_model.embeddings.token_embedding.weight.data.zero_()
-    table[golden["prompt.used_ids"]] = golden["prompt.used_rows"]
+    of_vision = () if has_vision else ("vision_model.", "visual_projection.")
+    left = [k for k in missing if "position_ids" not in k and not k.startswith(of_vision)]
+    assert left == ["text_model.embeddings.token_embedding.weight"]
+    weight = clip.text_model.embeddings.token_embedding.weight.data.zero_()
+    weight[golden[f"{table}.used_ids"].long()] = golden[f"{table}.used_rows"].float()
     return clip.eval()
 
 

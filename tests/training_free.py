@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from reference_clip import loaded
 from torch import Tensor, tensor
 from transformers import CLIPConfig, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -16,14 +17,7 @@ def reference_clip(golden: dict[str, Tensor]) -> CLIPModel:
     text = {"num_hidden_layers": 2, "num_attention_heads": 1, "vocab_size": 49408, "max_position_embeddings": 77}
     text |= {"bos_token_id": 49406, "eos_token_id": 49407}
     config = CLIPConfig(vision_config={**shared, **vision}, text_config={**shared, **text}, projection_dim=48)
-    clip = CLIPModel(config)
-    state = {name.removeprefix("clip."): value.float() for name, value in golden.items() if name.startswith("clip.")}
-    missing, unexpected = clip.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert [name for name in missing if "position_ids" not in name] == ["text_model.embeddings.token_embedding.weight"]
-    table = clip.text_model.embeddings.token_embedding.weight.data.zero_()
-    table[golden["token.used_ids"].long()] = golden["token.used_rows"].float()
-    return clip.eval()
+    return loaded(config, golden, "token")
 
 
 def pixels(images: Tensor) -> Tensor:

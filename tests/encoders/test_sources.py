@@ -1,14 +1,11 @@
 """Patch sources against the published codes, and what they have in common."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import reference_numbers
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from sklearn.neighbors import LocalOutlierFactor
 from training_free import hidden_states, pixels, reference_clip
 
@@ -29,10 +26,7 @@ SOURCES = {
 @pytest.fixture(scope="module")
 def reference():
     """The published numbers, the CLIP, and the hidden states of the three test pictures."""
-    path = SHARED / "reference" / "training_free_golden.safetensors"
-    if not path.is_file():
-        pytest.skip(f"the reference numbers are not here: {path}")
-    golden = load_file(path)
+    golden = reference_numbers("training_free_golden.safetensors")
     clip = reference_clip(golden)
     with torch.no_grad():
         states = hidden_states(clip.vision_model, pixels(golden["images"][24:]))
@@ -62,7 +56,7 @@ def test_tagclip_s_patches_are_maskclip_s(reference):
 @torch.no_grad()
 def test_outliers_are_as_published(reference):
     golden, _, states = reference
-    places = json.loads((SHARED / "reference" / "training_free_golden.json").read_text())["scclip_outliers"]
+    places = reference_numbers("training_free_golden.json")["scclip_outliers"]
     patches = states[-2][:, 1:]
     assert distance(outlier_factors(patches, 30), golden["scclip.lof"]) < 1e-5
     assert [mask.nonzero().flatten().tolist() for mask in outliers(patches, 30)] == places

@@ -1,13 +1,10 @@
 """Heads that need no annotated images, against the published codes; what their steps cannot change."""
 
-import json
-
 import pytest
 import torch
-from conftest import SHARED
+from conftest import reference_numbers
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from scipy import ndimage
 from sklearn.decomposition import PCA
 from torch.nn import functional as F
@@ -31,11 +28,8 @@ class Reference:
     """The published numbers, and what the small CLIP computes of its images."""
 
     def __init__(self):
-        folder = SHARED / "reference"
-        if not folder.is_dir():
-            pytest.skip(f"the reference numbers are not here: {folder}")
-        self.golden = load_file(folder / "training_free_golden.safetensors")
-        self.plain = json.loads((folder / "training_free_golden.json").read_text())
+        self.golden = reference_numbers("training_free_golden.safetensors")
+        self.plain = reference_numbers("training_free_golden.json")
         self.clip = reference_clip(self.golden)
         self.layers = list(self.clip.vision_model.encoder.layers)
         self.labels = LabelVocabulary(tuple(self.plain["classes"]))

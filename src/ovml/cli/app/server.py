@@ -88,6 +88,7 @@ def build_server(
     from starlette.responses import PlainTextResponse, Response
 
     from ovml.cli.app.guard import Guard, Served
+    from ovml.cli.app.streams import Streams
 
     async def tidy_every_minute() -> None:
         while True:
@@ -140,7 +141,7 @@ def build_server(
     everywhere = bound in ("0.0.0.0", "::")
     names = {"localhost", "127.0.0.1", "::1", host.lower(), bound, *([socket.gethostname().lower()] * everywhere)}
     served = Served(frozenset(names), everywhere, frozenset(allowed_hosts))
-    guard = Guard(app, served, uploads, max_body=2**20 + 1024 * max_labels)
+    guard = Guard(Streams(app), served, uploads, max_body=2**20 + 1024 * max_labels)
     headers = list(HEADERS.items())
     config = uvicorn.Config(guard, log_level="warning", timeout_graceful_shutdown=1, headers=headers)
     return Server(config)

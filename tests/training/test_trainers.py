@@ -1,8 +1,11 @@
 """All stages in one call, and whole checkpoints."""
 
+import logging
 import os
 import tempfile
+import warnings
 
+import datasets
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -81,6 +84,26 @@ def test_a_quiet_fit_prints_nothing(data, tiny, tmp_path, capsys, monkeypatch):
     model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=STAGES[1:])
     ovml.fit(model, data, default_root_dir=tmp_path, **QUIET)
     assert capsys.readouterr().out == ""
+
+
+def test_what_lightning_says_of_each_trainer_is_not_repeated(data, tiny, tmp_path):
+    lightning = logging.getLogger("lightning.pytorch")
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    level, bars = lightning.level, datasets.utils.logging.is_progress_bar_enabled()
+    lightning.addHandler(handler)
+    try:
+        model = OVMultiLabelClassifier(tiny, data.vocabulary, stages=STAGES[1:])
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            ovml.fit(model, data, default_root_dir=tmp_path, **QUIET)
+        assert said == []
+        assert not [w for w in warned if "eval mode" in str(w.message)]
+        assert (lightning.level, datasets.utils.logging.is_progress_bar_enabled()) == (level, bars)
+        pl.Trainer(**QUIET, default_root_dir=tmp_path)  # one's own trainer says what it always says
+        assert "GPU available" in said[0]
+    finally:
+        lightning.removeHandler(handler)
 
 
 def test_options_and_callbacks_serve_each_stage(data, tiny, tmp_path):

@@ -19,7 +19,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ovml.classifier import OVMultiLabelClassifier
 from ovml.cli.lightning_parser import LightningParser, user_error
-from ovml.cli.messages import quiet_libraries
 from ovml.cli.run_config import check_same_settings, current_folder, known_classes_only
 from ovml.cli.settings import check_settings
 from ovml.data import MultiLabelDataModule
@@ -28,6 +27,7 @@ from ovml.training.callbacks import EvaluationPlots
 from ovml.training.callbacks.run import PredictionWriter
 from ovml.training.distributed import cuts_models
 from ovml.training.fit import fit_stages, split_metrics
+from ovml.training.messages import quiet_libraries
 from ovml.training.report import show_results, show_run
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ovml.training.callbacks.run import EpochSeed, stage_checkpoint
 from ovml.training.fit import StagedModule, fit_stages
+from ovml.training.messages import quiet_libraries
 from ovml.training.report import show_run
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
@@ -82,7 +83,8 @@ def fit(
         # A fast_dev_run writes neither checkpoints nor results.
         return RunFolder(root / "fast_dev_run") if options.get("fast_dev_run") else RunFolder.new(root)
 
-    run = fit_stages(model, datamodule, make_trainer, RunFolder.find(ckpt_path, root) if ckpt_path else new_run)
+    with quiet_libraries():
+        run = fit_stages(model, datamodule, make_trainer, RunFolder.find(ckpt_path, root) if ckpt_path else new_run)
     if not is_quiet():
         show_run(run, model.evaluation.titles, not options.get("fast_dev_run"))
     return run

@@ -8,27 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
+import transformers
+
 from ovml.utils.console import is_quiet
 
 ASKED_FOR = "callbacks", "profilers", "tuner"
 """Packages of Lightning whose messages are those that the user asked for, such as by `verbose`."""
+RANK_ZERO = "lightning.pytorch.utilities.rank_zero"
+"""The logger that all parts of Lightning send their messages to."""
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence messages of the libraries about what ovml handles itself."""
-    import datasets
-    import transformers
+    """Silence messages of the libraries about what ovml handles itself, within a block."""
+    levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric", "lightning"), logging.WARNING)
+    levels |= {f"lightning.pytorch.{name}": logging.WARNING if is_quiet() else logging.INFO for name in ASKED_FOR}
+    levels[RANK_ZERO] = logging.INFO
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger(RANK_ZERO).addFilter(_is_asked_for)
+    bars = [
+        module for module in (transformers.utils.logging, datasets.utils.logging) if module.is_progress_bar_enabled()
+    ]
+    for library in bars:
+        library.disable_progress_bar()
+    try:
+        with _quiet_warnings():
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+        logging.getLogger(RANK_ZERO).removeFilter(_is_asked_for)
+        for library in bars:
+            library.enable_progress_bar()
 
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ASKED_FOR:
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING if is_quiet() else logging.INFO)
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # all parts send their messages there
-    rank_zero.setLevel(logging.INFO)
-    rank_zero.addFilter(_is_asked_for)
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.disable_progress_bar()
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             "LightningCLI's args parameter is intended",  # other processes are started with the same arguments

@@ -104,6 +104,17 @@ def kin_golden_json() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a random CLIP: 48 px, 16 patches, 3 blocks, a tokenizer of letters."""
+    return random_clip(tmp_path_factory.mktemp("clip"), blocks=3)
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`tiny` with one block of its image tower, for tests that trace it often."""
+    return random_clip(tmp_path_factory.mktemp("shallow"), blocks=1)
+
+
+def random_clip(folder: Path, blocks: int) -> str:
+    """Write a random CLIP into a folder."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -115,12 +126,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     clip = CLIPModel(
         CLIPConfig(
-            vision_config={**tower, "num_hidden_layers": 3, "image_size": 48, "patch_size": 12},
+            vision_config={**tower, "num_hidden_layers": blocks, "image_size": 48, "patch_size": 12},
             text_config={**tower, **text, "num_hidden_layers": 2, "max_position_embeddings": 77},
             projection_dim=16,
         )
     )
-    folder = tmp_path_factory.mktemp("clip")
     clip.save_pretrained(folder)
     CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})

@@ -121,8 +121,8 @@ def run_torch(path, pixel_values, label_embeds):
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{type(head).__name__}-{vars(head).get('normalize')}")
 @pytest.mark.parametrize(("suffix", "run"), [(".onnx", run_onnx), (".pt2", run_torch)])
-def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, tmp_path, monkeypatch):
-    model = model_with(head).eval()
+def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, shallow, tmp_path, monkeypatch):
+    model = model_with(head, clip=shallow).eval()
     path = tmp_path / f"model{suffix}"
     export_model(model, path)
     monkeypatch.setattr("ovml.heads.chunks.CPU_BUDGET", 5000)  # what it is compared with takes labels in chunks

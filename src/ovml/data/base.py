@@ -37,8 +37,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
     Rows are plain dicts (`ovml.data.plain.PlainRow`), or for sets too large for that a `datasets.Dataset` with the
     columns `image` (`datasets.Image`), `positive` and `negative` (lists of label ids, which are columns of the
     vocabulary) and `image_id`, or a stream of such rows (`datasets.IterableDataset`). Batches are dicts:
-    `pixel_values [B, 3, H, W]`, `labels [B, L]` int8 (1 present, 0 absent, -1 unknown), `image_id`, a list of strings,
-    and `row`, a list of the rows' numbers.
+    `pixel_values [B, 3, H, W]` uint8, which the model normalizes on its device, `labels [B, L]` int8 (1 present, 0
+    absent, -1 unknown), `image_id`, a list of strings, and `row`, a list of the rows' numbers.
 
     With several processes each evaluation image still counts once. A training image that cannot be read is logged once,
     counted in `broken` and replaced by another one; in evaluation it raises an error that names it.
@@ -159,12 +159,12 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     @property
     def eval_transform(self) -> Transform:
-        """From image to pixel values in evaluation."""
-        return self.image_processor
+        """From image to bytes in evaluation."""
+        return self.image_processor.pixels
 
     @property
     def train_transform(self) -> Transform:
-        """From image to pixel values in training."""
+        """From image to bytes in training; an `augmentation` may give normalized floats."""
         if not self.augment:
             return self.eval_transform
         if self.augmentation is not None:

@@ -88,13 +88,15 @@ def test_there_is_a_worker_per_core_divided_among_the_processes_of_a_machine(on,
     assert machine.choose_workers(range(10_000), processes) == expected
 
 
-def test_few_rows_start_no_process_and_streams_no_more_than_they_have_shards(on, tiny):
+def test_few_rows_and_streams_start_no_process(on, tiny):
     on(8)
     assert [machine.choose_workers(range(size)) for size in (1, 127, 128)] == [0, 0, 8]
     data = Greys(clip=tiny)
     assert data.workers_for(data.dataset("train")) == 0
-    data.streamed = True
-    assert data.workers_for(data.dataset("train")) == 4
+    data.size, data.streamed = 200, True
+    assert data.workers_for(data.dataset("train")) == 0
+    data.streamed = False
+    assert data.workers_for(data.dataset("train")) == 8
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])

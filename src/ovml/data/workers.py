@@ -17,23 +17,20 @@ FEW_IMAGES = 128
 def choose_workers(rows: Any, processes: int = 1) -> int:
     """Number of processes that read the rows of a split: one per core, divided among the processes of this machine.
 
-    It is 0 for few rows, and in a script of the user's where starting a process would run the script again, which is
-    not so on Linux before Python 3.14.
+    It is 0 for few rows; for streams, whose order depends on it; and in a script of the user's where starting a process
+    would run the script again, which is not so on Linux before Python 3.14.
 
     Args:
-        rows: A `datasets.Dataset`, or a stream, of which a process reads at least one shard.
+        rows: A `datasets.Dataset`, or a stream.
         processes: Processes of this machine that train together.
 
     Example:
         >>> choose_workers(range(20))
         0
     """
-    if not _can_start():
+    if not hasattr(rows, "__len__") or len(rows) < FEW_IMAGES or not _can_start():
         return 0
-    workers = min(cores() // processes, MOST_WORKERS)
-    if hasattr(rows, "num_shards") and not hasattr(rows, "select"):
-        return min(workers, int(rows.num_shards))
-    return workers if len(rows) >= FEW_IMAGES else 0
+    return min(cores() // processes, MOST_WORKERS)
 
 
 def cores() -> int:

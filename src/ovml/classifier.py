@@ -230,7 +230,7 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         return {"image_id": batch["image_id"], "scores": scores}
 
     def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
-        """Score normalized images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""
+        """Score images `[B, 3, H, W]`, bytes or normalized floats, against labels; logits `[B, L]`."""
         logits: Tensor = self.model(pixel_values, labels)
         return logits
 

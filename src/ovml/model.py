@@ -134,9 +134,18 @@ class OpenVocabularyModel(nn.Module):
             adapter.attach(self.image_encoder, self.embed_dim)
             self.adapters.append(adapter)
 
+    def normalized(self, pixel_values: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` as the tower takes them: bytes are normalized, floats are taken as normalized ones."""
+        if pixel_values.dtype == torch.uint8:
+            return self.image_processor.normalize_pixels(pixel_values)
+        return pixel_values
+
     def encode_images(self, pixel_values: Tensor) -> Features:
-        """Features of normalized images `[B, 3, H, W]`; `score` finishes them where they depend on the labels."""
-        features: Features = self.image_encoder(pixel_values)
+        """Features of images `[B, 3, H, W]`, bytes or normalized floats, on the model's device.
+
+        `score` finishes them where they depend on the labels.
+        """
+        features: Features = self.image_encoder(self.normalized(pixel_values))
         return features
 
     def embed_labels(self, labels: Labels = None, prompt: PromptLearner | None = None) -> Tensor:
@@ -181,7 +190,12 @@ class OpenVocabularyModel(nn.Module):
         return torch.cat([label_embeds, background.to(label_embeds)])
 
     def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:
-        """Score normalized images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`."""
+        """Score images `[B, 3, H, W]` against labels (default: the vocabulary); logits `[B, L]`.
+
+        Args:
+            pixel_values: Bytes, or normalized floats.
+            labels: Label names.
+        """
         label_embeds = self.embed_labels(labels)
         return self.score(self.encode_images(pixel_values), label_embeds)
 

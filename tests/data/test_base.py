@@ -48,6 +48,7 @@ class Spots(MultiLabelDataModule):
 def test_batches_have_the_promised_form(tiny):
     (batch,) = Spots(clip=tiny, batch_size=8).val_dataloader()
     assert batch["pixel_values"].shape == (3, 3, 48, 48)
+    assert batch["pixel_values"].dtype == torch.uint8
     assert batch["labels"].dtype == torch.int8
     assert batch["labels"].tolist() == [[1, -1, -1], [-1, 1, -1], [0, -1, 1]]
     assert batch["image_id"] == ["x", "y", "z"]
@@ -68,7 +69,8 @@ def test_images_are_prepared_as_the_checkpoint_or_the_trainers_model_says(tiny):
     trainer.strategy.connect(model)
     data.trainer = trainer
     assert data.image_processor == replace(own, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    assert data.train_transform.processor is data.eval_transform is model.model.image_processor
+    assert data.train_transform.processor is data.image_processor is model.model.image_processor
+    assert data.eval_transform == model.model.image_processor.pixels
 
 
 def test_pictures_are_resized_before_the_cut_as_asked_or_as_the_checkpoint_says(tiny, tmp_path):
@@ -135,19 +137,20 @@ def test_settings_of_the_training_crops_are_handed_on(tiny):
     assert {name: getattr(transform, name) for name in given} == given
     assert Spots(clip=tiny, crop_scale=None).train_transform.scale is None
     plain = Spots(clip=tiny, augment=False)
-    assert plain.train_transform is plain.eval_transform
+    assert plain.train_transform == plain.eval_transform
 
 
 def test_images_of_an_evaluation_are_not_augmented(tiny, tmp_path):
     data = DemoDataModule(3, 3, cache_dir=str(tmp_path), clip=tiny, batch_size=3)
     for split, loader in (("validation", data.val_dataloader()), ("test", data.test_dataloader())):
         (batch,) = loader
-        expected = [data.image_processor(row["image"].convert("RGB")) for row in data.dataset(split)]
+        expected = [data.image_processor.pixels(row["image"].convert("RGB")) for row in data.dataset(split)]
         assert torch.equal(batch["pixel_values"], torch.stack(expected))
     (batch,) = data.train_dataloader()
     rows = {row["image_id"]: row["image"].convert("RGB") for row in data.dataset("train")}
     for image_id, pixels in zip(batch["image_id"], batch["pixel_values"], strict=True):
-        assert not torch.allclose(pixels, data.image_processor(rows[image_id]), atol=0.1)
+        values = data.image_processor.normalize_pixels(pixels)
+        assert not torch.allclose(values, data.image_processor(rows[image_id]), atol=0.1)
 
 
 def test_each_split_has_its_batch_size(tiny):
@@ -156,7 +159,7 @@ def test_each_split_has_its_batch_size(tiny):
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         (batch,) = loader
         assert batch["image_id"] == ["x", "y", "z"]
-        expected = [data.image_processor(Image.new("RGB", (40, 30), (40 * i,) * 3)) for i in range(3)]
+        expected = [data.image_processor.pixels(Image.new("RGB", (40, 30), (40 * i,) * 3)) for i in range(3)]
         assert torch.equal(batch["pixel_values"], torch.stack(expected))
     assert Spots(clip=tiny, batch_size=2).val_dataloader().batch_size == 2
     loaders = [getattr(Spots(clip=tiny, num_workers=2), f"{name}_dataloader")() for name in ("train", "val", "test")]

@@ -131,7 +131,7 @@ def check(data, loader, size, marks):
             number = int("".join(c for c in image_id if c.isdigit()))
             assert number not in seen
             seen[number] = labels.tolist()
-            assert torch.equal(pixels, data.image_processor(Image.new("RGB", (20, 16), (10 * number,) * 3)))
+            assert torch.equal(pixels, data.image_processor.pixels(Image.new("RGB", (20, 16), (10 * number,) * 3)))
     assert seen == {i: marks(LISTED[i]) for i in range(size)}
 
 
@@ -361,7 +361,7 @@ def test_real_photographs_in_structs_are_read(tmp_path, tiny):
     batch = next(iter(data.test_dataloader()))
     named = [int("dog" in labels) for labels in rows["labels"][: len(batch["labels"])].to_pylist()]
     assert batch["labels"][:, 0].tolist() == named
-    expected = data.image_processor(Image.open(io.BytesIO(rows["image"][0]["bytes"].as_py())).convert("RGB"))
+    expected = data.image_processor.pixels(Image.open(io.BytesIO(rows["image"][0]["bytes"].as_py())).convert("RGB"))
     assert torch.equal(batch["pixel_values"][0], expected)
 
 

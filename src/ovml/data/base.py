@@ -21,6 +21,7 @@ from ovml.data.rand_augment import RandAugment
 from ovml.data.rows import OnBroken, RowReader, TensorRows, TensorStream, Transform, collate
 from ovml.data.samplers import EvalSampler, TrainSampler
 from ovml.data.transforms import TrainTransform
+from ovml.data.workers import choose_workers
 from ovml.encoders.checkpoints import DEFAULT, load_image_processor
 from ovml.encoders.image_processor import ImageProcessor
 from ovml.utils.errors import UserError, check_share, check_whole
@@ -37,8 +38,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
     Rows are plain dicts (`ovml.data.plain.PlainRow`), or for sets too large for that a `datasets.Dataset` with the
     columns `image` (`datasets.Image`), `positive` and `negative` (lists of label ids, which are columns of the
     vocabulary) and `image_id`, or a stream of such rows (`datasets.IterableDataset`). Batches are dicts:
-    `pixel_values [B, 3, H, W]`, `labels [B, L]` int8 (1 present, 0 absent, -1 unknown), `image_id`, a list of strings,
-    and `row`, a list of the rows' numbers.
+    `pixel_values [B, 3, H, W]` uint8, which the model normalizes on its device, `labels [B, L]` int8 (1 present, 0
+    absent, -1 unknown), `image_id`, a list of strings, and `row`, a list of the rows' numbers.
 
     With several processes each evaluation image still counts once. A training image that cannot be read is logged once,
     counted in `broken` and replaced by another one; in evaluation it raises an error that names it.
@@ -47,7 +48,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
         clip: Checkpoint whose image processor prepares images where no trainer brings a model with its own.
         batch_size: Images per training batch and process.
         eval_batch_size: Images per evaluation batch. Default: `batch_size`, also where that changes later.
-        num_workers: Worker processes per data loader.
+        num_workers: Processes per data loader that read images; they live as long as the loader. Default: by the
+            machine and the split; see `ovml.data.workers.choose_workers`.
         augment: Random resized crop and flip in training.
         crop_scale: Minimum and maximum share of the image area that a training crop covers; `None` for whole images,
             resized and cropped as in evaluation.
@@ -84,6 +86,8 @@ class MultiLabelDataModule(pl.LightningDataModule):
     """Size of the shuffle buffer of a streamed training split, in rows."""
     allow_urls: bool = False
     """Whether images may be addresses on servers, which are asked for them."""
+    quick_rows: bool = False
+    """Whether images are so small that reading them takes less time than handing them over between processes."""
     stage_batch_size: int | None = None
     """Images per training batch and process in a stage that sets its own; a training writes it."""
     streamed_rows: int | None = None
@@ -94,7 +98,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
         clip: str = DEFAULT,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         augment: bool = True,
         crop_scale: tuple[float, float] | None = (0.08, 1.0),
         flip: float = 0.5,
@@ -159,12 +163,12 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     @property
     def eval_transform(self) -> Transform:
-        """From image to pixel values in evaluation."""
-        return self.image_processor
+        """From image to bytes in evaluation."""
+        return self.image_processor.pixels
 
     @property
     def train_transform(self) -> Transform:
-        """From image to pixel values in training."""
+        """From image to bytes in training; an `augmentation` may give normalized floats."""
         if not self.augment:
             return self.eval_transform
         if self.augmentation is not None:
@@ -211,6 +215,12 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
+    def workers_for(self, rows: Any, quick: bool = False) -> int:
+        """Number of processes that read the rows of a split; by default none where rows are `quick` to read."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if quick or self.quick_rows else choose_workers(rows, getattr(self.trainer, "num_devices", 1))
+
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Log every broken image once."""
         for message in batch.pop("broken", ()):
@@ -220,12 +230,20 @@ class MultiLabelDataModule(pl.LightningDataModule):
                 logger.warning("%s (%s)", message, "replaced by another image" if training else "skipped")
         return batch
 
+    @property
+    def _device_type(self) -> str:
+        """Where batches go: to the trainer's device, or to the one that a trainer would take."""
+        strategy = getattr(self.trainer, "strategy", None)
+        return strategy.root_device.type if strategy else "cuda" if torch.cuda.is_available() else "cpu"
+
     def _loader(self, split: Split, transform: Transform, batch_size: int) -> DataLoader[Any]:
         rows = self.rows_of(split)
         training = split == "train"
         reader = RowReader(transform, len(self.vocabulary), self.exhaustive, self.seed, self.allow_urls)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         on_broken: OnBroken = "replace" if training else "skip" if self.skip_broken else "raise"
+        epoch = getattr(self.trainer, "current_epoch", 0) if training else 0
+        workers = self.workers_for(rows, quick=split in self.feature_stores)
         source: TensorRows | TensorStream
         sampler = None
         if hasattr(rows, "select"):
@@ -236,6 +254,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
                 if training
                 else EvalSampler(source, world_size, rank)
             )
+            sampler.set_epoch(epoch)  # of a resumed run: worker processes ask for rows before Lightning sets it
         else:
             if training and not self.streamed_rows:
                 raise UserError(
@@ -251,15 +270,17 @@ class MultiLabelDataModule(pl.LightningDataModule):
                 buffer_size=self.shuffle_buffer if training else 0,
                 epoch_size=(self.streamed_rows or 0) // world_size if training else None,
             )
+            source.set_epoch(epoch)
         loader = DataLoader(
             source,
             batch_size=batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             collate_fn=collate,
             drop_last=training and self.drop_last,
             generator=torch.Generator(),  # of its own, so that making a loader leaves the global one alone
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._device_type == "cuda",  # so that Lightning copies batches while the device computes
         )
         if training and isinstance(source, TensorStream):  # Lightning tells the epoch to the sampler alone
             loader.sampler.set_epoch = source.set_epoch  # type: ignore[attr-defined]

@@ -23,14 +23,14 @@ class Augmentation(ABC):
     Example:
         >>> class Half(Augmentation):
         ...     def __call__(self, image, processor):
-        ...         return processor(image.reduce(2))
+        ...         return processor.pixels(image.reduce(2))
         >>> Half()(Image.new("RGB", (80, 120)), ImageProcessor(64)).shape
         torch.Size([3, 64, 64])
     """
 
     @abstractmethod
     def __call__(self, image: Image.Image, processor: ImageProcessor) -> Tensor:
-        """Turn an RGB image into pixel values `[3, size, size]`.
+        """Turn an RGB image into pixel values `[3, size, size]`: always bytes, or always normalized floats.
 
         Args:
             image: The image, as large as it is on disk.
@@ -50,7 +50,7 @@ class RAMAugmentation(Augmentation):
     3. Both sides are resized to the tower's size, bicubic; flip, in half; 10 black pixels are added on each side, and
        a square of the tower's size is cut at random.
     4. Normalization; in half of the images a rectangle of 2 to 33.3 % of the area and an aspect ratio of 0.3 to 3.33
-       becomes Gaussian noise.
+       becomes Gaussian noise. Such noise has values that no byte has, so these images are normalized floats.
 
     Example:
         >>> RAMAugmentation()(Image.new("RGB", (80, 120)), ImageProcessor(64)).shape
@@ -58,7 +58,7 @@ class RAMAugmentation(Augmentation):
     """
 
     def __call__(self, image: Image.Image, processor: ImageProcessor) -> Tensor:
-        """Turn an RGB image into pixel values `[3, size, size]`."""
+        """Turn an RGB image into normalized pixel values `[3, size, size]`, float32."""
         for operation in self.draw():
             image = operation(image)
         size = processor.size

@@ -34,7 +34,7 @@ class RowReader:
     or an interruption of the run.
 
     Args:
-        transform: Turns an RGB image into pixel values `[3, H, W]`; draws random numbers from torch.
+        transform: Turns an RGB image into bytes or normalized floats `[3, H, W]`; draws random numbers from torch.
         num_labels: Size of the vocabulary.
         exhaustive: Whether labels that a row does not list are absent (0); otherwise they are unknown (-1).
         seed: Seed of the transform's random numbers.
@@ -65,10 +65,10 @@ class RowReader:
 
     def targets(self, positive: Sequence[int], negative: Sequence[int]) -> Tensor:
         """Dense targets `[L]` int8 of sparse label ids."""
-        targets = torch.full((self.num_labels,), 0 if self.exhaustive else -1, dtype=torch.int8)
-        targets[torch.as_tensor(negative, dtype=torch.long)] = 0
-        targets[torch.as_tensor(positive, dtype=torch.long)] = 1
-        return targets
+        targets = np.full(self.num_labels, 0 if self.exhaustive else -1, np.int8)
+        targets[negative] = 0
+        targets[positive] = 1
+        return torch.from_numpy(targets)
 
 
 @contextmanager
@@ -148,7 +148,7 @@ class TensorRows(Dataset[dict[str, Any]]):
 
     def _read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
         broken: list[str] = []
-        draw = np.random.default_rng(row_seed(self.reader.seed, epoch, index))
+        draw = None
         while len(broken) < MAX_REPLACEMENTS:
             try:
                 return {**self.reader.read(row, epoch, index), "row": index, "broken": broken}
@@ -158,6 +158,7 @@ class TensorRows(Dataset[dict[str, Any]]):
                 broken.append(str(error))
                 if self.on_broken == "skip":
                     return {"broken": broken}
+                draw = draw or np.random.default_rng(row_seed(self.reader.seed, epoch, index))
                 index = int(draw.integers(len(self.rows)))
                 row = self.rows[index]
         raise _all_broken(broken)
@@ -195,12 +196,17 @@ class TensorStream(IterableDataset[dict[str, Any]]):
         self.on_broken = on_broken
         self.rank, self.world_size = rank, world_size
         self.shuffled = buffer_size > 0
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.epoch_size = epoch_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch; worker processes that live for several see each change."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which selects the order and the augmentation."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
         if self.shuffled:  # `datasets` would reorder the shards of an unshuffled stream too
             self.rows.set_epoch(epoch)
 
@@ -276,6 +282,11 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     empty = torch.empty(0)
     # Rows of a feature cache have features instead of pixel values.
     given = "features" if whole and "features" in whole[0] else "pixel_values"
+    if len({row[given].dtype for row in whole}) > 1:  # stacking would turn the bytes into floats that look normalized
+        raise UserError(
+            "data.augmentation: gives bytes for some images and floats for others; give one kind "
+            "(processor.normalize_pixels turns bytes into normalized floats)"
+        )
     return {
         given: torch.stack([row[given] for row in whole]) if whole else empty,
         "labels": torch.stack([row["labels"] for row in whole]) if whole else empty,

@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ovml.data.rand_augment import RandAugment
-from ovml.encoders.image_processor import ImageProcessor
+from ovml.encoders.image_processor import ImageProcessor, image_bytes
 
 
 class TrainTransform:
     """Random resized crop, horizontal flip and, where asked for, cutout and RandAugment; random numbers are torch's.
 
     Args:
-        processor: Size, resampling and normalization.
+        processor: Size and resampling.
         scale: Minimum and maximum share of the image area that a crop covers; `None` for the image as in evaluation.
         ratio: Minimum and maximum width-to-height ratio of a crop.
         flip: Probability of a horizontal flip.
@@ -47,7 +47,7 @@ class TrainTransform:
         self.cutout = cutout
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Turn an RGB image into pixel values `[3, size, size]`."""
+        """Turn an RGB image into bytes `[3, size, size]`."""
         image = self._cropped(image)
         if self.cutout:
             self._cut_out(image)
@@ -56,7 +56,7 @@ class TrainTransform:
         if self.rand_augment is not None:
             red, green, blue = (round(255 * value) for value in self.processor.mean)
             image = self.rand_augment(image, fill=(red, green, blue))
-        return self.processor.normalize(image)
+        return image_bytes(image)
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         if self.scale is None:

@@ -146,7 +146,8 @@ class Objective(nn.Module):
             return batch_features(model, {"features": batch["features"][kept]}), None
         tail_layers = len(teacher.layers)
         with torch.no_grad():
-            hidden_states = model.image_encoder.trunk(batch["pixel_values"][kept], tail_layers)
+            pixel_values = model.normalized(batch["pixel_values"][kept])
+            hidden_states = model.image_encoder.trunk(pixel_values, tail_layers)
         student: Features = model.image_encoder.tail(tail_layers)(hidden_states)
         if not (stage.distil and (self.distillation_weight or model.head.uses_teacher)):
             return student, None

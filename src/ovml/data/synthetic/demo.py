@@ -32,6 +32,8 @@ class DemoDataModule(MultiLabelDataModule):
         True
     """
 
+    quick_rows = True
+
     def __init__(
         self,
         train_size: int = 3000,

@@ -16,6 +16,8 @@ from ovml.utils.progress import track
 
 CHUNK = 100
 """Number of scenes that are drawn at once."""
+FORMAT = "PPM"
+"""How scenes are stored: uncompressed, because decoding small PNG files would take longer than all that follows."""
 
 SPLITS = ("pretrain", "train", "validation", "test")
 """Each split has its own random stream; ``pretrain`` is only for training the data set's own CLIP."""
@@ -77,11 +79,11 @@ def drawn_split(
             rows = [_row(draw(index), f"{split}-{index:06d}") for index in range(start, min(start + CHUNK, size))]
             yield pa.RecordBatch.from_pylist(rows, schema=FEATURES.arrow_schema)
 
-    return cached_table(cache_dir, "scenes", [], {"scenes": fingerprint}, make).rows
+    return cached_table(cache_dir, "scenes", [], {"scenes": fingerprint, "format": FORMAT}, make).rows
 
 
 def _row(scene: DrawnScene, image_id: str) -> dict[str, Any]:
     buffer = io.BytesIO()
-    scene.image.save(buffer, "PNG", compress_level=1)
+    scene.image.save(buffer, FORMAT)
     image = {"bytes": buffer.getvalue(), "path": None}
     return {"image": image, "positive": scene.label_ids, "negative": [], "image_id": image_id}

@@ -135,7 +135,7 @@ class FeatureCache(Callback):
         batch_size = data.eval_batch_size or data.batch_size
         batches = [list(own[i : i + batch_size]) for own in files.values() for i in range(0, len(own), batch_size)]
         loader: DataLoader[Any] = DataLoader(
-            TensorRows(rows, reader), batch_sampler=batches, num_workers=data.num_workers, collate_fn=collate
+            TensorRows(rows, reader), batch_sampler=batches, num_workers=data.workers_for(rows), collate_fn=collate
         )
         model.to(trainer.strategy.root_device)
         read = track(loader, "image features", total=len(batches)) if is_first else loader

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ovml.cli.settings import MACHINE_ONLY, check_config
-from ovml.metrics.results import FILES, read_results
+from ovml.metrics.results import FILES, is_run, read_results
 from ovml.utils.errors import UserError
-from ovml.utils.files import is_run
 
 SEEDS = {"seed_everything", "data.seed"}
 """Runs that differ in these alone are seeds of one setting."""

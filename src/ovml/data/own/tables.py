@@ -114,7 +114,7 @@ def table_rows(
         seen[key] = len(own)
         own.add(found, labels[number], unknown[number])
     for own in rows.values():  # a repeated row may judge what the first one did not
-        judged = zip(own.unknown, own.labels, strict=False)
+        judged = zip(own.unknown, own.labels, strict=True)
         own.unknown = [[name for name in unjudged if name not in present] for unjudged, present in judged]
     return rows, names
 
@@ -191,7 +191,7 @@ def find_tables(
     """
     found = index.files(*TABLES)
     named = [path for path in found if path.stem == "metadata"] or found
-    files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named
+    files = list(filter(index.split_of, named)) or named
     if len(named) > 1 and files is named:
         files = [path for path in named if lists_images(path, index, read)]
         if len(files) != 1:
@@ -206,11 +206,10 @@ def find_tables(
         images = image_column or _image_column(columns, index, file)
         rows, own = table_rows(columns, str(file), locate, images, label_column, separator)
         names |= dict.fromkeys(own)
-        outer = split_of(file.stem) or (split_of(file.parent.name) if file.parent != index.root else None)
         for role, part in rows.items():
-            target = splits.setdefault(role if outer is None else outer, Rows())
-            for i, image in enumerate(part.images):
-                target.add(image, part.labels[i], part.unknown[i] if part.unknown else ())
+            target = splits.setdefault(index.split_of(file) or role, Rows())
+            for row in zip(part.images, part.labels, part.unknown, strict=True):
+                target.add(*row)
     kinds = ", ".join(file.relative_to(index.root).as_posix() for file in files)
     return LabelledSet(f"table ({kinds})", splits, tuple(names)) if files else None
 

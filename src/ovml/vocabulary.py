@@ -179,13 +179,12 @@ class LabelVocabulary:
         >>> LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "Bank", "/m/2": "Cat", "/m/3": "bank"}).names
         ('Bank (/m/1)', 'Cat', 'bank (/m/3)')
         """
-        texts = [name_of[label] for label in (*seen, *unseen)]
-        count = Counter(map(label_key, texts))
-        ids = (*seen, *unseen)
-        names = [
-            f"{text} ({label})" if count[label_key(text)] > 1 else text for label, text in zip(ids, texts, strict=True)
-        ]
-        return cls(tuple(names[: len(seen)]), tuple(names[len(seen) :]), tuple(texts))
+        count = Counter(label_key(name_of[label]) for label in (*seen, *unseen))
+        names, unseen_names = (
+            tuple(f"{name_of[i]} ({i})" if count[label_key(name_of[i])] > 1 else name_of[i] for i in ids)
+            for ids in (seen, unseen)
+        )
+        return cls(names, unseen_names, tuple(name_of[label] for label in (*seen, *unseen)))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -124,9 +124,7 @@ class Guard:
 
     async def _read(self, scope: Any, receive: Any) -> Any:
         """Read a body; returns what passes it on."""
-        most = self.max_body
-        if scope["path"] == UPLOAD:
-            most = self._room
+        most = self._room if scope["path"] == UPLOAD else self.max_body
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > most):
             raise _Refused(413, f"too large; at most {most:,} bytes")

@@ -12,12 +12,7 @@ from ovml.utils.resources import RESOURCES
 HOUR = 60 * 60
 
 
-def build_page(
-    events: Events,
-    model_name: str = "",
-    typed: str = "",
-    chosen: str = TYPED,
-) -> Any:
+def build_page(events: Events, model_name: str = "", typed: str = "", chosen: str = TYPED) -> Any:
     """Lay out the page.
 
     Args:

@@ -48,12 +48,12 @@ class Compare(Command):
         """Read all runs, then print or write."""
         if len(args.runs) < 2:
             raise UserError(f"only one run, {args.runs[0]}: give two or more, such as runs/demo/version_*")
-        if args.out is not None:
+        if args.out is None:
+            form = args.format or ("table" if sys.stdout.isatty() else "tsv")
+        else:
             check_output(args.out, SUFFIXES, args.overwrite)
             if args.format is not None:
                 raise UserError("--format: is of what is printed; the ending of --out says what is written")
-        form = args.format or ("table" if sys.stdout.isatty() else "tsv")
-        if args.out is not None:
             form = args.out.suffix.lower()
         comparison = compare(read_runs(args.runs), args.metrics, short=form in ("table", ".md"))
         if args.out is not None:

@@ -149,12 +149,8 @@ def _cells(groups: Sequence[Sequence[Run]]) -> list[Cell]:
     protocols = [*protocol_titles({"": {f"{cell.protocol}/": 0.0 for cell in found}}), CALIBRATION]
 
     def place(cell: Cell) -> Any:
-        return (
-            splits.index(cell.split),
-            protocols.index(cell.protocol),
-            models.index(cell.row),
-            metric_order(cell.metric),
-        )
+        place = splits.index(cell.split), protocols.index(cell.protocol), models.index(cell.row)
+        return *place, metric_order(cell.metric)
 
     return sorted(found, key=place)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from inspect import isabstract
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, causes
 
 LONGEST = 80
 """Characters of a value that an error repeats."""
@@ -42,7 +42,7 @@ class UserErrors:
         found = re.match(r'Parser key "([^"]+)":[\s-]*', message := message.strip().removeprefix("argument "))
         key = found[1] if found else ""
         parser = getattr(ex, "subcommand_parser", self)
-        inner = next((error for error in _causes(ex) if isinstance(error, OptionError)), None)
+        inner = next((error for error in causes(ex) if isinstance(error, OptionError)), None)
         if inner is None:
             text = message[found.end() if found else 0 :]
             reason = _no_option(text, parser._names()) or _not_allowed(text) or _no_class(text) or _no_value(text)
@@ -76,12 +76,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]}?"
     return f"; there are {', '.join(known)}" if 0 < len(known) <= 18 else ""
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _joined(text: str) -> str:

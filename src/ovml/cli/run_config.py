@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -162,11 +162,8 @@ def check_same_settings(parser: LightningArgumentParser, own: Path, given: Names
         UserError: A setting differs.
     """
     check_config(own)
-    if trusted:
+    with nullcontext() if trusted else known_classes_only(own):
         before = parser.parse_path(str(own))
-    else:
-        with known_classes_only(own):
-            before = parser.parse_path(str(own))
     difference = _difference(_plain(parser, before), _plain(parser, given))
     if difference is not None:
         name, *values = difference

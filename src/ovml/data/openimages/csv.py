@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -109,8 +108,12 @@ def _blocks(
 
 
 def _header(path: Path) -> list[str]:
-    with _readable(path), path.open("rb") as file:
-        header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
+    try:
+        with path.open("rb") as file:
+            header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from error
     if not header:
         raise UserError(f"{path}: is empty; {AGAIN}")
     return header
@@ -154,12 +157,3 @@ def _presence(confidence: str) -> int | None:
 def _numbers(encoded: pa.DictionaryArray) -> Array:
     numbers: Array = encoded.indices.to_numpy().astype(np.int64)
     return numbers
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from error

@@ -37,8 +37,7 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
         where: Name of the list in errors.
 
     Raises:
-        UserError: The list is empty, a name is empty or not a string, or two names are the same up to case and
-            spaces.
+        UserError: The list is empty, a name is empty or no string, or two names are the same up to case and spaces.
 
     >>> check_names(["cat", " black cat"])
     ('cat', 'black cat')
@@ -93,11 +92,7 @@ def group_columns(groups: Sequence[Sequence[str]], names: Sequence[str], where: 
 
 
 def labels_below(name: str, parents: Mapping[str, str]) -> list[str]:
-    """Labels that have a label above them, however far.
-
-    Args:
-        name: The label above.
-        parents: The parent of each label that has one; see `packaged_parents`.
+    """Labels that have the label `name` above them, however far, by the parents of `packaged_parents`.
 
     >>> labels_below("animal", {"dog": "mammal", "mammal": "animal", "car": "vehicle"})
     ['dog', 'mammal']
@@ -284,13 +279,7 @@ def packaged_vocabulary(name: str = "everyday") -> LabelVocabulary:
 
 
 def packaged_parents(name: str = "everyday") -> dict[str, str]:
-    """The parent of each label of a packaged vocabulary that has one.
-
-    Args:
-        name: A key of `ovml.utils.resources.VOCABULARIES`.
-
-    Raises:
-        UserError: There is none of this name.
+    """The parent of each label of a packaged vocabulary that has one; see `packaged_vocabulary`.
 
     >>> parents = packaged_parents("everyday")
     >>> parents["puppy"], parents["dog"], parents["mammal"], "animal" in parents

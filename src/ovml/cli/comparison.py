@@ -146,7 +146,7 @@ def _cells(groups: Sequence[Sequence[Run]]) -> list[Cell]:
             protocol, _, metric = name.rpartition("/")
             found.append(Cell(split, row, protocol, metric, values))
     splits, models = list(FILES), [*dict.fromkeys(cell.row for cell in found if cell.row != LAST), LAST]
-    protocols = [*protocol_titles({"": {f"{cell.protocol}/": 0.0 for cell in found}}), CALIBRATION]
+    protocols = [*protocol_titles(f"{cell.protocol}/" for cell in found), CALIBRATION]
 
     def place(cell: Cell) -> Any:
         place = splits.index(cell.split), protocols.index(cell.protocol), models.index(cell.row)

@@ -122,8 +122,7 @@ def _shared_images(reports: Sequence[_Report]) -> Iterator[tuple[int, str]]:
     """Number of image files that two splits share, and the splits' names."""
     for first, second in combinations(reports, 2):
         paths = (pc.struct_field(report.annotations.rows.data.column("image"), "path") for report in (first, second))
-        shared = pc.sum(pc.is_in(*(pc.unique(some.drop_null()) for some in paths))).as_py()
-        if shared:
+        if shared := pc.sum(pc.is_in(*(pc.unique(some.drop_null()) for some in paths))).as_py():
             yield shared, f"both {first.split} and {second.split}"
 
 

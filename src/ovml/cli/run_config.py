@@ -164,8 +164,7 @@ def check_same_settings(parser: LightningArgumentParser, own: Path, given: Names
     check_config(own)
     with nullcontext() if trusted else known_classes_only(own):
         before = parser.parse_path(str(own))
-    difference = _difference(_plain(parser, before), _plain(parser, given))
-    if difference is not None:
+    if difference := _difference(_plain(parser, before), _plain(parser, given)):
         name, *values = difference
         of_run, now = map(_short, values)
         raise UserError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovml.metrics.tables import ROW_TITLES, metric_order, percent, protocol_titles
+from ovml.metrics.tables import ROW_TITLES, markdown_table, metric_order, percent, protocol_titles
 from ovml.model import OpenVocabularyModel
 from ovml.saving.recipe import PARTS, base_model
 from ovml.utils.console import on_one_line
@@ -91,19 +91,18 @@ def metrics_table(rows: Rows) -> str:
     |---|---|---:|---:|
     | ZSL | zero-shot CLIP | 25.0 | 50.0 |
     """
-    titles = protocol_titles(rows)
-    named = [name.partition("/") for values in rows.values() for name in values]
-    metrics = sorted({metric for protocol, _, metric in named if protocol in titles and metric}, key=metric_order)
-    lines = [["labels", "model", *map(_escaped, metrics)], ["---", "---", *["---:"] * len(metrics)]]
+    names = [name for values in rows.values() for name in values]
+    titles = protocol_titles(names)
+    parts = [name.partition("/") for name in names]
+    metrics = sorted({metric for protocol, _, metric in parts if protocol in titles and metric}, key=metric_order)
+    lines = []
     for protocol, title in titles.items():
         for row, values in rows.items():
             name = ROW_TITLES.get(row, _escaped(row))
             cells = [values.get(f"{protocol}/{metric}") for metric in metrics]
             if any(cell is not None for cell in cells):
                 lines.append([_escaped(title), name, *map(percent, cells)])
-    body = [f"| {' | '.join(line)} |" for line in lines]
-    body[1] = body[1].replace(" ", "")
-    return "\n".join(body)
+    return markdown_table(["labels", "model"], [*map(_escaped, metrics)], lines)
 
 
 def model_card(

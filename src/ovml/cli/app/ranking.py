@@ -42,8 +42,7 @@ def typed_labels(text: str, most: int) -> LabelVocabulary:
         raise UserError("labels: none typed; type some, one a line or separated by commas")
     if len(names) > most:
         raise UserError(f"labels: {len(names):,} are too many; type at most {most:,}")
-    long = next((name for name in names if len(name) > LONGEST), None)
-    if long is not None:
+    if long := next((name for name in names if len(name) > LONGEST), None):
         raise UserError(f"labels: '{long[:30]}...' has {len(long):,} characters; a label may have {LONGEST}")
     return LabelVocabulary(check_names(names))
 

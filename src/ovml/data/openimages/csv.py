@@ -85,14 +85,12 @@ def _blocks(
 ) -> Iterator[pa.RecordBatch]:
     """Stream some columns of a file; if `others` is given, the file must have no columns beside both."""
     header = _header(path)
-    missing = [name for name in columns if name not in header]
-    if missing:
+    if missing := [name for name in columns if name not in header]:
         raise UserError(
             f"{path}: no column {', '.join(missing)}; its first line is {','.join(header)!r}, and it should name "
             f"{', '.join(columns)}; {AGAIN}"
         )
-    unknown = [name for name in header if others is not None and name not in (*columns, *others)]
-    if unknown:
+    if unknown := [name for name in header if others is not None and name not in (*columns, *others)]:
         raise UserError(f"{path}: unknown column {', '.join(map(repr, unknown))} beside {', '.join(columns)}; {AGAIN}")
     convert = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns))
     parse = pacsv.ParseOptions(newlines_in_values=newlines_in_values)

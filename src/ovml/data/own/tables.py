@@ -121,14 +121,14 @@ def table_rows(
 
 def _roles(cells: Sequence[Any], column: str, where: str) -> list[str]:
     """The split of each row; an empty cell means `train`."""
-    roles = ["train" if _is_empty(cell) else split_of(str(cell)) for cell in cells]
-    if None in roles:
-        number = roles.index(None)
+    roles = ["train" if _is_empty(cell) else split_of(str(cell)) or "" for cell in cells]
+    if "" in roles:
+        number = roles.index("")
         raise UserError(
             f"{where}: row {number + 1}: {cells[number]!r} in column {column!r} names no split; write train, "
             "validation or test, or rename the column if it holds something else"
         )
-    return [role for role in roles if role]
+    return roles
 
 
 def cells_of_labels(cells: Sequence[Any], separator: str | None = None) -> list[list[Any]]:

@@ -142,8 +142,7 @@ def _images(content: Mapping[str, Any], file: Path, index: ImageIndex) -> tuple[
     if not folders and not listed:
         folders[index.root] = "train"
     for path in index.paths:
-        inner = next((folders[folder] for folder in path.parents if folder in folders), None)
-        if inner:
+        if inner := next((folders[folder] for folder in path.parents if folder in folders), None):
             listed.setdefault(str(path), inner)
     return listed, missing
 

@@ -122,12 +122,16 @@ def _id(item: Mapping[str, Any], key: str, kind: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"{key} of {kind} is {shown(value, 40)}" if key in item else f"{kind} without {key}")
+        raise _wrong(item, key, kind)
     return str(value).strip()
 
 
 def _text(item: Mapping[str, Any], key: str, kind: str) -> str:
     value = item.get(key)
     if isinstance(value, (bool, Mapping, list, type(None))) or not str(value).strip():
-        raise ValueError(f"{key} of {kind} is {shown(value, 40)}" if key in item else f"{kind} without {key}")
+        raise _wrong(item, key, kind)
     return str(value)
+
+
+def _wrong(item: Mapping[str, Any], key: str, kind: str) -> ValueError:
+    return ValueError(f"{key} of {kind} is {shown(item[key], 40)}" if key in item else f"{kind} without {key}")

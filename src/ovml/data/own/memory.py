@@ -13,11 +13,8 @@ from PIL import Image
 from ovml.data.hub.load import load_set
 from ovml.data.labels import class_names
 from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, split_of
-from ovml.data.own.tables import IMAGE_COLUMNS, find_column, table_rows
+from ovml.data.own.tables import IMAGE_COLUMNS, Options, find_column, table_rows
 from ovml.utils.errors import UserError
-
-Options = Mapping[str, str | None]
-"""`image_column`, `label_column` and `separator` of `table_rows`."""
 
 
 def find_arrow(index: ImageIndex, options: Options) -> LabelledSet | None:

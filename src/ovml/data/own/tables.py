@@ -31,6 +31,8 @@ MOST_BYTES = 2**30
 """Size of the largest table."""
 
 Columns = Mapping[str, Sequence[Any]]
+Options = Mapping[str, str | None]
+"""`image_column`, `label_column` and `separator` of `table_rows`."""
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
@@ -168,13 +170,7 @@ def _name(value: Any) -> Any:
     return value if isinstance(value, Real) else str(value).strip()
 
 
-def find_tables(
-    index: ImageIndex,
-    read: Callable[[Path], Columns],
-    image_column: str | None = None,
-    label_column: str | None = None,
-    separator: str | None = None,
-) -> LabelledSet | None:
+def find_tables(index: ImageIndex, read: Callable[[Path], Columns], options: Options) -> LabelledSet | None:
     """The tables of a folder, or the one that is to be read; `None` if there is none.
 
     A table's name, or the folder that it stands in, may name its split: `train.csv`, `test/metadata.jsonl`.
@@ -182,9 +178,7 @@ def find_tables(
     Args:
         index: The files of the folder.
         read: `read_table`, or a form of it that keeps what it read.
-        image_column: See `table_rows`; so are the next two.
-        label_column: Of the labels.
-        separator: Between labels.
+        options: Of `table_rows`.
 
     Raises:
         UserError: See `table_rows`.
@@ -203,8 +197,8 @@ def find_tables(
     names: dict[str, None] = {}
     for file in files:
         columns, locate = read(file), partial(index.path, file=file)
-        images = image_column or _image_column(columns, index, file)
-        rows, own = table_rows(columns, str(file), locate, images, label_column, separator)
+        images = options["image_column"] or _image_column(columns, index, file)
+        rows, own = table_rows(columns, str(file), locate, **{**options, "image_column": images})
         names |= dict.fromkeys(own)
         for role, part in rows.items():
             target = splits.setdefault(index.split_of(file) or role, Rows())

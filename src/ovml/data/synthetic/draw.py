@@ -135,12 +135,9 @@ def draw(things: tuple[Thing, ...], ground: str, rng: random.Random) -> Image.Im
     canvas, horizon = draw_ground(ground, IMAGE_SIZE * _SCALE, rng)
     for thing in things:
         _draw_thing(canvas, thing, horizon, rng)
-    return _with_noise(canvas.reduce(_SCALE), rng.uniform(0, 3), rng)
-
-
-def _with_noise(image: Image.Image, amount: float, rng: random.Random) -> Image.Image:
-    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((*image.size, 3), np.float32)
-    return Image.fromarray((np.asarray(image) + amount * noise).clip(0, 255).astype(np.uint8))
+    amount, shape = rng.uniform(0, 3), (IMAGE_SIZE, IMAGE_SIZE, 3)
+    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(shape, np.float32)
+    return Image.fromarray((np.asarray(canvas.reduce(_SCALE)) + amount * noise).clip(0, 255).astype(np.uint8))
 
 
 def photograph(image: Image.Image, rng: random.Random, strength: float = 1.0) -> Image.Image:

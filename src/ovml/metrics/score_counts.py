@@ -56,9 +56,9 @@ class ScoreCounts:
             groups: The group of each score, or of each of the last dimension's. Default: 0.
         """
         of_score = torch.zeros_like(targets) if groups is None else groups.to(targets.device).expand_as(targets)
-        flat = [tensor.reshape(-1) for tensor in (scores, targets, of_score)]
-        for start in range(0, scores.numel(), CHUNK):
-            self._update(*(tensor[start : start + CHUNK] for tensor in flat))
+        flat = (tensor.reshape(-1).split(CHUNK) for tensor in (scores, targets, of_score))
+        for parts in zip(*flat, strict=True):
+            self._update(*parts)
 
     def update_pieces(
         self, pieces: Iterable[tuple[Tensor, Tensor, Tensor | None]], groups: Tensor | None = None

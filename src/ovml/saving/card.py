@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovml.metrics.results import FILES
 from ovml.metrics.tables import ROW_TITLES, markdown_table, metric_order, percent, protocol_titles
 from ovml.model import OpenVocabularyModel
 from ovml.saving.recipe import PARTS, base_model
@@ -62,25 +63,27 @@ def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
     """
     if source is None:
         return "", {}
-    title = ""
+    title, split_of = "", {name: split for split, name in FILES.items()}
     if isinstance(source, (str, Path)):
         file = Path(source)
         if file.is_dir():
-            file = next((f for name in ("test_results.json", "results.json") if (f := file / name).is_file()), file)
-        title = {"test_results.json": "test", "results.json": "validation"}.get(file.name, "")
+            file = next((f for name in reversed(split_of) if (f := file / name).is_file()), file)
+        title = split_of.get(file.name, "")
         try:
             source = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{file}: no metrics there ({error}); give a run folder with test_results.json (ovml test --ckpt_path)"
             ) from error
-    if isinstance(source, Mapping) and source and all(isinstance(v, (int, float)) for v in source.values()):
+    if source and _is_row(source):
         source = {"this model": source}  # type: ignore[dict-item]
-    if not isinstance(source, Mapping) or not all(
-        isinstance(row, Mapping) and all(isinstance(v, (int, float)) for v in row.values()) for row in source.values()
-    ):
+    if not isinstance(source, Mapping) or not all(map(_is_row, source.values())):
         raise UserError(f"metrics: expected rows such as {{'vision': {{'zsl/mAP': 0.3}}}}; got {source!r}")
     return title, source
+
+
+def _is_row(values: Any) -> bool:
+    return isinstance(values, Mapping) and all(isinstance(value, (int, float)) for value in values.values())
 
 
 def metrics_table(rows: Rows) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
 from ovml.metrics.calibration import Calibration
-from ovml.metrics.functional.each_label import OfLabel
+from ovml.metrics.functional.each_label import Array, OfLabel
 from ovml.utils.errors import check_positive
 from ovml.utils.parts import Part
 from ovml.vocabulary import LabelVocabulary
@@ -22,8 +22,6 @@ from ovml.vocabulary import LabelVocabulary
 BINS = 1 << 16
 """Of scores in a fit: far finer than the fitted curve needs."""
 RELIABILITY_BINS = 15
-
-Array = np.ndarray[Any, Any]
 
 
 class Calibrator(Part, ABC):

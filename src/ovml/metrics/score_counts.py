@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ovml.metrics.functional.each_label import Array
+
 CHUNK = 1 << 22
 """Scores that are sorted into bins at once."""
-
-Array = np.ndarray[Any, Any]
 
 
 class ScoreCounts:

@@ -11,38 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ovml.metrics.results import FILES
-from ovml.metrics.tables import ROW_TITLES, markdown_table, metric_order, percent, protocol_titles
+from ovml.metrics.tables import ROW_TITLES, Rows, markdown_table, metric_order, percent, protocol_titles
 from ovml.model import OpenVocabularyModel
 from ovml.saving.recipe import PARTS, base_model
 from ovml.utils.console import on_one_line
 from ovml.utils.errors import UserError
+from ovml.utils.resources import RESOURCES
 from ovml.utils.version import __version__
 
-Rows = Mapping[str, Mapping[str, float]]
-
-TEMPLATE = """# {title}
-
-Open-vocabulary multi-label image classifier, saved by ovml {version}. It scores any list of label names, including
-names that were not seen in training. Scores rank the labels of one image; they are not probabilities. A calibrated
-model returns probabilities with `probabilities=True` (`--probabilities`).
-
-```python
-from ovml import OVMultiLabelClassifier
-
-model = OVMultiLabelClassifier.from_pretrained({source})
-model.predict_labels("photo.jpg", labels=["cat", "black cat", "harbour"], top_k=3)
-```
-
-    ovml tag photo.jpg --labels "cat,black cat,harbour" --model {argument}
-
-| | |
-|---|---|
-{facts}
-
-## Evaluation
-
-{evaluation}
-"""
+TEMPLATE = RESOURCES / "model_card.md"
 
 
 def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
@@ -152,7 +129,7 @@ def model_card(
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     title = _escaped(source.rstrip("/").rpartition("/")[2])
     code, argument = json.dumps(source, ensure_ascii=False), on_one_line(shlex.quote(source))
-    body = TEMPLATE.format(
+    body = TEMPLATE.read_text(encoding="utf-8").format(
         title=title, version=__version__, source=code, argument=argument, facts=table, evaluation=evaluation
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"

@@ -3,11 +3,9 @@
 Names are loaded when first used, so that `import ovml` costs next to nothing.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+from ovml.utils.lazy import lazy_names
 from ovml.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -24,44 +22,17 @@ if TYPE_CHECKING:
     from ovml.utils.errors import UserError as UserError
     from ovml.vocabulary import LabelVocabulary as LabelVocabulary
 
-
-_HOME = {
-    "HeadStage": "ovml.training.stages",
-    "LabelScore": "ovml.inference.tagger",
-    "LabelVocabulary": "ovml.vocabulary",
-    "OVMultiLabelClassifier": "ovml.classifier",
-    "OpenVocabularyModel": "ovml.model",
-    "PromptStage": "ovml.training.stages",
-    "Stage": "ovml.training.stages",
-    "Tagger": "ovml.inference.tagger",
-    "UserError": "ovml.utils.errors",
-    "VisionStage": "ovml.training.stages",
-    "fit": "ovml.training.trainers",
-    "load_model": "ovml.saving.load",
-}
-
-__all__ = [
-    "HeadStage",
-    "LabelScore",
-    "LabelVocabulary",
-    "OVMultiLabelClassifier",
-    "OpenVocabularyModel",
-    "PromptStage",
-    "Stage",
-    "Tagger",
-    "UserError",
-    "VisionStage",
-    "__version__",
-    "fit",
-    "load_model",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'ovml' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "classifier": ["OVMultiLabelClassifier"],
+        "inference.tagger": ["LabelScore", "Tagger"],
+        "model": ["OpenVocabularyModel"],
+        "saving.load": ["load_model"],
+        "training.stages": ["HeadStage", "PromptStage", "Stage", "VisionStage"],
+        "training.trainers": ["fit"],
+        "utils.errors": ["UserError"],
+        "utils.version": ["__version__"],
+        "vocabulary": ["LabelVocabulary"],
+    },
+)

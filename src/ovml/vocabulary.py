@@ -37,8 +37,7 @@ def check_names(names: Sequence[str], where: str = "labels") -> tuple[str, ...]:
         where: Name of the list in errors.
 
     Raises:
-        UserError: The list is empty, a name is empty or not a string, or two names are the same up to case and
-            spaces.
+        UserError: The list is empty, a name is empty or no string, or two names are the same up to case and spaces.
 
     >>> check_names(["cat", " black cat"])
     ('cat', 'black cat')
@@ -93,11 +92,7 @@ def group_columns(groups: Sequence[Sequence[str]], names: Sequence[str], where: 
 
 
 def labels_below(name: str, parents: Mapping[str, str]) -> list[str]:
-    """Labels that have a label above them, however far.
-
-    Args:
-        name: The label above.
-        parents: The parent of each label that has one; see `packaged_parents`.
+    """Labels that have the label `name` above them, however far, by the parents of `packaged_parents`.
 
     >>> labels_below("animal", {"dog": "mammal", "mammal": "animal", "car": "vehicle"})
     ['dog', 'mammal']
@@ -179,13 +174,12 @@ class LabelVocabulary:
         >>> LabelVocabulary.from_ids(["/m/1", "/m/2"], ["/m/3"], {"/m/1": "Bank", "/m/2": "Cat", "/m/3": "bank"}).names
         ('Bank (/m/1)', 'Cat', 'bank (/m/3)')
         """
-        texts = [name_of[label] for label in (*seen, *unseen)]
-        count = Counter(map(label_key, texts))
-        ids = (*seen, *unseen)
-        names = [
-            f"{text} ({label})" if count[label_key(text)] > 1 else text for label, text in zip(ids, texts, strict=True)
-        ]
-        return cls(tuple(names[: len(seen)]), tuple(names[len(seen) :]), tuple(texts))
+        count = Counter(label_key(name_of[label]) for label in (*seen, *unseen))
+        names, unseen_names = (
+            tuple(f"{name_of[i]} ({i})" if count[label_key(name_of[i])] > 1 else name_of[i] for i in ids)
+            for ids in (seen, unseen)
+        )
+        return cls(names, unseen_names, tuple(name_of[label] for label in (*seen, *unseen)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -285,13 +279,7 @@ def packaged_vocabulary(name: str = "everyday") -> LabelVocabulary:
 
 
 def packaged_parents(name: str = "everyday") -> dict[str, str]:
-    """The parent of each label of a packaged vocabulary that has one.
-
-    Args:
-        name: A key of `ovml.utils.resources.VOCABULARIES`.
-
-    Raises:
-        UserError: There is none of this name.
+    """The parent of each label of a packaged vocabulary that has one; see `packaged_vocabulary`.
 
     >>> parents = packaged_parents("everyday")
     >>> parents["puppy"], parents["dog"], parents["mammal"], "animal" in parents

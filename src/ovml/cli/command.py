@@ -146,7 +146,7 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
-    """The labels that the options name; `None` for the model's own.
+    """The labels that the options name, with a notice of what a file holds; `None` for the model's own.
 
     Raises:
         UserError: They cannot be read, or are not a proper list.
@@ -154,7 +154,10 @@ def chosen_labels(args: argparse.Namespace) -> LabelVocabulary | None:
     if args.vocabulary is not None:
         return packaged_vocabulary(args.vocabulary)
     if args.labels_file is not None:
-        return labels_in(args.labels_file)
+        found = read_list(args.labels_file)
+        labels = vocabulary_of(found, str(args.labels_file))
+        notice(found.summary())
+        return labels
     if args.labels is not None:
         return LabelVocabulary(check_names(comma_separated(args.labels), where="--labels"))
     return None
@@ -170,18 +173,6 @@ def several_names(text: str) -> list[str]:
     if not (names := comma_separated(text)):
         raise argparse.ArgumentTypeError("expected names, separated by commas")
     return names
-
-
-def labels_in(file: Path) -> LabelVocabulary:
-    """The labels in a file; a notice says what was understood.
-
-    Raises:
-        UserError: They cannot be read, or are not a proper list.
-    """
-    found = read_list(file)
-    labels = vocabulary_of(found, str(file))
-    notice(found.summary())
-    return labels
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> None:

@@ -16,7 +16,7 @@ from ovml.cli.compared_runs import read_runs
 from ovml.cli.comparison import Cell, Comparison, compare
 from ovml.metrics.protocols import CALIBRATION, shown_protocols
 from ovml.metrics.results import FILES
-from ovml.metrics.tables import ROW_TITLES, percent, protocol_titles
+from ovml.metrics.tables import ROW_TITLES, markdown_table, percent, protocol_titles
 from ovml.utils.console import notice, on_one_line, printable, show, show_line, tsv_line
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.files import check_output, write_errors, write_text
@@ -48,12 +48,12 @@ class Compare(Command):
         """Read all runs, then print or write."""
         if len(args.runs) < 2:
             raise UserError(f"only one run, {args.runs[0]}: give two or more, such as runs/demo/version_*")
-        if args.out is not None:
+        if args.out is None:
+            form = args.format or ("table" if sys.stdout.isatty() else "tsv")
+        else:
             check_output(args.out, SUFFIXES, args.overwrite)
             if args.format is not None:
                 raise UserError("--format: is of what is printed; the ending of --out says what is written")
-        form = args.format or ("table" if sys.stdout.isatty() else "tsv")
-        if args.out is not None:
             form = args.out.suffix.lower()
         comparison = compare(read_runs(args.runs), args.metrics, short=form in ("table", ".md"))
         if args.out is not None:
@@ -101,18 +101,16 @@ class Grid:
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        header = [*self.names, *(run.replace("\n", ", ") for run in self.runs)]
-        lines = ["|".join(["", *(f" {_escaped(cell)} " for cell in row), ""]) for row in (header, *self.rows)]
-        marks = "|".join(["", *["---"] * len(self.names), *["---:"] * len(self.runs), ""])
-        end = ["", self.caption] if self.caption else []
-        return "\n".join([f"## {self.title}", "", lines[0], marks, *lines[1:], *end, ""])
+        runs = [_escaped(run.replace("\n", ", ")) for run in self.runs]
+        table = markdown_table(self.names, runs, [[*map(_escaped, row)] for row in self.rows])
+        return "\n".join([f"## {self.title}", "", table, *(["", self.caption] if self.caption else []), ""])
 
 
 def _grids(comparison: Comparison) -> list[Grid]:
     """The tables for people: settings that differ, and a table of results per split."""
     rows = [[name, *(beginning(own, 60) or "-" for own in values)] for name, values in comparison.settings.items()]
     grids = [Grid("settings that differ", ["setting"], comparison.names, rows)] if rows else []
-    titles = protocol_titles({"": {f"{cell.protocol}/": 0.0 for cell in comparison.cells}})
+    titles = protocol_titles(f"{cell.protocol}/" for cell in comparison.cells)
     shown = [*shown_protocols(titles), CALIBRATION]
     first, *others = comparison.groups
     says = [f"(difference to {first[0].name})"] if others else []

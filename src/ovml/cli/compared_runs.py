@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ovml.cli.settings import MACHINE_ONLY, check_config
-from ovml.metrics.results import FILES, read_results
+from ovml.metrics.results import FILES, is_run, read_results
 from ovml.utils.errors import UserError
-from ovml.utils.files import is_run
 
 SEEDS = {"seed_everything", "data.seed"}
 """Runs that differ in these alone are seeds of one setting."""
@@ -109,28 +108,19 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Settings by name, as the command line has them; in a list of classes those of each below its own name."""
-    if _is_class(value):
-        yield name, _class_name(value)
-        if arguments := value.get("init_args"):
-            yield from _flat(arguments, name)
+    classes = value if isinstance(value, list) else [value]
+    if classes and all(isinstance(item, Mapping) and "class_path" in item for item in classes):
+        names = [_class_name(item) for item in classes]
+        yield name, names if isinstance(value, list) else names[0]
+        for position, (own, item) in enumerate(zip(names, classes, strict=True)):
+            own = own if names.count(own) == 1 else f"{own} {position + 1}"
+            if arguments := item.get("init_args"):
+                yield from _flat(arguments, f"{name}.{own}" if isinstance(value, list) else name)
     elif isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}".removeprefix("."))
-    elif (
-        isinstance(value, list) and value and all(isinstance(item, Mapping) and "class_path" in item for item in value)
-    ):
-        names = [_class_name(item) for item in value]
-        yield name, names
-        for position, (own, item) in enumerate(zip(names, value, strict=True)):
-            own = own if names.count(own) == 1 else f"{own} {position + 1}"
-            if arguments := item.get("init_args"):
-                yield from _flat(arguments, f"{name}.{own}")
     else:
         yield name, value
-
-
-def _is_class(value: Any) -> bool:
-    return isinstance(value, Mapping) and "class_path" in value
 
 
 def _class_name(description: Mapping[str, Any]) -> str:
@@ -168,9 +158,8 @@ def group_seeds(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         own = next((group for group in groups if run.is_seed_of(group[0])), None)
         if own is None:
-            groups.append([run])
-        else:
-            own.append(run)
+            groups.append(own := [])
+        own.append(run)
     return groups
 
 

@@ -146,15 +146,11 @@ def _cells(groups: Sequence[Sequence[Run]]) -> list[Cell]:
             protocol, _, metric = name.rpartition("/")
             found.append(Cell(split, row, protocol, metric, values))
     splits, models = list(FILES), [*dict.fromkeys(cell.row for cell in found if cell.row != LAST), LAST]
-    protocols = [*protocol_titles({"": {f"{cell.protocol}/": 0.0 for cell in found}}), CALIBRATION]
+    protocols = [*protocol_titles(f"{cell.protocol}/" for cell in found), CALIBRATION]
 
     def place(cell: Cell) -> Any:
-        return (
-            splits.index(cell.split),
-            protocols.index(cell.protocol),
-            models.index(cell.row),
-            metric_order(cell.metric),
-        )
+        place = splits.index(cell.split), protocols.index(cell.protocol), models.index(cell.row)
+        return *place, metric_order(cell.metric)
 
     return sorted(found, key=place)
 

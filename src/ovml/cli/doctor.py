@@ -68,8 +68,8 @@ def checks(every: bool = False) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "embedded model", _embedded_model
     yield "devices", _devices
     yield "bfloat16 on cpu", _bfloat16
-    yield "packages", lambda: _versions(NEEDED, _needed)
-    yield "optional packages", lambda: _versions(OPTIONAL, _optional)
+    yield "packages", lambda: _versions(NEEDED, needed=True)
+    yield "optional packages", lambda: _versions(OPTIONAL, needed=False)
     yield "hf offline", lambda: offline
     yield "hf cache", lambda: _folder("huggingface_hub.constants:HF_HUB_CACHE")
     yield "datasets cache", lambda: _folder("datasets.config:HF_DATASETS_CACHE")
@@ -78,8 +78,8 @@ def checks(every: bool = False) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "environment", _environment
 
 
-def _versions(distributions: Sequence[str], version: Callable[[str], str]) -> str:
-    """Versions on one line.
+def _versions(distributions: Sequence[str], needed: bool) -> str:
+    """Versions on one line; those that are needed are imported too.
 
     Raises:
         RuntimeError: Some cannot be imported; it names them all.
@@ -87,22 +87,15 @@ def _versions(distributions: Sequence[str], version: Callable[[str], str]) -> st
     found, broken = [], []
     for distribution in distributions:
         try:
-            found.append(f"{distribution} {version(distribution)}")
+            if needed:
+                import_module("PIL" if distribution == "pillow" else distribution)
+            installed = next(iter(metadata.distributions(name=distribution)), None)
+            found.append(f"{distribution} {installed.version if installed else 'not installed'}")
         except Exception as error:  # a broken installation may raise any
             broken.append(f"{distribution}: {type(error).__name__}: {all_lines(error)}")
     if broken:
         raise RuntimeError("; ".join(broken))
     return ", ".join(found)
-
-
-def _needed(distribution: str) -> str:
-    import_module("PIL" if distribution == "pillow" else distribution)
-    return metadata.version(distribution)
-
-
-def _optional(distribution: str) -> str:
-    found = next(iter(metadata.distributions(name=distribution)), None)
-    return found.version if found else "not installed"
 
 
 def _devices() -> str:

@@ -5,14 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.command import (
-    Command,
-    add_label_options,
-    add_model_options,
-    at_least,
-    check_extra,
-    chosen_labels,
-)
+from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_extra, chosen_labels
 from ovml.utils.console import show
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output

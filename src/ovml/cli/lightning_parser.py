@@ -17,7 +17,7 @@ from ovml.cli.command import with_flags
 from ovml.cli.parsing import UserErrors
 from ovml.cli.settings import MOST_CONFIG_NODES
 from ovml.encoders.image_processor import Preprocessing
-from ovml.utils.errors import UserError, one_line
+from ovml.utils.errors import UserError, causes, one_line
 from ovml.utils.yaml import check_yaml
 
 ROOMS = "data", "distillation", "heads", "losses", "metrics", "prompts", "training", "training.callbacks"
@@ -51,10 +51,8 @@ def user_error(error: ValueError) -> UserError | None:
 
     The parser tries one type after another and wraps what it caught.
     """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__ or cause.__context__
-    return None if cause is None else UserError(with_flags(one_line(cause), _flags()))
+    found = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+    return None if found is None else UserError(with_flags(one_line(found), _flags()))
 
 
 def _flags() -> dict[str, str]:

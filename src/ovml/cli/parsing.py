@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from inspect import isabstract
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, causes
 
 LONGEST = 80
 """Characters of a value that an error repeats."""
@@ -42,11 +42,10 @@ class UserErrors:
         found = re.match(r'Parser key "([^"]+)":[\s-]*', message := message.strip().removeprefix("argument "))
         key = found[1] if found else ""
         parser = getattr(ex, "subcommand_parser", self)
-        inner = next((error for error in _causes(ex) if isinstance(error, OptionError)), None)
+        inner = next((error for error in causes(ex) if isinstance(error, OptionError)), None)
         if inner is None:
             text = message[found.end() if found else 0 :]
-            reason = _no_option(text, parser._names()) or _not_allowed(text) or _no_class(text) or _no_value(text)
-            reason = reason or _joined(text)
+            reason = _no_option(text, parser._names()) or _no_class(text) or _no_value(text) or _joined(text)
         else:
             key, reason = ".".join(filter(None, (key, inner.key))), inner.reason
         raise OptionError(key, reason, parser.prog.replace(" [options]", "")) from ex
@@ -78,12 +77,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; there are {', '.join(known)}" if 0 < len(known) <= 18 else ""
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _joined(text: str) -> str:
     return re.sub(r'Parser key "([^"]+)"', r"\1", " ".join(text.split()))
 
@@ -104,12 +97,6 @@ def _no_option(text: str, known: list[str]) -> str | None:
     return None
 
 
-def _not_allowed(text: str) -> str | None:
-    """Of a function, or of a class that the configuration of a stranger's run must not name."""
-    found = re.search(r"Importing '[\w.]+' is not allowed", text)
-    return found and found[0]
-
-
 _CLASS_NAME = re.compile(
     r"(?:Expected a dot import path string: |Unexpected import path format: |Import path )(?P<name>[^\s]+)"
     r"|Problem with given class_path '(?P<path>[^']*)':\s*(?P<why>[^\n]*)"
@@ -117,7 +104,9 @@ _CLASS_NAME = re.compile(
 
 
 def _no_class(text: str) -> str | None:
-    """Of a class that does not exist, cannot be imported, or is of another kind."""
+    """Of a class that does not exist, cannot be imported, is of another kind, or must not be named by strangers."""
+    if denied := re.search(r"Importing '[\w.]+' is not allowed", text):
+        return denied[0]
     base = re.search(r"<class '([\w.]+\.\w+)'>|\[([\w.]+\.\w+)\]", text.partition("Subtypes: ")[2])
     place = base and (base[1] or base[2])
     kind = place.rpartition(".")[2] if place else "class"

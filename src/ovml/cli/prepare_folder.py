@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import inspect
 import io
 import re
@@ -97,7 +96,7 @@ def prepare_folder(
                     f"median {int(np.median(part)):,}; {int((part == 0).sum()):,} labels have none"
                 )
     for report in reports:
-        for labels, number in _twins(report.annotations, len(names)):
+        for labels, number in _twins(report):
             same = " and ".join(repr(names.names[i]) for i in labels)
             show(f"{report.split}: {same} are present in the same {number:,} images; is that an error of the files?")
     for number, splits in _shared_images(reports):
@@ -123,28 +122,24 @@ def _shared_images(reports: Sequence[_Report]) -> Iterator[tuple[int, str]]:
     """Number of image files that two splits share, and the splits' names."""
     for first, second in combinations(reports, 2):
         paths = (pc.struct_field(report.annotations.rows.data.column("image"), "path") for report in (first, second))
-        shared = pc.sum(pc.is_in(*(pc.unique(some.drop_null()) for some in paths))).as_py()
-        if shared:
+        if shared := pc.sum(pc.is_in(*(pc.unique(some.drop_null()) for some in paths))).as_py():
             yield shared, f"both {first.split} and {second.split}"
 
 
-def _twins(table: Table, num_labels: int, least: int = 10) -> Iterator[tuple[list[int], int]]:
+def _twins(report: _Report, least: int = 10) -> Iterator[tuple[list[int], int]]:
     """Labels that are present in the same images, `least` or more; and the number of these."""
-    images: dict[int, list[np.ndarray[Any, Any]]] = {}
-    start = 0
-    for chunk in table.rows.data.column("positive").chunks:
-        rows, columns = (pc.list_parent_indices(chunk).to_numpy() + start, chunk.flatten().to_numpy())
-        order = np.argsort(columns, kind="stable")
-        labels, first = np.unique(columns[order], return_index=True)
-        for label, part in zip(labels.tolist(), np.split(rows[order], first[1:]), strict=True):
-            images.setdefault(label, []).append(part)
+    rows = report.annotations.rows
+    # Sums of a random number of each image are equal for the same images, and for no others.
+    numbers = np.random.default_rng(0).integers(2**64, size=len(rows), dtype=np.uint64)
+    sums, start = np.zeros(len(report.positives), dtype=np.uint64), 0
+    for chunk in rows.data.column("positive").chunks:
+        images = pc.list_parent_indices(chunk).to_numpy() + start
+        np.add.at(sums, chunk.flatten().to_numpy(), numbers[images])
         start += len(chunk)
-    groups: dict[tuple[int, str], list[int]] = {}
-    for label in sorted(images):
-        found = np.concatenate(images[label])
-        if len(found) >= least:
-            groups.setdefault((len(found), hashlib.sha256(found.tobytes()).hexdigest()), []).append(label)
-    return ((labels, number) for (number, _), labels in groups.items() if len(labels) > 1)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for label, pair in enumerate(zip(report.positives.tolist(), sums.tolist(), strict=True)):
+        groups.setdefault(pair, []).append(label)
+    return ((labels, number) for (number, _), labels in groups.items() if len(labels) > 1 and number >= least)
 
 
 def _cell(label: str) -> str:

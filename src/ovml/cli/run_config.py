@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -162,13 +162,9 @@ def check_same_settings(parser: LightningArgumentParser, own: Path, given: Names
         UserError: A setting differs.
     """
     check_config(own)
-    if trusted:
+    with nullcontext() if trusted else known_classes_only(own):
         before = parser.parse_path(str(own))
-    else:
-        with known_classes_only(own):
-            before = parser.parse_path(str(own))
-    difference = _difference(_plain(parser, before), _plain(parser, given))
-    if difference is not None:
+    if difference := _difference(_plain(parser, before), _plain(parser, given)):
         name, *values = difference
         of_run, now = map(_short, values)
         raise UserError(

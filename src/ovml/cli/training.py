@@ -10,8 +10,8 @@ from typing import Any
 
 from ovml.cli.command import Command, check_extra, checkpoint
 from ovml.cli.settings import check_config
+from ovml.metrics.results import run_folder
 from ovml.utils.errors import UserError
-from ovml.utils.files import run_folder
 from ovml.utils.resources import config_path
 
 OPTIONS = {

@@ -23,7 +23,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, causes
 from ovml.utils.files import FULL, atomic_write, write_text
 
 logger = logging.getLogger(__name__)
@@ -187,11 +187,7 @@ def _clear_leftovers(root: Path) -> None:
 
 def full_disk(error: BaseException | None) -> OSError | None:
     """The full disk that is the cause of an error; `None` if there is another one."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+    return next((cause for cause in causes(error) if isinstance(cause, OSError) and cause.errno in FULL), None)
 
 
 def ragged(rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any], num_rows: int) -> pa.ListArray:

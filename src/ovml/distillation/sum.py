@@ -45,11 +45,10 @@ class SumDistillation(Distillation):
         self.relational = relational
         self.patch = patch
         kinds: tuple[type[nn.Module], ...] = (FeatureL1, CosineDistillation, RelationalDistillation, PatchDistillation)
-        chosen = [(weight, kind()) for weight, kind in zip(weights.values(), kinds, strict=True) if weight]
-        self._weights = [weight for weight, _ in chosen]
-        self._parts = nn.ModuleList(part for _, part in chosen)
+        chosen = {name: kind() for (name, weight), kind in zip(weights.items(), kinds, strict=True) if weight}
+        self._parts = nn.ModuleDict(chosen)
 
     def forward(self, student: ImageFeatures, teacher: ImageFeatures) -> Tensor:
         """Return the weighted sum over `[B, D]` global and `[B, P, D]` patch embeddings."""
-        losses = [w * part(student, teacher) for w, part in zip(self._weights, self._parts, strict=True)]
+        losses = [getattr(self, name) * part(student, teacher) for name, part in self._parts.items()]
         return torch.stack(losses).sum()

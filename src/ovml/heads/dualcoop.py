@@ -62,7 +62,10 @@ class DualCoOpHead(Head):
                 f"DualCoOpHead: needs pairs of label embeddings [L, 2, D], as of DualCoOpPrompt; got "
                 f"{list(label_embeds.shape)}"
             )
-        regions = F.normalize(self._regions(features), dim=-1)
+        regions = features.patch_embeds
+        if self.global_region:
+            regions = torch.cat([features.global_embeds.unsqueeze(1), regions], dim=1)
+        regions = F.normalize(regions, dim=-1)
         logits = []
         for chunk in chunks(F.normalize(label_embeds, dim=-1), 3 * regions.shape[0] * regions.shape[1]):
             cosines = torch.einsum("brd,lkd->bklr", regions, chunk)
@@ -73,9 +76,3 @@ class DualCoOpHead(Head):
     def region_weights(self, cosines: Tensor) -> Tensor:
         """Return the weights `[B, L, R]` of regions by their cosines `[B, L, R]` with the present embeddings."""
         return (cosines / self.temperature).softmax(dim=-1)
-
-    def _regions(self, features: ImageFeatures) -> Tensor:
-        """Embeddings `[B, R, D]`, the global one first."""
-        if not self.global_region:
-            return features.patch_embeds
-        return torch.cat([features.global_embeds.unsqueeze(1), features.patch_embeds], dim=1)

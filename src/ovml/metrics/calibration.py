@@ -78,7 +78,7 @@ class Calibration:
             check_share("calibration", threshold=values["threshold"])
             check_share("calibration", **{f"label_thresholds, {i}": value for i, value in enumerate(own or ())})
             check_not_negative("calibration", slope=values["slope"])
-            for name in ("slope", "offset"):  # which are used in float32
-                check_at_most("calibration", 10**30, **{name: abs(values[name])})
+            # They are used in float32.
+            check_at_most("calibration", 10**30, slope=abs(values["slope"]), offset=abs(values["offset"]))
         numbers = {name: float(values[name]) for name in ("slope", "offset", "threshold")}
         return cls(**numbers, vocabulary=vocabulary, label_thresholds=None if own is None else tuple(map(float, own)))

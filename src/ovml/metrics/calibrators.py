@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ovml.metrics.average_precision import MultilabelMeanAveragePrecision
 from ovml.metrics.calibration import Calibration
-from ovml.metrics.functional.each_label import OfLabel
+from ovml.metrics.functional.each_label import Array, OfLabel
 from ovml.utils.errors import check_positive
 from ovml.utils.parts import Part
 from ovml.vocabulary import LabelVocabulary
@@ -21,8 +22,6 @@ from ovml.vocabulary import LabelVocabulary
 BINS = 1 << 16
 """Of scores in a fit: far finer than the fitted curve needs."""
 RELIABILITY_BINS = 15
-
-Array = np.ndarray[Any, Any]
 
 
 class Calibrator(Part, ABC):
@@ -187,32 +186,24 @@ def _bin_sums(probabilities: Tensor, is_present: Tensor) -> Tensor:
 
 
 def _logistic_fit(logits: Array, absent: Array, present: Array, with_offset: bool) -> tuple[float, float]:
-    """Weighted logistic regression of one variable, by Newton's method with halved steps."""
+    """Slope and offset of a weighted logistic regression of one variable."""
     scale = max(float(np.abs(logits).max()), 1e-30)
-    inputs = np.stack([logits / scale, np.ones_like(logits)])[: 1 + with_offset]  # [1 or 2, N]
-    weights = (absent + present).astype(float)
     high, low = (present.sum() + 1) / (present.sum() + 2), 1 / (absent.sum() + 2)
-    targets = (high * present + low * absent) / weights
+    with torch.inference_mode(False), torch.enable_grad():  # an evaluation has turned gradients off
+        inputs = torch.tensor(np.stack([logits / scale, np.ones_like(logits)])[: 1 + with_offset])  # [1 or 2, N]
+        weights = torch.tensor((absent + present) / (absent + present).sum())
+        targets = torch.tensor((high * present + low * absent) / (absent + present))
+        coefficients = torch.zeros(len(inputs), dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [coefficients], max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        )
 
-    def loss(coefficients: Array) -> float:
-        values = coefficients @ inputs
-        return float((weights * (np.logaddexp(0, values) - targets * values)).sum())
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = F.binary_cross_entropy_with_logits(coefficients @ inputs, targets, weights, reduction="sum")
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
 
-    coefficients = np.zeros(len(inputs))
-    if with_offset:
-        share = (weights * targets).sum() / weights.sum()
-        coefficients[1] = np.log(share / (1 - share))
-    value = loss(coefficients)
-    for _ in range(100):
-        probabilities = 1 / (1 + np.exp(-np.clip(coefficients @ inputs, -500, 500)))
-        gradient = inputs @ (weights * (probabilities - targets))
-        hessian = (inputs * (weights * probabilities * (1 - probabilities))) @ inputs.T
-        hessian += 1e-9 * weights.sum() * np.eye(len(inputs))
-        step, size = np.linalg.solve(hessian, gradient), 1.0
-        while (lower := loss(coefficients - size * step)) > value and size > 1e-6:
-            size /= 2
-        gain, coefficients, value = value - lower, coefficients - size * step, lower
-        if gain <= 1e-12 * abs(value):
-            break
+        optimizer.step(loss)  # type: ignore[arg-type]
     slope, offset = [*coefficients.tolist(), 0.0][:2]
     return slope / scale, offset

@@ -1,8 +1,9 @@
-"""Results of a run: metrics by row, in a JSON file."""
+"""The folder of a run, and the results in it: metrics by row, in a JSON file."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,26 @@ from ovml.utils.errors import UserError, first_line
 
 FILES = {"validation": "results.json", "test": "test_results.json"}
 """In a run's folder, by what was evaluated; `ovml fit` writes the first, `ovml test` the second."""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run; `ovml fit` writes the configuration, `ovml.fit` the results alone."""
+    return any((folder / name).is_file() for name in ("config.yaml", FILES["validation"]))
+
+
+def run_folder(path: str | Path) -> Path:
+    """The folder of a run of `ovml fit`, given it or a file inside it.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    path = Path(path)
+    for folder in (path, *path.parents[:4]):  # as in RUN/STAGE/log/checkpoints/FILE
+        if os.path.exists(path) and is_run(folder):
+            return folder
+    raise UserError(
+        f"ckpt_path {path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
+    )
 
 
 def read_results(file: Path, advice: str) -> dict[str, dict[str, float]]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ovml.metrics.functional.each_label import Array
+
 CHUNK = 1 << 22
 """Scores that are sorted into bins at once."""
-
-Array = np.ndarray[Any, Any]
 
 
 class ScoreCounts:
@@ -56,9 +55,9 @@ class ScoreCounts:
             groups: The group of each score, or of each of the last dimension's. Default: 0.
         """
         of_score = torch.zeros_like(targets) if groups is None else groups.to(targets.device).expand_as(targets)
-        flat = [tensor.reshape(-1) for tensor in (scores, targets, of_score)]
-        for start in range(0, scores.numel(), CHUNK):
-            self._update(*(tensor[start : start + CHUNK] for tensor in flat))
+        flat = (tensor.reshape(-1).split(CHUNK) for tensor in (scores, targets, of_score))
+        for parts in zip(*flat, strict=True):
+            self._update(*parts)
 
     def update_pieces(
         self, pieces: Iterable[tuple[Tensor, Tensor, Tensor | None]], groups: Tensor | None = None

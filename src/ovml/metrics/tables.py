@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ovml.metrics.protocols import CALIBRATION, default_protocols, shown_protocols
@@ -38,10 +38,11 @@ def results_table(
         >>> results_table({"zero-shot": {"zsl/mAP": 0.25}}, "validation").row_count
         1
     """
-    titles = protocol_titles(rows, titles)
+    names = [name for values in rows.values() for name in values]
+    titles = protocol_titles(names, titles)
     protocols = shown_protocols(titles)
-    names = {name for values in rows.values() for name in values if name.partition("/")[0] in protocols}
-    metrics = sorted({name.split("/")[1] for name in names}, key=metric_order)
+    shown = {name.split("/")[1] for name in names if name.partition("/")[0] in protocols}
+    metrics = sorted(shown, key=metric_order)
     table = _table(f"{title}: labels ranked by score (%)", ("labels", "model"), metrics)
     for protocol in protocols:
         for position, (row, values) in enumerate(rows.items()):
@@ -54,18 +55,18 @@ def results_table(
     return table
 
 
-def protocol_titles(rows: Rows, titles: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Titles of the protocols that some row has metrics of, by name and in order.
+def protocol_titles(metrics: Iterable[str], titles: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Titles of the protocols that there are metrics of, by name and in order.
 
     Args:
-        rows: Metrics by row name.
+        metrics: Names of metrics.
         titles: All titles by name. Default: those of ZSL, GZSL and seen labels; others are made of their names.
 
-    >>> protocol_titles({"prompt": {"new_words/mAP": 0.2, "zsl/mAP": 0.3, "calibration/ECE": 0.01}})
+    >>> protocol_titles(["new_words/mAP", "zsl/mAP", "calibration/ECE"])
     {'zsl': 'ZSL', 'new_words': 'new words'}
     """
     known = {protocol.name: protocol.title for protocol in default_protocols()} if titles is None else titles
-    measured = dict.fromkeys(name.partition("/")[0] for values in rows.values() for name in values if "/" in name)
+    measured = dict.fromkeys(name.partition("/")[0] for name in metrics if "/" in name)
     order = [name for name in dict.fromkeys((*known, *measured)) if name in measured and name != CALIBRATION]
     return {name: known.get(name, name.replace("_", " ")) for name in order}
 
@@ -99,6 +100,23 @@ def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
     for number in numbers:
         table.add_column(number, justify="right")
     return table
+
+
+def markdown_table(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, of text that is escaped.
+
+    Args:
+        names: Titles of the first columns.
+        numbers: Titles of the columns after them, which are aligned on the right.
+        rows: Cells.
+
+    >>> print(markdown_table(["model"], ["mAP"], [["CLIP", "25.0"]]))
+    | model | mAP |
+    |---|---:|
+    | CLIP | 25.0 |
+    """
+    header, *lines = (f"| {' | '.join(cells)} |" for cells in ((*names, *numbers), *rows))
+    return "\n".join([header, f"|{'---|' * len(names)}{'---:|' * len(numbers)}", *lines])
 
 
 def percent(value: float | None) -> str:

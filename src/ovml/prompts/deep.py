@@ -43,11 +43,7 @@ class DeepPrompt(PromptLearner):
     tokens: nn.Parameter
 
     def __init__(
-        self,
-        template: str = "A photo of a {}.",
-        num_layers: int = 6,
-        num_tokens: int = 4,
-        float16_tokens: bool = True,
+        self, template: str = "A photo of a {}.", num_layers: int = 6, num_tokens: int = 4, float16_tokens: bool = True
     ) -> None:
         super().__init__()
         self.template = check_template(template)

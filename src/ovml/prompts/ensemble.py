@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.prompts.base import PromptLearner
-from ovml.utils.errors import UserError
+from ovml.utils.errors import UserError, error_at
 from ovml.utils.files import read_text
 from ovml.utils.schema import short
 from ovml.vocabulary import check_template, label_key
@@ -128,10 +128,8 @@ def _templates(templates: str | Sequence[str]) -> list[str]:
         where = templates if isinstance(templates, str) else "templates"
         raise UserError(f"{where}: there is no template; give at least one such as 'a photo of a {{}}'")
     for where, template in named:
-        try:
+        with error_at(where):
             check_template(template)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
     return [template for _, template in named]
 
 

@@ -10,38 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovml.metrics.tables import ROW_TITLES, metric_order, percent, protocol_titles
+from ovml.metrics.results import FILES
+from ovml.metrics.tables import ROW_TITLES, Rows, markdown_table, metric_order, percent, protocol_titles
 from ovml.model import OpenVocabularyModel
 from ovml.saving.recipe import PARTS, base_model
 from ovml.utils.console import on_one_line
 from ovml.utils.errors import UserError
+from ovml.utils.resources import RESOURCES
 from ovml.utils.version import __version__
 
-Rows = Mapping[str, Mapping[str, float]]
-
-TEMPLATE = """# {title}
-
-Open-vocabulary multi-label image classifier, saved by ovml {version}. It scores any list of label names, including
-names that were not seen in training. Scores rank the labels of one image; they are not probabilities. A calibrated
-model returns probabilities with `probabilities=True` (`--probabilities`).
-
-```python
-from ovml import OVMultiLabelClassifier
-
-model = OVMultiLabelClassifier.from_pretrained({source})
-model.predict_labels("photo.jpg", labels=["cat", "black cat", "harbour"], top_k=3)
-```
-
-    ovml tag photo.jpg --labels "cat,black cat,harbour" --model {argument}
-
-| | |
-|---|---|
-{facts}
-
-## Evaluation
-
-{evaluation}
-"""
+TEMPLATE = RESOURCES / "model_card.md"
 
 
 def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
@@ -62,25 +40,27 @@ def read_metrics(source: Rows | str | Path | None) -> tuple[str, Rows]:
     """
     if source is None:
         return "", {}
-    title = ""
+    title, split_of = "", {name: split for split, name in FILES.items()}
     if isinstance(source, (str, Path)):
         file = Path(source)
         if file.is_dir():
-            file = next((f for name in ("test_results.json", "results.json") if (f := file / name).is_file()), file)
-        title = {"test_results.json": "test", "results.json": "validation"}.get(file.name, "")
+            file = next((f for name in reversed(split_of) if (f := file / name).is_file()), file)
+        title = split_of.get(file.name, "")
         try:
             source = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{file}: no metrics there ({error}); give a run folder with test_results.json (ovml test --ckpt_path)"
             ) from error
-    if isinstance(source, Mapping) and source and all(isinstance(v, (int, float)) for v in source.values()):
+    if source and _is_row(source):
         source = {"this model": source}  # type: ignore[dict-item]
-    if not isinstance(source, Mapping) or not all(
-        isinstance(row, Mapping) and all(isinstance(v, (int, float)) for v in row.values()) for row in source.values()
-    ):
+    if not isinstance(source, Mapping) or not all(map(_is_row, source.values())):
         raise UserError(f"metrics: expected rows such as {{'vision': {{'zsl/mAP': 0.3}}}}; got {source!r}")
     return title, source
+
+
+def _is_row(values: Any) -> bool:
+    return isinstance(values, Mapping) and all(isinstance(value, (int, float)) for value in values.values())
 
 
 def metrics_table(rows: Rows) -> str:
@@ -91,19 +71,18 @@ def metrics_table(rows: Rows) -> str:
     |---|---|---:|---:|
     | ZSL | zero-shot CLIP | 25.0 | 50.0 |
     """
-    titles = protocol_titles(rows)
-    named = [name.partition("/") for values in rows.values() for name in values]
-    metrics = sorted({metric for protocol, _, metric in named if protocol in titles and metric}, key=metric_order)
-    lines = [["labels", "model", *map(_escaped, metrics)], ["---", "---", *["---:"] * len(metrics)]]
+    names = [name for values in rows.values() for name in values]
+    titles = protocol_titles(names)
+    parts = [name.partition("/") for name in names]
+    metrics = sorted({metric for protocol, _, metric in parts if protocol in titles and metric}, key=metric_order)
+    lines = []
     for protocol, title in titles.items():
         for row, values in rows.items():
             name = ROW_TITLES.get(row, _escaped(row))
             cells = [values.get(f"{protocol}/{metric}") for metric in metrics]
             if any(cell is not None for cell in cells):
                 lines.append([_escaped(title), name, *map(percent, cells)])
-    body = [f"| {' | '.join(line)} |" for line in lines]
-    body[1] = body[1].replace(" ", "")
-    return "\n".join(body)
+    return markdown_table(["labels", "model"], [*map(_escaped, metrics)], lines)
 
 
 def model_card(
@@ -150,7 +129,7 @@ def model_card(
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     title = _escaped(source.rstrip("/").rpartition("/")[2])
     code, argument = json.dumps(source, ensure_ascii=False), on_one_line(shlex.quote(source))
-    body = TEMPLATE.format(
+    body = TEMPLATE.read_text(encoding="utf-8").format(
         title=title, version=__version__, source=code, argument=argument, facts=table, evaluation=evaluation
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,23 +37,39 @@ def read_checkpoint(path: Path | str, mmap: bool = False) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, is not a checkpoint of ovml, or needs pickled code.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; give a checkpoint in it, or use from_pretrained") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint; check the path") from error
-    except Exception as error:  # a file that is no checkpoint may raise anything
-        reason = first_line(error).split(". ")[0]  # what torch says then is how to run the code in it
-        raise UserError(
-            f"{path}: not a checkpoint that ovml can read safely ({reason}); give one that ovml fit wrote"
-        ) from error
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; give a checkpoint in it, or use from_pretrained")
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such checkpoint; check the path")
+    what, advice = "not a checkpoint that ovml can read safely", "give one that ovml fit wrote"
+    checkpoint = load_safely(path, what, advice, mmap)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: holds no state_dict; give a checkpoint that ovml fit wrote")
     with error_at(path, SAVE_AGAIN):
         check_type(checkpoint["state_dict"], dict[str, torch.Tensor], "state_dict")
     checked_recipe(checkpoint.get("ovml"), path)
     return checkpoint
+
+
+def load_safely(path: Path | str, what: str, advice: str, mmap: bool = False) -> Any:
+    """The content of a file that `torch.save` wrote, if no code has to run for it.
+
+    Args:
+        path: The file.
+        what: What an error says of another file.
+        advice: What an error says to do then.
+        mmap: See `read_checkpoint`.
+
+    Raises:
+        UserError: The file is missing, or another one.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path") from error
+    except Exception as error:  # another file may raise anything
+        reason = first_line(error).split(". ")[0]  # what torch says then is how to run the code in it
+        raise UserError(f"{path}: {what} ({reason}); {advice}") from error
 
 
 def newest_checkpoint(run: Path) -> Path:

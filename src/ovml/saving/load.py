@@ -12,11 +12,12 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RemoteEnt
 
 from ovml.encoders import open_clip
 from ovml.encoders.checkpoints import checkpoint_path
+from ovml.metrics.results import is_run
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
 from ovml.saving.folder import CARD, CONFIG, WEIGHTS, read_json, read_model
 from ovml.utils.errors import UserError, first_line
-from ovml.utils.files import is_run, restore_replaced
+from ovml.utils.files import restore_replaced
 from ovml.utils.hub import check_hub_name
 
 HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, ValueError, EntryNotFoundError))

@@ -26,7 +26,8 @@ from ovml.encoders.checkpoints import DEFAULT, load_clip, load_tokenizer
 from ovml.encoders.image_processor import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from ovml.heads import TwoStreamHead
 from ovml.model import OpenVocabularyModel
-from ovml.utils.errors import UserError, first_line
+from ovml.saving.checkpoint import load_safely
+from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
 BLOCK = {
@@ -247,16 +248,8 @@ def _is_stored(value: Tensor) -> bool:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; check the path") from error
-    except Exception as error:  # a file that is no checkpoint may raise anything
-        reason = first_line(error).split(". ")[0]  # what torch says then is how to run the code
-        raise UserError(
-            f"{path}: not a file of tensors that can be read without running code in it ({reason}); give "
-            "the .pth file as the published code wrote it"
-        ) from error
+    advice = "give the .pth file as the published code wrote it"
+    content = load_safely(path, "not a file of tensors that can be read without running code in it", advice)
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -266,5 +259,5 @@ def _read(path: Path) -> dict[str, Tensor]:
         if isinstance(name, str) and isinstance(value, Tensor) and _is_stored(value)
     }
     if not tensors:
-        raise UserError(f"{path}: holds no tensors by name; give the .pth file as the published code wrote it")
+        raise UserError(f"{path}: holds no tensors by name; {advice}")
     return tensors

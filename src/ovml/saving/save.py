@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ovml.metrics.tables import Rows
 from ovml.model import OpenVocabularyModel
-from ovml.saving.card import Rows, model_card
+from ovml.saving.card import model_card
 from ovml.saving.folder import CARD, check_replaceable, saved_config, write_model
 from ovml.saving.load import HUB_ERRORS
 from ovml.utils.errors import UserError, first_line

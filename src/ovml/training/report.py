@@ -51,19 +51,22 @@ def _shorter(name: str) -> str:
 
 
 def _merged(names: Iterable[str]) -> list[str]:
-    """Names of which those that differ in their first number alone are one.
+    """Names of which those that differ in their first number alone, by one, are one.
 
-    >>> _merged(["layers.4.q", "layers.5.q", "head"])
-    ['layers.4-5.q', 'head']
+    >>> _merged(["layers.4.q", "layers.5.q", "layers.9.q", "head"])
+    ['layers.4-5.q', 'layers.9.q', 'head']
     """
-    numbers: dict[tuple[str, ...], list[str]] = {}
+    runs: dict[tuple[str, ...], list[list[int]]] = {}
     for name in names:
         before, *number_and_rest = re.split(r"(?<=\.)(\d+)(?=\.|$)", name, maxsplit=1)
-        numbers.setdefault((before, *number_and_rest[1:]), []).extend(number_and_rest[:1])
-    return [
-        "".join([before, own[0] if len(own) == 1 else f"{own[0]}-{own[-1]}" if own else "", *rest])
-        for (before, *rest), own in numbers.items()
-    ]
+        own = runs.setdefault((before, *number_and_rest[1:]), [])
+        number = list(map(int, number_and_rest[:1]))
+        if number and own and own[-1][-1] + 1 == number[0]:
+            own[-1] += number
+        else:
+            own.append(number)
+    shown = {key: ["-".join(map(str, sorted({*run[:1], *run[-1:]}))) for run in own] for key, own in runs.items()}
+    return [before + number + "".join(rest) for (before, *rest), numbers in shown.items() for number in numbers]
 
 
 def stage_lines(trainer: Any, module: Any, learns: str) -> list[str]:

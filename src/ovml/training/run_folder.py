@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovml.metrics.results import FILES, read_results
+from ovml.metrics.results import FILES, read_results, run_folder
 from ovml.saving.checkpoint import newest_checkpoint
 from ovml.utils.errors import UserError
-from ovml.utils.files import locked, run_folder, write_text
+from ovml.utils.files import locked, write_text
 
 
 @dataclass(frozen=True)

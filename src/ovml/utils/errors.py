@@ -55,6 +55,17 @@ def error_at(where: object, advice: str = "") -> Iterator[None]:
         raise UserError(f"{where}: {error}" + (f"; {advice}" if advice else "")) from error
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one that it was raised from or while handling, and so on.
+
+    >>> [type(cause).__name__ for cause in causes(UserError())]
+    ['UserError']
+    """
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def check_positive(owner: object, **arguments: float | None) -> None:
     """Raise a `UserError` for arguments that are not greater than 0, or not finite; `None` passes.
 

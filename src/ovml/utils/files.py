@@ -1,4 +1,4 @@
-"""Reading and writing files: clear errors, no half-written file; and the folder of a run."""
+"""Reading and writing files: clear errors, no half-written file."""
 
 from __future__ import annotations
 
@@ -286,23 +286,3 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
-
-
-def run_folder(path: str | Path) -> Path:
-    """The folder of a run of `ovml fit`, given it or a file inside it.
-
-    Raises:
-        UserError: There is no such run.
-    """
-    path = Path(path)
-    for folder in (path, *path.parents[:4]):  # as in RUN/STAGE/log/checkpoints/FILE
-        if os.path.exists(path) and is_run(folder):
-            return folder
-    raise UserError(
-        f"ckpt_path {path}: not a run; give 'last', a run's folder (with its config.yaml) or a checkpoint inside one"
-    )
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run; `ovml fit` writes the configuration, `ovml.fit` the results alone."""
-    return any((folder / name).is_file() for name in ("config.yaml", "results.json"))

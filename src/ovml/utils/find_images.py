@@ -45,18 +45,13 @@ def find_images(
             continue
         path = Path(given)
         mode = _mode(path)
+        inside, nothing = iter([path]), ""
         if stat.S_ISDIR(mode or 0):
-            inside, nothing = (
-                _search(path, skipped=skipped),
-                f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}",
-            )
-        elif mode:
-            inside, nothing = iter([path]), ""
-        elif _is_pattern(str(path)):
+            inside = _search(path, skipped=skipped)
+            nothing = f"no images in this folder; looked for {', '.join(sorted(EXTENSIONS))}"
+        elif not mode and _is_pattern(str(path)):
             inside, nothing = _match(path), "no file fits this pattern; check it"
-        elif mode is not None:
-            inside, nothing = iter([path]), ""
-        else:
+        elif mode is None:
             raise UserError(f"{path}: no such file or folder; check the path")
         first = next(inside, None)
         if first is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import islice
 from typing import Any
 
@@ -34,9 +35,8 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise UserError(f"{json.dumps(key)[:60]} stands twice in one object; keep one of them")
-        content[key] = value
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise UserError(f"{json.dumps(key)[:60]} stands twice in one object; keep one of them")
     return content

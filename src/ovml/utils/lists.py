@@ -28,10 +28,6 @@ def _clean_label(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _clean_path(text: str) -> str:
-    return text  # a file's name may hold any character
-
-
 class ListKind(NamedTuple):
     """What a list holds, and how it is read.
 
@@ -63,7 +59,7 @@ PATHS = ListKind(
     noun="path",
     columns=("path", "filepath", "imagepath", "image", "images", "img", "file", "filename", "imagefile", "name"),
     ids=(),
-    clean=_clean_path,
+    clean=str,  # as it is: a file's name may hold any character
     most_bytes=2**30,  # millions of paths
 )
 """Paths of images, as they are."""
@@ -165,20 +161,39 @@ def _paths(lines: Iterable[bytes], file: str) -> Iterator[str]:
 
 def _table(text: str, delimiter: str | None, path: Path, kind: ListKind) -> NameList:
     first = next((line for line in re.split(r"[\r\n]+", text, maxsplit=9) if line.strip()), "")
-    if delimiter is None:  # the comma, unless the first line has none and is separated by another
-        delimiter = next((d for d in ("," if "," in first else "", "\t", ";") if d and d in first), ",")
-    reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, [kind.clean(cell) for cell in cells]))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; check the quotes") from error
+    if delimiter is None:
+        delimiter = next((d for d in ",\t;" if d in first), ",")
+    lines = csv_rows(text, path, "check the quotes", delimiter)
+    rows = [(where, list(map(kind.clean, cells))) for where, cells in lines if any(map(str.strip, cells))]
     columns, source = None, path.name
     if rows and (header := _header(rows[0][1], kind)) is not None:
         columns, titles = header, rows.pop(0)[1]
         source = f"{path.name}, column {titles[columns[-1]].strip()!r}"
-    return NameList(*_picked(rows, columns, path, kind), source, kind.noun)
+    return NameList(*_picked(rows, columns, kind), source, kind.noun)
+
+
+def csv_rows(text: str, path: Path, advice: str, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
+    r"""Yield the place, such as `a.csv, line 3`, and the cells of each row of CSV; empty lines are skipped.
+
+    Args:
+        text: Content of the file.
+        path: The file, for the places.
+        advice: What to do if the quotes are wrong.
+        delimiter: Between cells.
+
+    Raises:
+        UserError: The quotes are wrong.
+
+    >>> list(csv_rows("id,name\n\n1,'cat'", Path("a.csv"), "correct it"))
+    [('a.csv, line 1', ['id', 'name']), ('a.csv, line 3', ['1', "'cat'"])]
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield f"{path}, line {reader.line_num}", cells
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}; {advice}") from error
 
 
 def column_key(title: object) -> str:
@@ -201,31 +216,26 @@ def _header(cells: Sequence[str], kind: ListKind) -> list[int] | None:
 
 
 def _picked(
-    rows: Sequence[tuple[int, list[str]]], columns: list[int] | None, path: Path, kind: ListKind
+    rows: Sequence[tuple[str, list[str]]], columns: list[int] | None, kind: ListKind
 ) -> tuple[list[str], list[str] | None]:
     """Names, and ids where the rows have them."""
     wide = len(columns) > 1 if columns else bool(kind.ids and rows) and len(rows[0][1]) > 1
+    is_exact, columns = columns is None, columns or list(range(1 + wide))
     wanted = f"one {kind.noun} alone in every line, or a header with the column {kind.columns[0]!r}"
     if kind.ids:
         wanted = "an id and a name, or one name alone in every line"
     names: list[str] = []
-    ids: dict[str, str] = {}
-    for line, cells in rows:
-        where = f"{path}, line {line}"
-        if columns is None:
-            fits = len(cells) == 1 + wide and "" not in cells
-            picked = cells
-        else:
-            fits = len(cells) > max(columns) and all(cells[column] for column in columns)
-            picked = [cells[column] for column in columns] if fits else cells
-        if not fits:
+    ids: dict[str, None] = {}
+    for where, cells in rows:
+        is_short, is_long = len(cells) <= max(columns), is_exact and len(cells) > len(columns)
+        if is_short or is_long or not all(cells[column] for column in columns):
             raise UserError(f"{where}: expected {wanted}; got {repr(cells)[:120]}")
+        picked = [cells[column] for column in columns]
         if kind is LABELS and re.search("[\r\n]", picked[-1]):
             raise UserError(f"{where}: a name goes over several lines; check the quotes")
         if wide and picked[0] in ids:
             raise UserError(f"{where}: the id {picked[0]!r} is repeated; keep one of its lines")
-        if wide:
-            ids[picked[0]] = picked[-1]
+        ids[picked[0]] = None
         names.append(picked[-1])
     return names, list(ids) if wide else None
 

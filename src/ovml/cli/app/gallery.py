@@ -57,12 +57,9 @@ def gallery(tiles: Mapping[int, Tile], first: int, total: int, chosen: int | Non
 
 def _tile(number: int, tile: Tile, chosen: bool) -> str:
     name = escape(tile.name)
-    image = (
-        f'<img src="{THUMBNAILS}/{tile.thumbnail}" alt="" loading="lazy">'
-        if tile.thumbnail and not tile.problem
-        else ""
-    )
+    image = f'<img src="{THUMBNAILS}/{tile.thumbnail}" alt="" loading="lazy">'
     if tile.problem:
+        image = ""
         about = f'<span class="ovml-problem">{escape(tile.problem.removeprefix(f"{tile.name}: "))}</span>'
     else:
         about = "".join(

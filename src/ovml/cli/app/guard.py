@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +125,7 @@ class Guard:
 
     async def _read(self, scope: Any, receive: Any) -> Any:
         """Read a body; returns what passes it on."""
-        most = self.max_body
-        if scope["path"] == UPLOAD:
-            most = self._room
+        most = self._room if scope["path"] == UPLOAD else self.max_body
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > most):
             raise _Refused(413, f"too large; at most {most:,} bytes")
@@ -208,8 +207,6 @@ def _name(host: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return False

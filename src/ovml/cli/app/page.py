@@ -6,18 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ovml.cli.app.markup import NO_PICTURE, NOT_RANKED_YET, head
-from ovml.cli.app.style import ON_BAR, ON_LOAD, ON_TILE
 from ovml.cli.app.visit import TYPED, Asked, Events, Visit
+from ovml.utils.resources import RESOURCES
 
 HOUR = 60 * 60
 
 
-def build_page(
-    events: Events,
-    model_name: str = "",
-    typed: str = "",
-    chosen: str = TYPED,
-) -> Any:
+def build_page(events: Events, model_name: str = "", typed: str = "", chosen: str = TYPED) -> Any:
     """Lay out the page.
 
     Args:
@@ -87,12 +82,12 @@ def build_page(
                 drop = upload_field()
                 image = gr.HTML(NO_PICTURE, elem_id="image")
             with gr.Column(scale=6, min_width=300, elem_classes="ovml-side"):
-                result = gr.HTML(NOT_RANKED_YET, js_on_load=ON_BAR, elem_id="result")
-        gallery = gr.HTML("", js_on_load=ON_TILE, elem_id="gallery")
+                result = gr.HTML(NOT_RANKED_YET, js_on_load=_script("bar"), elem_id="result")
+        gallery = gr.HTML("", js_on_load=_script("tile"), elem_id="gallery")
 
         last: Any = {"trigger_mode": "always_last", "api_visibility": "private"}
         shown = [visit, image, result]
-        page.load(None, js=ON_LOAD, api_visibility="private")
+        page.load(None, js=_script("load"), api_visibility="private")
         page.load(tag, form, gallery, show_progress="hidden", **last)
         text.input(None, None, source, js=f"() => '{TYPED}'", **last)
         asks = [button.click, source.input, *(box.input for box in form[3:])]
@@ -129,6 +124,10 @@ def upload_field() -> Any:
     drop.preprocess = lambda payload: [] if payload is None else [file.path for file in payload]
     drop.async_move_resource_to_block_cache = move_uploaded
     return drop
+
+
+def _script(name: str) -> str:
+    return (RESOURCES / "page" / f"{name}.js").read_text(encoding="utf-8")
 
 
 def _number(event: Any, name: str) -> int | None:

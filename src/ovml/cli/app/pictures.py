@@ -48,8 +48,7 @@ class Album:
         self._names = [os.path.relpath(path, self.folder) for path in found[:most] if self._inside(Path(path))]
         if not self._names:
             raise UserError(f"images {folder}: all images in it are links that leave the folder; give their folder")
-        left = len(found[:most]) - len(self._names)
-        if left:
+        if left := len(found[:most]) - len(self._names):
             notice(f"{folder}: links to files outside of the folder are not shown; left out {left:,}")
         if len(found) > most:
             notice(f"{folder}: shows the first {most:,} images")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from PIL import Image
 
@@ -41,8 +42,7 @@ def typed_labels(text: str, most: int) -> LabelVocabulary:
         raise UserError("labels: none typed; type some, one a line or separated by commas")
     if len(names) > most:
         raise UserError(f"labels: {len(names):,} are too many; type at most {most:,}")
-    long = next((name for name in names if len(name) > LONGEST), None)
-    if long is not None:
+    if long := next((name for name in names if len(name) > LONGEST), None):
         raise UserError(f"labels: '{long[:30]}...' has {len(long):,} characters; a label may have {LONGEST}")
     return LabelVocabulary(check_names(names))
 
@@ -112,15 +112,15 @@ class Ranker:
     """
 
     def __init__(self, model: OpenVocabularyModel, prompt: Sequence[str] | None = None) -> None:
-        self.model = model.eval()
-        self.prompt = prompt
+        self.model, self.prompt = model.eval(), prompt
         self.calibrated = model.calibration is not None
-        self._scorer = lru_cache(maxsize=8)(self._new_scorer)
+        self._tagger = lru_cache(maxsize=8)(self._new_tagger)
+        self._best = lru_cache(maxsize=1000)(lambda path, changed, *asked: tuple(self.rank(path, *asked).scores[:TAGS]))
 
-    def _new_scorer(self, vocabulary: LabelVocabulary, probabilities: bool) -> _Scorer:
-        return _Scorer(
-            Tagger(self.model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, probabilities=probabilities)
-        )
+    def _new_tagger(self, vocabulary: LabelVocabulary, probabilities: bool) -> Tagger:
+        calibrates = probabilities and self.calibrated
+        options: Any = {"top_k": None, "num_workers": 0, "prompt": self.prompt, "probabilities": calibrates}
+        return Tagger(self.model, vocabulary, **options)
 
     def embed(self, vocabulary: LabelVocabulary, probabilities: bool = False) -> None:
         """Embed the labels of a vocabulary before images are ranked.
@@ -128,7 +128,7 @@ class Ranker:
         Raises:
             UserError: A label is too long for the text tower.
         """
-        self._scorer(vocabulary, probabilities and self.calibrated).tagger.label_embeds()
+        self._tagger(vocabulary, probabilities).label_embeds()
 
     def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> Ranking:
         """Rank all labels of a vocabulary.
@@ -141,12 +141,12 @@ class Ranker:
         Raises:
             UserError: The file is no image, is broken or is gone, or has too many pixels.
         """
-        probabilities = probabilities and self.calibrated
-        return Ranking(image, vocabulary, self._scorer(vocabulary, probabilities).rank(image), probabilities)
+        ((_, scores),) = self._tagger(vocabulary, probabilities).tag([open_picture(image)])
+        return Ranking(image, vocabulary, scores, probabilities and self.calibrated)
 
     def best(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> tuple[LabelScore, ...]:
         """The best `TAGS` labels of a vocabulary; kept for the last images. See `rank`."""
-        return self._scorer(vocabulary, probabilities and self.calibrated).best(image, stamp(image))
+        return self._best(image, stamp(image), vocabulary, probabilities)
 
     def find(self, ranking: Ranking, label: str) -> tuple[Image.Image, PatchGrid, LabelEvidence]:
         """Find one of the ranked labels in the image.
@@ -158,17 +158,5 @@ class Ranker:
             UserError: The image is gone.
         """
         image = open_picture(ranking.image)
-        grid, evidence = find_labels(self._scorer(ranking.vocabulary, False).tagger, image)
+        grid, evidence = find_labels(self._tagger(ranking.vocabulary, False), image)
         return image, grid, next(found for found in evidence if found.label == label)
-
-
-class _Scorer:
-    """Ranks the labels of one vocabulary."""
-
-    def __init__(self, tagger: Tagger) -> None:
-        self.tagger = tagger
-        self.best = lru_cache(maxsize=1000)(lambda image, changed: tuple(self.rank(image)[:TAGS]))
-
-    def rank(self, image: str) -> list[LabelScore]:
-        ((_, scores),) = self.tagger.tag([open_picture(image)])
-        return scores

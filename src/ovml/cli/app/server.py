@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ovml.cli.app.pictures import Thumbnails
-from ovml.cli.app.style import CSS
 from ovml.cli.app.uploads import MINUTE, THUMBNAILS, Uploads
 from ovml.utils.errors import UserError
+from ovml.utils.resources import RESOURCES
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -121,7 +121,7 @@ def build_server(
         page,
         path="/",
         theme=theme,
-        css=CSS,
+        css_paths=RESOURCES / "page" / "style.css",
         max_file_size=uploads.max_file_size,
         footer_links=[],
         run_history=False,

@@ -88,11 +88,7 @@ class Events:
     """
 
     def __init__(
-        self,
-        ranker: Ranker,
-        lists: Mapping[str, LabelVocabulary],
-        album: Album | None = None,
-        max_labels: int = 1000,
+        self, ranker: Ranker, lists: Mapping[str, LabelVocabulary], album: Album | None = None, max_labels: int = 1000
     ) -> None:
         self.ranker, self.lists, self.album, self.max_labels = ranker, lists, album, max_labels
         self.thumbnails = Thumbnails()
@@ -100,9 +96,8 @@ class Events:
 
     def add(self, paths: Sequence[str] | None, visit: Visit) -> tuple[str, str]:
         """Add uploaded images and show the first: the image, and what stands in place of its ranking."""
-        if not paths:
-            return self.show(visit)
-        visit.add(paths)
+        if paths:
+            visit.add(paths)
         return self.show(visit)
 
     def choose(self, visit: Visit, number: int | None) -> tuple[str, str]:
@@ -198,11 +193,12 @@ class Events:
         return typed_labels(asked.text, self.max_labels) if asked.text.strip(" \t\r\n,") else None
 
     def _tile(self, visit: Visit, number: int) -> Tile:
+        tile = Tile(self._name(visit, number))
         try:
-            name = self.thumbnails.name(self._path(visit, number))
-            return Tile(self._name(visit, number), name)
+            tile.thumbnail = self.thumbnails.name(self._path(visit, number))
         except UserError as problem:
-            return Tile(self._name(visit, number), problem=str(problem))
+            tile.problem = str(problem)
+        return tile
 
     @property
     def _images(self) -> int:

@@ -59,11 +59,7 @@ class COCODataModule(DividedDataModule):
     published_unseen = UNSEEN
 
     def __init__(
-        self,
-        root: str,
-        year: Literal["2014", "2017"] = "2014",
-        classes: list[str] | str | None = None,
-        **kwargs: Any,
+        self, root: str, year: Literal["2014", "2017"] = "2014", classes: list[str] | str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(root, **kwargs)
         self.year = year

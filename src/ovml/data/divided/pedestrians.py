@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,18 +15,6 @@ from ovml.utils.errors import UserError, check_whole, first_line
 
 RAP_EVALUATED = 51
 """Number of RAP's first attributes that are evaluated."""
-
-
-class Attributes(NamedTuple):
-    """Marks of one list of images.
-
-    Attributes:
-        images: File names.
-        marks: `[N, A]`, 1 for present.
-    """
-
-    images: list[str]
-    marks: np.ndarray[Any, Any]
 
 
 class PA100KDataModule(DividedDataModule):
@@ -80,17 +68,13 @@ class PA100KDataModule(DividedDataModule):
     def images(self, split: Split) -> Iterator[ImageLabels]:
         """Images of a split and their attributes."""
         key = _KEYS[split]
-        names, marks = _texts(self._content[f"{key}_images_name"]), np.asarray(self._content[f"{key}_label"])
-        yield from _rows(self.files(split)[0], Attributes(names, marks), self.label_names, self._folder)
+        images, marks = _texts(self._content[f"{key}_images_name"]), np.asarray(self._content[f"{key}_label"])
+        return _rows(self.files(split)[0], images, marks, self.label_names, self.split_settings)
 
     @property
-    def _folder(self) -> str:
+    def split_settings(self) -> str:
+        """The folder of the images, which the rows name."""
         return self.folder_of(*self.folders)
-
-    @property
-    def split_settings(self) -> Any:
-        """Where the images are, which the rows name."""
-        return self._folder
 
 
 _KEYS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
@@ -160,11 +144,11 @@ class RAPDataModule(DividedDataModule):
             while division.dtype.names is None:  # a cell inside a cell
                 division = np.ravel(division)[0]
             indices = np.ravel(division[division.dtype.names[0 if split == "train" else 1]]).astype(np.int64) - 1
-            names, marks = _texts(self._fields[5]), np.asarray(self._fields[1])[:, :RAP_EVALUATED]
-            rows = Attributes([names[i] for i in indices], marks[indices])
+            names, marks = _texts(self._fields[5]), np.asarray(self._fields[1])[indices, :RAP_EVALUATED]
+            images = [names[i] for i in indices]
         except (IndexError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: its division {self.partition} cannot be read ({first_line(error)})") from error
-        yield from _rows(path, rows, self.label_names, "RAP_dataset")
+        return _rows(path, images, marks, self.label_names, "RAP_dataset")
 
     @property
     def split_settings(self) -> Any:
@@ -172,16 +156,19 @@ class RAPDataModule(DividedDataModule):
         return self.partition
 
 
-def _rows(path: Path, found: Attributes, names: Sequence[str], folder: str) -> Iterator[ImageLabels]:
-    if found.marks.shape != (len(found.images), len(names)):
+def _rows(
+    path: Path, images: Sequence[str], marks: np.ndarray[Any, Any], names: Sequence[str], folder: str
+) -> Iterator[ImageLabels]:
+    """The images and their labels, of marks `[N, A]`, which are 1 for present."""
+    if marks.shape != (len(images), len(names)):
         raise UserError(
-            f"{path}: has marks of shape {list(found.marks.shape)} for {len(found.images):,} images and {len(names)} "
-            "attributes; download it again"
+            f"{path}: has marks of shape {list(marks.shape)} for {len(images):,} images and {len(names)} attributes; "
+            "download it again"
         )
-    if not np.isin(found.marks, (0, 1)).all():
+    if not np.isin(marks, (0, 1)).all():
         raise UserError(f"{path}: has marks other than 0 and 1; download it again")
-    for image, marks in zip(found.images, found.marks, strict=True):
-        yield f"{folder}/{image}", [names[i] for i in np.flatnonzero(marks).tolist()]
+    for image, own in zip(images, marks, strict=True):
+        yield f"{folder}/{image}", [names[i] for i in np.flatnonzero(own).tolist()]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ovml.utils.errors import UserError
 from ovml.utils.files import read_text
+from ovml.utils.lists import csv_rows
 from ovml.utils.resources import RESOURCES
 
 
@@ -33,19 +32,18 @@ def read_phrases(given: str | None, packaged: str | None = None) -> dict[str, st
         return {}
     path = Path(given).expanduser() if given is not None else RESOURCES / "phrases" / f"{packaged}.csv"
     text = read_text(path, "phrase", "CSV with the columns label and phrase")
+    rows = csv_rows(text, path, "correct it")
+    _, header = next(rows, ("", []))
+    if set(header) != {"label", "phrase"}:
+        raise UserError(f"{path}: the columns are {', '.join(header)}; give label and phrase")
     phrases: dict[str, str] = {}
-    try:
-        reader = csv.DictReader(io.StringIO(text), strict=True)
-        if set(reader.fieldnames or ()) != {"label", "phrase"}:
-            raise UserError(f"{path}: the columns are {', '.join(reader.fieldnames or ())}; give label and phrase")
-        for row in reader:
-            label, phrase = ((row[name] or "").strip() for name in ("label", "phrase"))
-            if not (label and phrase):
-                raise UserError(f"{path}, line {reader.line_num}: a label or its phrase is missing")
-            if phrases.setdefault(_key(label), phrase) != phrase:
-                raise UserError(f"{path}, line {reader.line_num}: {label!r} has another phrase already; keep one")
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; correct it") from error
+    for where, cells in rows:
+        row = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+        label, phrase = row.get("label"), row.get("phrase")
+        if not (label and phrase):
+            raise UserError(f"{where}: a label or its phrase is missing")
+        if phrases.setdefault(_key(label), phrase) != phrase:
+            raise UserError(f"{where}: {label!r} has another phrase already; keep one")
     return phrases
 
 

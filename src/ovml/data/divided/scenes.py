@@ -10,11 +10,32 @@ from typing import Any
 
 from ovml.data.base import Split
 from ovml.data.divided.base import DividedDataModule, ImageLabels
-from ovml.data.divided.tables import table_labels, table_rows
+from ovml.data.divided.tables import read_table
 from ovml.utils.errors import UserError
 
 
-class MultiSceneDataModule(DividedDataModule):
+class _Tables(DividedDataModule):
+    """A data set in tables whose headers list the same labels; a subclass gives the files and the images."""
+
+    @cached_property
+    def label_names(self) -> Sequence[str]:
+        """The labels in the header of the first training table."""
+        return read_table(self.files("train")[0])[0]
+
+    def rows(self, path: Path) -> Iterator[tuple[str, list[str]]]:
+        """The image and the labels of each row of a table.
+
+        Raises:
+            UserError: The table cannot be read, or lists other labels than the first one.
+        """
+        labels, rows = read_table(path)
+        if labels != self.label_names:
+            first = self.files("train")[0]
+            raise UserError(f"{path}: its labels are not those of {first.name}; download both again from {self.source}")
+        return rows
+
+
+class MultiSceneDataModule(_Tables):
     """MultiScene-Clean (Hua et al., TGRS 2021): 14,000 aerial pictures of 512 pixels, 36 kinds of places.
 
     `root` holds `train.csv`, `test.csv` (a header, then an image name and 36 cells of 0 and 1) and `images/NAME.jpg`.
@@ -40,25 +61,17 @@ class MultiSceneDataModule(DividedDataModule):
     title = "MultiScene-Clean"
     source = "https://multiscene.github.io"
 
-    @cached_property
-    def label_names(self) -> Sequence[str]:
-        """The header of `train.csv`."""
-        return table_labels(self.files("train")[0])
-
     def files(self, split: Split) -> Sequence[Path]:
         """The table of a split."""
         return [self.root / ("train.csv" if split == "train" else "test.csv")]
 
     def images(self, split: Split) -> Iterator[ImageLabels]:
         """Images of a split and their labels."""
-        (path,) = self.files(split)
-        if table_labels(path) != tuple(self.label_names):
-            raise UserError(f"{path}: its labels are not those of train.csv; download both again from {self.source}")
-        for name, labels in table_rows(path):
+        for name, labels in self.rows(self.files(split)[0]):
             yield f"images/{name if Path(name).suffix else f'{name}.jpg'}", labels
 
 
-class MLRSNetDataModule(DividedDataModule):
+class MLRSNetDataModule(_Tables):
     """MLRSNet (Qi et al., ISPRS 2020): 109,161 satellite pictures of 256 pixels, 60 labels.
 
     `root` holds `labels/CATEGORY.csv` (a header with `image`, then 60 labels) and `Images/CATEGORY/NAME.jpg`, 46
@@ -92,11 +105,6 @@ class MLRSNetDataModule(DividedDataModule):
             raise UserError(f"MLRSNetDataModule: test_share must be between 0 and 1; got {test_share}")
         self.test_share = test_share
 
-    @cached_property
-    def label_names(self) -> Sequence[str]:
-        """The header of the tables."""
-        return table_labels(self.files("train")[0])
-
     def files(self, split: Split) -> Sequence[Path]:
         """The tables of all categories; each has rows of both splits."""
         tables = sorted((self.root / "labels").glob("*.csv"))
@@ -107,9 +115,7 @@ class MLRSNetDataModule(DividedDataModule):
     def images(self, split: Split) -> Iterator[ImageLabels]:
         """Images of a split and their labels."""
         for path in self.files(split):
-            if table_labels(path) != tuple(self.label_names):
-                raise UserError(f"{path}: its labels differ from those of {self.files(split)[0]}; download both again")
-            for name, labels in table_rows(path):
+            for name, labels in self.rows(path):
                 if self._is_tested(f"{path.stem}/{name}") == (split == "test"):
                     yield f"Images/{path.stem}/{name}", labels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -57,14 +57,9 @@ class VOCDataModule(FolderDataModule):
 
     def read_annotations(self, split: Split) -> Iterator[PlainRow]:
         """Rows of a split."""
+        name_of = {label_key(name): name for name in self.vocabulary.names}
         for role in ("train", "validation") if split == "train" else ("test",):
             rows = self._splits.get(role, Rows())
             for index, image in enumerate(rows.images):
-                unknown = rows.unknown[index] if rows.unknown else []
-                yield self._row(str(image), rows.labels[index], unknown)
-
-    def _row(self, image: str, present: Sequence[str], unknown: Sequence[str]) -> PlainRow:
-        marked = set(map(label_key, (*present, *unknown)))
-        absent = [name for name in self.vocabulary.names if label_key(name) not in marked]
-        path = Path(image).absolute().relative_to(self.root.absolute())
-        return {"image": str(path), "positive": present, "negative": absent}
+                path = Path(image).absolute().relative_to(self.root.absolute())
+                yield {"image": str(path), "positive": rows.labels[index], "negative": rows.absent(index, name_of)}

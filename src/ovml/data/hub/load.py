@@ -70,11 +70,7 @@ class LoadedSet:
 
 
 def load_set(
-    path: str,
-    name: str | None = None,
-    data_files: Any = None,
-    streaming: bool = False,
-    cache_dir: str | None = None,
+    path: str, name: str | None = None, data_files: Any = None, streaming: bool = False, cache_dir: str | None = None
 ) -> LoadedSet:
     """Load all splits of a data set.
 

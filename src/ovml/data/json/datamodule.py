@@ -115,7 +115,8 @@ class JSONDataModule(FolderDataModule):
         """The training file's classes, then the unseen ones."""
         train, zsl, gzsl = self.files["train"], self.files.get("zsl"), self.files.get("gzsl")
         unseen = zsl.classes if zsl else _without(gzsl.classes if gzsl else (), train.classes)
-        if zsl and (both := _common(zsl.classes, train.classes)):
+        alone = _without(zsl.classes, train.classes) if zsl else ()
+        if zsl and (both := _without(zsl.classes, alone)):
             raise UserError(
                 f"{zsl.path}: {some(both)} of its classes are also in {train.path}; "
                 "unseen classes must not be trained on, remove them from one of the files"
@@ -229,8 +230,3 @@ class JSONDataModule(FolderDataModule):
 def _without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     keys = set(map(label_key, others))
     return tuple(name for name in names if label_key(name) not in keys)
-
-
-def _common(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
-    keys = set(map(label_key, others))
-    return tuple(name for name in names if label_key(name) in keys)

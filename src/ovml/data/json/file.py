@@ -32,7 +32,8 @@ class AnnotationFile:
         classes: Labels annotated in every row: present if listed, else absent.
         others: Labels in rows that are none of the classes, with the index of the first such row.
         repeated: Number of rows that repeat an image.
-        rows: Columns `path` (string, without the prefix) and `labels` (lists of indices into `names`), memory-mapped.
+        rows: Columns `path` (string, without the prefix) and `labels` (lists of indices into the
+            classes, then the others), memory-mapped.
     """
 
     path: Path
@@ -40,11 +41,6 @@ class AnnotationFile:
     others: dict[str, int]
     repeated: int
     rows: pa.Table
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Classes, then the others."""
-        return (*self.classes, *self.others)
 
 
 def read_annotation_file(file: Path, cache_dir: str | Path | None, strip_prefix: str = "") -> AnnotationFile:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -86,14 +85,12 @@ def _blocks(
 ) -> Iterator[pa.RecordBatch]:
     """Stream some columns of a file; if `others` is given, the file must have no columns beside both."""
     header = _header(path)
-    missing = [name for name in columns if name not in header]
-    if missing:
+    if missing := [name for name in columns if name not in header]:
         raise UserError(
             f"{path}: no column {', '.join(missing)}; its first line is {','.join(header)!r}, and it should name "
             f"{', '.join(columns)}; {AGAIN}"
         )
-    unknown = [name for name in header if others is not None and name not in (*columns, *others)]
-    if unknown:
+    if unknown := [name for name in header if others is not None and name not in (*columns, *others)]:
         raise UserError(f"{path}: unknown column {', '.join(map(repr, unknown))} beside {', '.join(columns)}; {AGAIN}")
     convert = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns))
     parse = pacsv.ParseOptions(newlines_in_values=newlines_in_values)
@@ -109,8 +106,12 @@ def _blocks(
 
 
 def _header(path: Path) -> list[str]:
-    with _readable(path), path.open("rb") as file:
-        header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
+    try:
+        with path.open("rb") as file:
+            header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from error
     if not header:
         raise UserError(f"{path}: is empty; {AGAIN}")
     return header
@@ -154,12 +155,3 @@ def _presence(confidence: str) -> int | None:
 def _numbers(encoded: pa.DictionaryArray) -> Array:
     numbers: Array = encoded.indices.to_numpy().astype(np.int64)
     return numbers
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from ovml.data.openimages.annotations import Annotations
 from ovml.data.openimages.csv import AGAIN, SOURCE, read_annotations, read_image_list
 from ovml.utils.errors import UserError
 from ovml.utils.files import read_text
+from ovml.utils.lists import csv_rows
 
 
 class OpenImagesFiles:
@@ -79,20 +78,15 @@ def read_descriptions(path: Path) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     text = read_text(path, "description", f"a machine id and a name per line; {AGAIN}")
-    reader = csv.reader(io.StringIO(text), strict=True)
-    try:
-        for row in reader:
-            if not row or row == ["LabelName", "DisplayName"]:
-                continue
-            where = f"{path}, line {reader.line_num}"
-            label, *name = map(str.strip, row)
-            if not (label and len(name) == 1 and name[0]):
-                raise UserError(f"{where}: expected a machine id and a name, got {','.join(row)!r}; {AGAIN}")
-            if label in names:
-                raise UserError(f"{where}: {label} is described twice; keep one of the lines")
-            names[label] = name[0]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; {AGAIN}") from error
+    for where, row in csv_rows(text, path, AGAIN):
+        if row == ["LabelName", "DisplayName"]:
+            continue
+        label, *name = map(str.strip, row)
+        if not (label and len(name) == 1 and name[0]):
+            raise UserError(f"{where}: expected a machine id and a name, got {','.join(row)!r}; {AGAIN}")
+        if label in names:
+            raise UserError(f"{where}: {label} is described twice; keep one of the lines")
+        names[label] = name[0]
     if not names:
         raise UserError(f"{path}: describes no class; {AGAIN}")
     return names

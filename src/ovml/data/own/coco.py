@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, ends_of, split_of
+from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, ends_of
 from ovml.utils.errors import UserError, beginning, first_line
 from ovml.utils.files import read_text
 from ovml.utils.json import shown
@@ -17,6 +17,8 @@ OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic")
 """How the names of COCO's own files begin that are not about objects."""
 MOST_BYTES = 2**31
 """Size of the largest file."""
+ImagesOfNames = tuple[list[str], list[tuple[str, dict[str, None]]]]
+"""The names of the categories; and the name of each image with the labels in it."""
 
 
 def find_coco(index: ImageIndex) -> LabelledSet | None:
@@ -32,12 +34,9 @@ def find_coco(index: ImageIndex) -> LabelledSet | None:
     damaged = []
     incomplete: dict[Path, str] = {}
     for file in index.files(".json"):
-        role = split_of(file.stem) or (split_of(file.parent.name) if file.parent != index.root else None) or "train"
+        role = index.split_of(file) or "train"
         try:
-            content = _content(file)
-            if content is None:
-                continue
-            own_names, images = _images(content)
+            found = _read(file)
         except LookupError as error:
             incomplete[file] = str(error)
             continue
@@ -45,9 +44,11 @@ def find_coco(index: ImageIndex) -> LabelledSet | None:
             reason = f"{file}: not COCO annotations ({first_line(error)}); export it again"
             damaged.append(error if isinstance(error, UserError) else UserError(reason))
             continue
-        names |= dict.fromkeys(own_names)
+        if found is None:
+            continue
+        names |= dict.fromkeys(found[0])
         of_image = labels_of.setdefault(role, {})
-        for name, labels in images:
+        for name, labels in found[1]:
             of_image.setdefault(index.path(name, file, role), {}).update(labels)
     if damaged and (labels_of or index.file):
         raise damaged[0]
@@ -56,21 +57,20 @@ def find_coco(index: ImageIndex) -> LabelledSet | None:
         index.damaged.append(UserError(f"{file}: not COCO annotations (it {why}); export it again"))
     if not labels_of:
         return None
-    splits = {role: Rows(list(own), list(map(list, own.values()))) for role, own in labels_of.items()}
+    splits = {role: Rows(list(own), list(map(list, own.values())), [[]] * len(own)) for role, own in labels_of.items()}
     left_out = ", ".join(f"{file.name}, which {why}" for file, why in incomplete.items())
     return LabelledSet("COCO annotations", splits, tuple(names), left_out)
 
 
-def read_coco(file: Path) -> tuple[list[str], list[tuple[str, dict[str, None]]]]:
-    """The names of the categories; and the name of each image with the labels in it.
+def read_coco(file: Path) -> ImagesOfNames:
+    """Read a file of COCO's instances.
 
     Raises:
         UserError: The file is not COCO's instances, or is damaged.
     """
     try:
-        content = _content(file)
-        if content is not None:
-            return _images(content)
+        if (found := _read(file)) is not None:
+            return found
         reason = "it has no images, annotations and categories"
     except (LookupError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -79,12 +79,12 @@ def read_coco(file: Path) -> tuple[list[str], list[tuple[str, dict[str, None]]]]
     raise UserError(f"{file}: not COCO annotations ({reason}); download it again")
 
 
-def _content(file: Path) -> Mapping[str, Any] | None:
-    """The content of a file of COCO; `None` if it is something else.
+def _read(file: Path) -> ImagesOfNames | None:
+    """Read a file; `None` if it is not of COCO.
 
     Raises:
         LookupError: It lacks one of the three lists, as that of images without annotations does.
-        ValueError: It is empty, or not JSON although it begins as COCO does.
+        ValueError: It is empty or damaged, or not JSON although it begins as COCO does.
     """
     ends = ends_of(file)
     if ends.strip() and not any(b'"%s"' % key.encode() in ends for key in KEYS):
@@ -101,11 +101,6 @@ def _content(file: Path) -> Mapping[str, Any] | None:
             raise LookupError(f"has no {key}")
         if not isinstance(content[key], list) or not all(isinstance(item, Mapping) for item in content[key]):
             raise ValueError(f"{key} is not a list of objects")
-    return content
-
-
-def _images(content: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, dict[str, None]]]]:
-    """The names of the categories; and the name of each image with the labels in it."""
     name_of = {
         _id(category, "id", "a category"): _text(category, "name", "a category") for category in content["categories"]
     }
@@ -127,12 +122,16 @@ def _id(item: Mapping[str, Any], key: str, kind: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"{key} of {kind} is {shown(value, 40)}" if key in item else f"{kind} without {key}")
+        raise _wrong(item, key, kind)
     return str(value).strip()
 
 
 def _text(item: Mapping[str, Any], key: str, kind: str) -> str:
     value = item.get(key)
     if isinstance(value, (bool, Mapping, list, type(None))) or not str(value).strip():
-        raise ValueError(f"{key} of {kind} is {shown(value, 40)}" if key in item else f"{kind} without {key}")
+        raise _wrong(item, key, kind)
     return str(value)
+
+
+def _wrong(item: Mapping[str, Any], key: str, kind: str) -> ValueError:
+    return ValueError(f"{key} of {kind} is {shown(item[key], 40)}" if key in item else f"{kind} without {key}")

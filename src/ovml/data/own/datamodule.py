@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Real
@@ -216,7 +216,7 @@ class OwnDataModule(MultiLabelDataModule):
     @property
     def exhaustive(self) -> bool:  # type: ignore[override]
         """Whether labels that an image does not list are absent; otherwise its row lists those."""
-        return not any(rows.unknown for rows in self.found.splits.values())
+        return not any(own for rows in self.found.splits.values() for own in rows.unknown)
 
     def dataset(self, split: Split) -> datasets.Dataset:
         """Rows of one split, made once: every stage asks for them."""
@@ -231,8 +231,11 @@ class OwnDataModule(MultiLabelDataModule):
         where = f"{self.where}: {split} split"
         if not len(indices):
             raise UserError(f"{where} has no image; give more images, or another held_out")
-        name_of = {label_key(name): name for name in self.vocabulary.names}
-        made = [{"image_id": str(i), **self._annotations(rows, i, name_of)} for i in indices]
+        listed = () if self.exhaustive else self.vocabulary.names
+        name_of = {label_key(name): name for name in listed}
+        made: list[dict[str, Any]] = [
+            {"image_id": str(i), "positive": rows.labels[i], "negative": rows.absent(i, name_of)} for i in indices
+        ]
         if isinstance(rows.images, datasets.Dataset):
             reader = LabelReader(self.vocabulary)
             for row in made:
@@ -244,13 +247,6 @@ class OwnDataModule(MultiLabelDataModule):
             return plain_dataset(plain, self.vocabulary, where)
         files = [{**row, "image_id": row["image"]} for row in plain]
         return plain_table(files, self.vocabulary, where, Path(), self.cache_dir).rows
-
-    def _annotations(self, rows: Rows, index: int, name_of: Mapping[str, str]) -> dict[str, Any]:
-        positive = rows.labels[index]
-        if self.exhaustive:
-            return {"positive": positive, "negative": []}
-        others = set(map(label_key, [*positive, *(rows.unknown[index] if rows.unknown else ())]))
-        return {"positive": positive, "negative": [name for key, name in name_of.items() if key not in others]}
 
 
 _say = rank_zero_only(notice)

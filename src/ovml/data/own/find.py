@@ -9,8 +9,8 @@ from pathlib import Path
 from ovml.data.own.coco import find_coco
 from ovml.data.own.folders import find_folders
 from ovml.data.own.labelled import ImageIndex, LabelledSet
-from ovml.data.own.memory import Options, find_arrow
-from ovml.data.own.tables import TABLES, find_tables, lists_images, read_table
+from ovml.data.own.memory import find_arrow
+from ovml.data.own.tables import TABLES, Options, find_tables, lists_images, read_table
 from ovml.data.own.voc import find_voc
 from ovml.data.own.yolo import find_yolo
 from ovml.utils.errors import UserError
@@ -36,7 +36,7 @@ def find_set(root: Path, options: Options) -> LabelledSet:
         if root.is_dir() and not (options["image_column"] or any(lists_images(table, index, read) for table in tables)):
             with suppress(UserError):  # a table of something else may stand beside label folders
                 found = find_folders(index)
-        found = found or find_tables(index, read, **options)
+        found = found or find_tables(index, read, options)
     if found is None and index.damaged:
         raise index.damaged[0]
     if found is None:

@@ -37,8 +37,7 @@ def find_folders(index: ImageIndex) -> LabelledSet | None:
     are_splits = not others
     splits: dict[str, Rows] = {}
     for path, place in zip(index.paths, places, strict=True):
-        label = place[depth + are_splits : depth + are_splits + 1]
-        if label:
+        if label := place[depth + are_splits : depth + are_splits + 1]:
             role = SPLITS[place[depth].lower()] if are_splits else "train"
             splits.setdefault(role, Rows()).add(str(path), label)
     if len({name for rows in splits.values() for labels in rows.labels for name in labels}) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import datasets
 from ovml.data.paths import PathCheck
 from ovml.utils.errors import UserError
 from ovml.utils.find_images import EXTENSIONS
+from ovml.vocabulary import label_key
 
 SPLITS = {
     "train": "train",
@@ -36,7 +37,7 @@ class Rows:
     Attributes:
         images: Paths, PIL images, bytes or arrays; or a `datasets.Dataset` of one column.
         labels: The labels present in each image: names, or ids of `LabelledSet.names`.
-        unknown: Likewise, the labels that nobody judged in each image; empty if there are none.
+        unknown: Likewise, the labels that nobody judged in each image.
     """
 
     images: list[Any] | datasets.Dataset = field(default_factory=list)
@@ -48,20 +49,22 @@ class Rows:
         assert isinstance(self.images, list)
         self.images.append(image)
         self.labels.append(list(labels))
-        if unknown and not self.unknown:
-            self.unknown = [[] for _ in self.labels[1:]]
-        if unknown or self.unknown:
-            self.unknown.append(list(unknown))
+        self.unknown.append(list(unknown))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, indices: Sequence[int]) -> Rows:
         """Some of the rows."""
-        labels, unknown = ([lists[i] for i in indices] if lists else [] for lists in (self.labels, self.unknown))
+        labels, unknown = ([lists[i] for i in indices] for lists in (self.labels, self.unknown))
         own = self.images
         images = own.select(indices) if isinstance(own, datasets.Dataset) else [own[i] for i in indices]
         return Rows(images, labels, unknown)
+
+    def absent(self, index: int, name_of: Mapping[str, str]) -> list[str]:
+        """The labels that are neither present nor unknown in an image, of names by `label_key`."""
+        others = set(map(label_key, [*self.labels[index], *self.unknown[index]]))
+        return [name for key, name in name_of.items() if key not in others]
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,10 @@ class ImageIndex:
         """The files of annotations that end in a suffix, in any case; hidden ones are left out."""
         files = self._files if self.file is None else [self.file]
         return [path for path in files if path.suffix.lower() in suffixes]
+
+    def split_of(self, file: Path) -> str | None:
+        """The split that a file's name or else that of its folder means; `None` if they mean none."""
+        return split_of(file.stem) or (split_of(file.parent.name) if file.parent != self.root else None)
 
     def find(self, name: str, beside: Path, role: str | None = None) -> str | None:
         """The path of an image; `None` if none has this name, or several have.

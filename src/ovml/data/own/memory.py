@@ -13,11 +13,8 @@ from PIL import Image
 from ovml.data.hub.load import load_set
 from ovml.data.labels import class_names
 from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, split_of
-from ovml.data.own.tables import IMAGE_COLUMNS, find_column, table_rows
+from ovml.data.own.tables import IMAGE_COLUMNS, Options, find_column, table_rows
 from ovml.utils.errors import UserError
-
-Options = Mapping[str, str | None]
-"""`image_column`, `label_column` and `separator` of `table_rows`."""
 
 
 def find_arrow(index: ImageIndex, options: Options) -> LabelledSet | None:
@@ -95,13 +92,11 @@ def _of_dataset(
     for name in others:
         if name == (options["label_column"] or name):
             names = class_names(features[name]) or names
-    if not _holds_images(features[image]):
-        columns[image] = rows[image][:]
-        found, header = table_rows(columns, where, locate, **{**options, "image_column": image})
-        return found, header or names
-    columns[image] = range(len(rows))
-    found, header = table_rows(columns, where, _as_it_is, **{**options, "image_column": image})
-    for own in found.values():
+    inside = _holds_images(features[image])
+    columns[image] = range(len(rows)) if inside else rows[image][:]
+    locate = _as_it_is if inside else locate
+    found, header = table_rows(columns, where, locate, **{**options, "image_column": image})
+    for own in found.values() if inside else ():
         own.images = rows.select(own.images).select_columns([image])
     return found, header or names
 

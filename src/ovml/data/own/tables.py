@@ -31,6 +31,8 @@ MOST_BYTES = 2**30
 """Size of the largest table."""
 
 Columns = Mapping[str, Sequence[Any]]
+Options = Mapping[str, str | None]
+"""`image_column`, `label_column` and `separator` of `table_rows`."""
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
@@ -114,21 +116,21 @@ def table_rows(
         seen[key] = len(own)
         own.add(found, labels[number], unknown[number])
     for own in rows.values():  # a repeated row may judge what the first one did not
-        judged = zip(own.unknown, own.labels, strict=False)
+        judged = zip(own.unknown, own.labels, strict=True)
         own.unknown = [[name for name in unjudged if name not in present] for unjudged, present in judged]
     return rows, names
 
 
 def _roles(cells: Sequence[Any], column: str, where: str) -> list[str]:
     """The split of each row; an empty cell means `train`."""
-    roles = ["train" if _is_empty(cell) else split_of(str(cell)) for cell in cells]
-    if None in roles:
-        number = roles.index(None)
+    roles = ["train" if _is_empty(cell) else split_of(str(cell)) or "" for cell in cells]
+    if "" in roles:
+        number = roles.index("")
         raise UserError(
             f"{where}: row {number + 1}: {cells[number]!r} in column {column!r} names no split; write train, "
             "validation or test, or rename the column if it holds something else"
         )
-    return [role for role in roles if role]
+    return roles
 
 
 def cells_of_labels(cells: Sequence[Any], separator: str | None = None) -> list[list[Any]]:
@@ -168,13 +170,7 @@ def _name(value: Any) -> Any:
     return value if isinstance(value, Real) else str(value).strip()
 
 
-def find_tables(
-    index: ImageIndex,
-    read: Callable[[Path], Columns],
-    image_column: str | None = None,
-    label_column: str | None = None,
-    separator: str | None = None,
-) -> LabelledSet | None:
+def find_tables(index: ImageIndex, read: Callable[[Path], Columns], options: Options) -> LabelledSet | None:
     """The tables of a folder, or the one that is to be read; `None` if there is none.
 
     A table's name, or the folder that it stands in, may name its split: `train.csv`, `test/metadata.jsonl`.
@@ -182,16 +178,14 @@ def find_tables(
     Args:
         index: The files of the folder.
         read: `read_table`, or a form of it that keeps what it read.
-        image_column: See `table_rows`; so are the next two.
-        label_column: Of the labels.
-        separator: Between labels.
+        options: Of `table_rows`.
 
     Raises:
         UserError: See `table_rows`.
     """
     found = index.files(*TABLES)
     named = [path for path in found if path.stem == "metadata"] or found
-    files = [path for path in named if split_of(path.stem) or split_of(path.parent.name)] or named
+    files = list(filter(index.split_of, named)) or named
     if len(named) > 1 and files is named:
         files = [path for path in named if lists_images(path, index, read)]
         if len(files) != 1:
@@ -203,14 +197,13 @@ def find_tables(
     names: dict[str, None] = {}
     for file in files:
         columns, locate = read(file), partial(index.path, file=file)
-        images = image_column or _image_column(columns, index, file)
-        rows, own = table_rows(columns, str(file), locate, images, label_column, separator)
+        images = options["image_column"] or _image_column(columns, index, file)
+        rows, own = table_rows(columns, str(file), locate, **{**options, "image_column": images})
         names |= dict.fromkeys(own)
-        outer = split_of(file.stem) or (split_of(file.parent.name) if file.parent != index.root else None)
         for role, part in rows.items():
-            target = splits.setdefault(role if outer is None else outer, Rows())
-            for i, image in enumerate(part.images):
-                target.add(image, part.labels[i], part.unknown[i] if part.unknown else ())
+            target = splits.setdefault(index.split_of(file) or role, Rows())
+            for row in zip(part.images, part.labels, part.unknown, strict=True):
+                target.add(*row)
     kinds = ", ".join(file.relative_to(index.root).as_posix() for file in files)
     return LabelledSet(f"table ({kinds})", splits, tuple(names)) if files else None
 

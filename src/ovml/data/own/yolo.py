@@ -9,13 +9,12 @@ from typing import Any
 
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ovml.data.own.labelled import ImageIndex, LabelledSet, Rows, ends_of, split_of
+from ovml.data.own.labelled import SPLITS, ImageIndex, LabelledSet, Rows, ends_of, split_of
 from ovml.utils.errors import UserError, beginning
 from ovml.utils.files import read_text
 from ovml.utils.yaml import load_yaml, yaml_reason
 from ovml.vocabulary import label_key
 
-ROLES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 NAMES = re.compile(rb"""(^|[{,\xbf\xfe\xff])\s*["']?names["']?\s*:""", re.MULTILINE)
 """The key in block or flow style, perhaps after a byte order mark."""
 
@@ -125,7 +124,7 @@ def _images(content: Mapping[str, Any], file: Path, index: ImageIndex) -> tuple[
     folders: dict[Path, str] = {}
     listed: dict[str, str] = {}
     missing = []
-    for key, role in ROLES.items():
+    for key, role in SPLITS.items():
         value = content.get(key)
         for place in value if isinstance(value, list) else [] if value is None else [value]:
             if not isinstance(place, str):
@@ -143,8 +142,7 @@ def _images(content: Mapping[str, Any], file: Path, index: ImageIndex) -> tuple[
     if not folders and not listed:
         folders[index.root] = "train"
     for path in index.paths:
-        inner = next((folders[folder] for folder in path.parents if folder in folders), None)
-        if inner:
+        if inner := next((folders[folder] for folder in path.parents if folder in folders), None):
             listed.setdefault(str(path), inner)
     return listed, missing
 

@@ -115,13 +115,10 @@ def _draw_thing(canvas: Image.Image, thing: Thing, horizon: float, rng: random.R
     for contour in contours:
         edge.line([*contour, *contour[:2]], mixed(colour, (0, 0, 0), 0.5), width=round(2.2 * _SCALE), joint="curve")
     if (foot := (thing.y + 0.92 * thing.radius) * _SCALE) > horizon:
-        _draw_shadow(canvas, thing.x * _SCALE, foot, thing.radius * _SCALE)
+        width, height = round(1.9 * thing.radius * _SCALE), round(0.6 * thing.radius * _SCALE)
+        corner = round(thing.x * _SCALE - width / 2), round(foot - height / 2)
+        canvas.paste((20, 22, 40), corner, _SHADOW.resize((width, height)))
     canvas.paste(own, (left, top), mask)
-
-
-def _draw_shadow(canvas: Image.Image, x: float, y: float, radius: float) -> None:
-    width, height = round(1.9 * radius), round(0.6 * radius)
-    canvas.paste((20, 22, 40), (round(x - width / 2), round(y - height / 2)), _SHADOW.resize((width, height)))
 
 
 def draw(things: tuple[Thing, ...], ground: str, rng: random.Random) -> Image.Image:
@@ -138,12 +135,9 @@ def draw(things: tuple[Thing, ...], ground: str, rng: random.Random) -> Image.Im
     canvas, horizon = draw_ground(ground, IMAGE_SIZE * _SCALE, rng)
     for thing in things:
         _draw_thing(canvas, thing, horizon, rng)
-    return _with_noise(canvas.reduce(_SCALE), rng.uniform(0, 3), rng)
-
-
-def _with_noise(image: Image.Image, amount: float, rng: random.Random) -> Image.Image:
-    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((*image.size, 3), np.float32)
-    return Image.fromarray((np.asarray(image) + amount * noise).clip(0, 255).astype(np.uint8))
+    amount, shape = rng.uniform(0, 3), (IMAGE_SIZE, IMAGE_SIZE, 3)
+    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(shape, np.float32)
+    return Image.fromarray((np.asarray(canvas.reduce(_SCALE)) + amount * noise).clip(0, 255).astype(np.uint8))
 
 
 def photograph(image: Image.Image, rng: random.Random, strength: float = 1.0) -> Image.Image:

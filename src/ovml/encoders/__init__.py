@@ -4,9 +4,10 @@ The towers' modules are the model's own, under the model's own names; only the o
 """
 
 from ovml.encoders.clip import Features, ImageEncoder, ImageFeatures, ImageTail, LabelDependentFeatures, widened
-from ovml.encoders.clip_text import TextEncoder, length_batches, pad_rows, restore_order
+from ovml.encoders.clip_text import TextEncoder
 from ovml.encoders.factory import make_encoders
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
+from ovml.encoders.texts import TokenizedTexts, length_batches, pad_rows, restore_order
 
 __all__ = [
     "Features",
@@ -18,6 +19,7 @@ __all__ = [
     "SiglipImageTail",
     "SiglipTextEncoder",
     "TextEncoder",
+    "TokenizedTexts",
     "length_batches",
     "make_encoders",
     "pad_rows",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ovml.encoders.held import running_form
 from ovml.utils.errors import UserError, all_lines
 
 
@@ -44,10 +45,11 @@ class Execution:
         for layer in layers:
             # Frozen blocks run without gradients in training too, so they are compiled for one mode only.
             with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(layer, hidden_states, *args)):
+                form = running_form(layer)
                 if self.gradient_checkpointing and torch.is_grad_enabled():
-                    hidden_states = checkpoint(block, layer, hidden_states, *args, use_reentrant=False)
+                    hidden_states = checkpoint(block, form, hidden_states, *args, use_reentrant=False)
                 else:
-                    hidden_states = block(layer, hidden_states, *args)
+                    hidden_states = block(form, hidden_states, *args)
         return hidden_states
 
 

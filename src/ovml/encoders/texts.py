@@ -113,15 +113,14 @@ class TokenizedTexts:
             width = int(lengths.max())
             ids, rows = self.ids[own, :width], None if self.rows is None else self.rows[own, :width]
             shared = _num_shared(ids, rows, lengths)
-            moved = (None if tensor is None else tensor.to(device) for tensor in (ids, _from_one(rows), lengths))
-            batches.append(TextBatch(*moved, shared))  # type: ignore[arg-type]
+            moved = _moved(ids, rows, lengths, device)
+            batches.append(TextBatch(*moved, shared))
         return TextBatches(batches, None if places is None else places.to(device))
 
     def _select(self, device: torch.device, size: int, columns: Tensor) -> TextBatches:
         """Batches of some texts, without waiting for the device: shapes come from the lengths on the CPU."""
         if self._on_device is None or self._on_device[0].device != device:
-            rows = _from_one(self.rows)
-            self._on_device = self.ids.to(device), None if rows is None else rows.to(device), self.lengths.to(device)
+            self._on_device = _moved(self.ids, self.rows, self.lengths, device)
         all_ids, all_rows, all_lengths = self._on_device
         own_lengths = self.lengths[columns]
         order, places = _by_length(own_lengths, size)
@@ -184,8 +183,11 @@ def _by_length(lengths: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
     return order, order.argsort()
 
 
-def _from_one(rows: Tensor | None) -> Tensor | None:
-    return None if rows is None else rows + 1
+def _moved(
+    ids: Tensor, rows: Tensor | None, lengths: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Tensors on a device, rows counted from 1."""
+    return ids.to(device), None if rows is None else (rows + 1).to(device), lengths.to(device)
 
 
 def _num_shared(ids: Tensor, rows: Tensor | None, lengths: Tensor) -> int:

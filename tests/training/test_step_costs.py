@@ -11,12 +11,14 @@ from torch.utils.data import DataLoader
 from transformers import CLIPConfig, CLIPModel
 from waiting import Operations, Waiting
 
-from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, VisionStage
+from ovml import LabelVocabulary, OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.encoders import TextEncoder
 from ovml.encoders.checkpoints import load_tokenizer
 from ovml.encoders.held import hold_frozen
 from ovml.heads import LocalHead, two_stream
 from ovml.prompts import DeepPrompt
+from ovml.training.callbacks import progress
+from ovml.training.divergence import LossWatch
 
 VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky", "sun"), ("black cat", "sea"))
 QUIET = {
@@ -114,6 +116,50 @@ def test_the_counter_sees_what_waits():
             assert waiting.found.total() == before + 1
         there[torch.tensor([0]).to(DEVICE, non_blocking=True)] + torch.ones(3).sum().item()
         assert waiting.found.total() == before + 1
+
+
+def test_losses_are_looked_at_together_and_the_first_bad_step_is_named():
+    watch = LossWatch()
+    watch.every = 3
+    for step in range(5):
+        watch.add(torch.tensor(1.0 if step != 4 else float("inf")), "vision", step)
+    with pytest.raises(UserError, match="^stage 'vision', step 4: the loss is inf, the training has diverged"):
+        watch.look()
+    watch.look()  # forgotten
+    watch.add(torch.tensor(float("nan")), "vision", 5)
+    watch.add(torch.tensor(1.0), "vision", 6)
+    with pytest.raises(UserError, match="step 5: the loss is nan"):
+        watch.add(torch.tensor(1.0), "vision", 7)
+
+
+@pytest.mark.parametrize("stage", ["vision", "prompt"])
+def test_a_training_that_diverges_ends_before_it_is_validated(tiny, stage):
+    model = classifier(tiny, STAGES[stage])
+    model._watch.every = 50
+    with torch.no_grad():
+        model.model.image_encoder.visual_projection.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=f"^stage '{STAGES[stage].name}', step 0: the loss is nan"):
+        fit(model, limit_val_batches=1, num_sanity_val_steps=0)
+
+
+def test_the_bar_asks_for_the_loss_twice_a_second(monkeypatch):
+    now, asked = [100.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[-1])
+
+    class Trainer:
+        training, loggers, progress_bar_metrics = True, (), {"val": 1.0}
+
+        @property
+        def callback_metrics(self):
+            asked.append(now[-1])
+            return {"train/loss": torch.tensor(0.5)}
+
+    bar, shown = progress.SlowProgressBar(), []
+    for moment in (100.0, 100.1, 100.4, 100.6, 100.7):
+        now.append(moment)
+        shown.append(bar.get_metrics(Trainer(), None))
+    assert sorted(set(asked)) == [100.0, 100.6]
+    assert shown == [{"train/loss": 0.5, "val": 1.0}] * 5
 
 
 # ---------------------------------------------------------------------- operations

@@ -134,7 +134,7 @@ class OVMLCLI(LightningCLI):
         self, callbacks: Sequence[Callback] = (), stage: Stage | None = None, **kwargs: Any
     ) -> Trainer:
         """Make a trainer with a rich progress bar, unless another is given; loggers are added per stage."""
-        allow_tf32(self._trainer_config)
+        allow_tf32(self._trainer_config, self.model.stages)
         given = own_callbacks(self._trainer_config.get("callbacks"), stage, self.model.stages if stage else ())
         given = [callback for callback in given if not (is_quiet() and isinstance(callback, ProgressBar))]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)

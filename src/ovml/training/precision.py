@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -70,17 +71,23 @@ def stage_precision(options: Mapping[str, Any], stage: Stage) -> dict[str, str]:
     is_given = options.get("precision") is not None or any(isinstance(plugin, Precision) for plugin in plugins)
     if is_given or not _computes_with_cuda(options):
         return {}
-    precision = stage.precision or ("bf16-mixed" if multiplies_bfloat16("cuda") else None)
+    precision = stage.precision
+    if precision is None and not _forks(options) and multiplies_bfloat16("cuda"):
+        precision = "bf16-mixed"
     return {} if precision is None else {"precision": precision}
 
 
-def allow_tf32(options: Mapping[str, Any]) -> None:
-    """Let CUDA multiply what stays float32 in TF32, unless a trainer is given `32-true`, or torch was told otherwise.
+def allow_tf32(options: Mapping[str, Any], stages: Sequence[Stage]) -> None:
+    """Let CUDA multiply what stays float32 in TF32.
+
+    Nothing changes for a trainer that is given `32-true`, for stages that say their precision, as those of published
+    trainings do, and where torch was told another one.
 
     Args:
         options: Of `lightning.pytorch.Trainer`.
+        stages: What is trained or was trained.
     """
-    is_exact = str(options.get("precision")) in ("32-true", "32")
+    is_exact = str(options.get("precision")) in ("32-true", "32") or any(stage.precision for stage in stages)
     if _computes_with_cuda(options) and not is_exact and torch.get_float32_matmul_precision() == "highest":
         torch.set_float32_matmul_precision("high")
 
@@ -95,6 +102,13 @@ def precision_note(trainer: Any) -> str:
 
 def _computes_with_cuda(options: Mapping[str, Any]) -> bool:
     return options.get("accelerator") in (None, "auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _forks(options: Mapping[str, Any]) -> bool:
+    """Whether Lightning may fork processes, which cannot use CUDA if the device was asked anything before."""
+    strategy = options.get("strategy")
+    may_choose = strategy in (None, "auto") and hasattr(sys, "ps1") and torch.cuda.device_count() > 1
+    return may_choose or any(word in str(strategy) for word in ("fork", "notebook"))
 
 
 def held_type(trainer: Any) -> torch.dtype | None:

@@ -72,7 +72,7 @@ def fit(
     def make_trainer(stage: Stage | None, run: RunFolder | None) -> Trainer:
         # A callback or strategy is one object, and serves one trainer only.
         own = copy.deepcopy(options)
-        allow_tf32(own)
+        allow_tf32(own, model.stages)
         if stage is None or run is None:
             own |= {"logger": False, "enable_checkpointing": False, "callbacks": []}
         else:

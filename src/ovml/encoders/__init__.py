@@ -7,7 +7,7 @@ from ovml.encoders.clip import Features, ImageEncoder, ImageFeatures, ImageTail,
 from ovml.encoders.clip_text import TextEncoder
 from ovml.encoders.factory import make_encoders
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
-from ovml.encoders.texts import TokenizedTexts, length_batches, pad_rows, restore_order
+from ovml.encoders.texts import TokenizedTexts, pad_rows
 
 __all__ = [
     "Features",
@@ -20,9 +20,7 @@ __all__ = [
     "SiglipTextEncoder",
     "TextEncoder",
     "TokenizedTexts",
-    "length_batches",
     "make_encoders",
     "pad_rows",
-    "restore_order",
     "widened",
 ]

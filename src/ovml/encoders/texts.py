@@ -153,26 +153,10 @@ def texts_per_batch(device: torch.device, width: int, longest: int) -> int:
     return max(TEXTS_ON_CPU, min(TEXTS_ON_GPU, fitting))
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Group positions into batches of similar length, shortest first.
-
-    >>> length_batches([3, 9, 4], 2)
-    [[0, 2], [1]]
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
 def pad_rows(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
     """Stack rows of unequal length into `[N, T]`, padded with `value` at the end."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-def restore_order(embeds: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> Tensor:
-    """Undo `length_batches`: concatenate `embeds` (one tensor per batch) in the original order of the rows."""
-    order = torch.tensor([i for batch in batches for i in batch], device=embeds[0].device)
-    return torch.cat(list(embeds))[torch.argsort(order)]
 
 
 def _by_length(lengths: Tensor, size: int) -> tuple[Tensor, Tensor | None]:

@@ -6,13 +6,22 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cpu", 0)
 """Stands for a GPU; the CPU is `torch.device("cpu")`, without an index."""
 COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_to_all_single")
-BETWEEN_DEVICES = ("to", "copy_", "__getitem__", "__setitem__", "__set__", "type_as")
+BETWEEN_DEVICES = (
+    "to",
+    "copy_",
+    "__getitem__",
+    "__setitem__",
+    "__set__",
+    "type_as",
+    "_has_compatible_shallow_copy_type",
+)
 """Functions that take tensors of both; the CPU's may index the device's."""
 
 
@@ -32,6 +41,9 @@ class PretendedDevice(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if func == Tensor.backward:
+            with self:  # which follows what backward functions written in Python make
+                return _engine_run_backward(args, (torch.ones_like(args[0]),), False, False, (), True, True)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         there = any(map(is_there, tensors))
         if func == Tensor.device.__get__:

@@ -44,11 +44,11 @@ def kin_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|startoftext|>", eos_token="<|endoftext|>")
 
 
-def layout(batches, length: int) -> Tensor:
-    """What stands where in the texts of `mixed_batches`, `[L, length]`: a token id, -k for the k-th vector, 0 after."""
-    found = {}
-    for batch, places in zip(*batches, strict=True):
-        for ids, rows, size, place in zip(batch.ids, batch.rows, batch.lengths.tolist(), places, strict=True):
-            text = torch.where(rows >= 0, -1 - rows, ids)[:size]
-            found[place] = torch.cat([text, text.new_zeros(length - size)])
-    return torch.stack([found[place] for place in range(len(found))])
+def layout(texts, length: int) -> Tensor:
+    """What stands where in `TokenizedTexts`, `[L, length]`: a token id, -k for the k-th vector, 0 after."""
+    batches = texts.batches("cpu", 3)
+    found = []
+    for ids, rows, lengths, _ in batches.batches:
+        for text, size in zip(torch.where(rows > 0, -rows, ids), lengths.tolist(), strict=True):
+            found.append(torch.cat([text[:size], text.new_zeros(length - size)]).unsqueeze(0))
+    return batches.restore(found)

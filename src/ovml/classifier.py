@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ovml.distillation import Distillation, FeatureL1
 from ovml.encoders.checkpoints import DEFAULT
+from ovml.encoders.held import hold_frozen
 from ovml.encoders.image_processor import Preprocessing
 from ovml.encoders.sources import PatchSource
 from ovml.heads import Head
@@ -24,7 +25,9 @@ from ovml.saving.checkpoint import check_learned, load_weights, read_checkpoint
 from ovml.saving.recipe import apply_recipe, model_recipe
 from ovml.training.batches import set_batches
 from ovml.training.callback_checks import check_callbacks
-from ovml.training.distributed import shard
+from ovml.training.callbacks.progress import reads_each_step
+from ovml.training.distributed import ignore_constant_buffers, shard
+from ovml.training.divergence import LossWatch
 from ovml.training.learning import (
     attach_adapters,
     check_learns,
@@ -33,12 +36,13 @@ from ovml.training.learning import (
     make_zero_shot,
     start_learning,
 )
-from ovml.training.objective import Objective, StepLoss, batch_features
-from ovml.training.precision import check_device
+from ovml.training.objective import ROWS, Objective, StepLoss, batch_features
+from ovml.training.precision import check_device, held_type
 from ovml.training.pretrained import PretrainedClassifier
 from ovml.training.recipe import training_recipe
 from ovml.training.report import learned_summary, stage_lines
 from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage, find_stage
+from ovml.training.step_rows import StepRows
 from ovml.utils.console import notice
 from ovml.utils.images import ImageLike
 from ovml.utils.parts import warn_unless_importable
@@ -117,6 +121,7 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         self.objective = Objective(loss or RankingLoss(), distillation or FeatureL1(), distillation_weight)
         self.evaluation = OpenVocabularyEvaluation(protocols, (3, 5) if ks is None else ks, images, calibrator)
         self.evaluation.prepare(self.model.vocabulary)
+        self._watch = LossWatch()
         self.stages = [VisionStage(), PromptStage()] if stages is None else stages
         own = self.objective.loss, self.objective.distillation, self.evaluation.calibrator
         warn_unless_importable(*own, *self.evaluation.protocols, *self.stages)
@@ -134,6 +139,12 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         return LearningParts(model.image_encoder, model.head, model.prompt, objective.loss, objective.distillation)
 
     @property
+    def _blocks(self) -> list[nn.Module]:
+        """The blocks of both towers and of the teacher."""
+        of_texts = self.model.prompt.text_encoder.text_model.encoder.layers
+        return [*self.model.image_encoder.vision_model.encoder.layers, *self.teacher.layers, *of_texts]
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """How the model is trained and evaluated, as plain data."""
         return training_recipe(self.objective, self.stages, self.evaluation)
@@ -149,6 +160,7 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         check_device(self.trainer, self.model.image_encoder.execution.compile)
         self.evaluation.prepare(self.model.vocabulary_of(None))
         if stage == "fit":
+            ignore_constant_buffers(self)
             check_learns(self.stage, self.learning_parts)
             check_callbacks(self.trainer, self, [self.stage])
             set_batches(self.stage, self.trainer)
@@ -162,37 +174,63 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
             shard(self, blocks, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Follow a `BatchSizeFinder`, which changes the number of steps; say what a `Trainer.fit` trains."""
+        """Follow a `BatchSizeFinder`, which changes the number of steps; say what a `Trainer.fit` trains.
+
+        With mixed precision, weights of frozen blocks are converted now rather than in each step.
+        """
         if any(isinstance(callback, BatchSizeFinder) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.strategy.setup_optimizers(self.trainer)
         if self.stage in self.stages and self.trainer.is_global_zero:
             for line in stage_lines(self.trainer, self, self._learns):
                 notice(line)
+        hold_frozen(self._blocks, held_type(self.trainer))
 
     def configure_optimizers(self) -> Any:
         """The stage's optimizer and schedule, stepped per batch."""
         return make_optimizer(self, self.stage, self._groups, self.trainer)
+
+    def on_fit_end(self) -> None:
+        """Let go of what only training needs."""
+        hold_frozen(self._blocks, None)
+
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Count what a training step needs to know of its targets while they are on the CPU.
+
+        Lightning calls the public hook of the data module alone where both have one.
+        """
+        batch = super()._on_before_batch_transfer(batch, dataloader_idx)
+        if not self.trainer.training:
+            return batch
+        targets = batch["labels"][:, self.model.vocabulary_of(None).seen_slice]
+        return {**batch, ROWS: StepRows(targets, self.stage)}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         """The loss of a batch; `None`, which skips the step, if no image has a present seen label."""
         found: StepLoss | None = self.objective(self.model, self.teacher, batch, self.stage)
         if found is None:
             return None
-        found.check_finite(self.stage.name, self.global_step)
+        self._watch.add(found.total, self.stage.name, self.global_step)
+        in_bar = self._trainer is not None and reads_each_step(self.trainer)
         for name, value in found.terms.items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=found.images)
+            self.log(f"train/{name}", value, prog_bar=in_bar and name == "loss", batch_size=found.images)
         return found.total
 
     def on_train_epoch_start(self) -> None:
         """Count images anew."""
         self.objective.forget_counts()
+        self._watch.forget()
 
     def on_train_epoch_end(self) -> None:
-        """Check that images had labels to learn from."""
+        """Check that the training did not diverge, and that images had labels to learn from."""
+        self._watch.look()
         self.objective.check_taught(self.stage.name, self.trainer.strategy, self.device)
 
     def on_validation_start(self) -> None:
-        """Drop kept label embeddings if the prompt learns; versions of sharded parameters do not show a change."""
+        """Check that the training did not diverge. Drop kept label embeddings if the prompt learns.
+
+        Versions of sharded parameters do not show a change.
+        """
+        self._watch.look()
         if self.stages and not self.stage.fixed_prompt:
             self.model.forget_labels()
 
@@ -200,8 +238,8 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         """Add a batch to the metrics of every protocol, each scored by itself."""
         if len(batch["image_id"]) == 0:  # all of its images were broken and left out
             return
-        features, label_embeds = batch_features(self.model, batch), self.model.embed_labels()
-        self.evaluation.update(lambda columns: self.model.score(features, label_embeds[columns]), batch["labels"])
+        score = self.model.scorer(batch_features(self.model, batch), self.model.embed_labels())
+        self.evaluation.update(score, batch["labels"])
 
     test_step = validation_step
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders import Features, make_encoders, widened
+from ovml.encoders import Features, ImageFeatures, make_encoders, widened
 from ovml.encoders.adapters import TowerAdapter
 from ovml.encoders.checkpoints import DEFAULT, load_clip, load_image_processor, load_tokenizer
 from ovml.encoders.execution import Execution
@@ -181,6 +181,30 @@ class OpenVocabularyModel(nn.Module):
         )
         with torch.autocast(label_embeds.device.type, enabled=False):
             return full_precision(self.head(features, label_embeds)[:, :num_labels])
+
+    def scorer(self, features: Features, label_embeds: Tensor) -> Callable[[slice | list[int]], Tensor]:
+        """Score images against several sets of labels, each set together as `score` does.
+
+        What a head computes of each label by itself is computed once.
+
+        Args:
+            features: Of the images.
+            label_embeds: Of all labels `[L, D]`.
+
+        Returns:
+            A function of the columns of a set, which returns its logits `[B, L']`.
+        """
+        if not (self.head.is_divided and isinstance(features, ImageFeatures) and not self.head.background):
+            return lambda columns: self.score(features, label_embeds[columns])
+        features, label_embeds = widened(features, self.head.dtype), full_precision(label_embeds, self.head.dtype)
+        with torch.autocast(label_embeds.device.type, enabled=False):
+            scores = self.head.label_scores(features, label_embeds)
+
+        def logits(columns: slice | list[int]) -> Tensor:
+            with torch.autocast(label_embeds.device.type, enabled=False):
+                return full_precision(self.head.combine(*(of_all[:, columns] for of_all in scores)))
+
+        return logits
 
     def with_background(self, label_embeds: Tensor) -> Tensor:
         """Label embeddings `[L, D]`, and behind them those of the head's background names."""

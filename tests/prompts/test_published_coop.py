@@ -27,7 +27,7 @@ def test_coop(kin_golden, kin_golden_json, encoder, position):
         embeds = prompt(settings["names"])
         image = ImageFeatures(kin_golden["coop.global"], torch.empty(0))
         logits = kin_clip(kin_golden).logit_scale.exp() * CosineHead()(image, embeds)
-    (batches,) = prompt._names._batches.values()
+    (batches,) = prompt._names._tokens.values()
     found = layout(batches, 77)
     assert torch.equal(found, kin_golden[f"coop.{position}.layout"].long())
     assert torch.equal(found.argmax(dim=1), kin_golden["coop.token_ids"].argmax(dim=1))
@@ -61,7 +61,7 @@ def test_dualcoop(kin_golden, kin_golden_json, encoder, words):
             close(encoder(settings["words_absent"]), kin_golden[f"{prefix}absent_embeds"])
     for index, kind in enumerate(("absent", "present")):
         expected = kin_golden[f"{prefix}layout_{kind}"].long()
-        (batches,) = prompt._names[index]._batches.values()
+        (batches,) = prompt._names[index]._tokens.values()
         found = layout(batches, 77)
         if words:  # the layout has the words' own ids in the place of the vectors
             table = encoder.tokenize(settings[f"words_{kind}"])[0]

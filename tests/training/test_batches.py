@@ -1,17 +1,21 @@
 """The batch size and the precision of a stage."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.plugins import MixedPrecision
 
 import ovml
 from ovml import OVMultiLabelClassifier, PromptStage, UserError, VisionStage
 from ovml.data import DemoDataModule
 from ovml.losses import BinaryCrossEntropy
 from ovml.training.batches import divide
+from ovml.training.precision import allow_tf32, precision_note
 from ovml.training.trainers import stage_options
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
@@ -119,6 +123,69 @@ def test_a_stage_s_precision_is_for_cuda_and_gives_way_to_the_trainer_s(tmp_path
     stage = PromptStage(precision="16-mixed")
     found = stage_options(stage, 0, RunFolder(tmp_path), {"logger": False, **given})
     assert found.get("precision") == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "cuda", "bfloat16", "expected"),
+    [
+        ({}, True, True, "bf16-mixed"),
+        ({"accelerator": "gpu"}, True, True, "bf16-mixed"),
+        ({}, True, False, None),
+        ({}, False, True, None),
+        ({"accelerator": "cpu"}, True, True, None),
+        ({"precision": "32-true"}, True, True, None),
+        ({"plugins": [MixedPrecision("bf16-mixed", "cpu")]}, True, True, None),
+        ({"strategy": "ddp_notebook"}, True, True, None),
+    ],
+)
+def test_a_stage_that_says_no_precision_trains_in_bfloat16_where_it_is_fast(
+    tmp_path, monkeypatch, given, cuda, bfloat16, expected
+):
+    from ovml.training import RunFolder
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    found = stage_options(PromptStage(), 0, RunFolder(tmp_path), {"logger": False, **given})
+    assert found.get("precision") == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "stage", "cuda", "before", "after"),
+    [
+        ({}, PromptStage(), True, "highest", "high"),
+        ({"precision": "bf16-mixed"}, PromptStage(), True, "highest", "high"),
+        ({"precision": "32-true"}, PromptStage(), True, "highest", "highest"),
+        ({"precision": 32}, PromptStage(), True, "highest", "highest"),
+        ({}, PromptStage(precision="16-mixed"), True, "highest", "highest"),
+        ({}, PromptStage(), True, "medium", "medium"),
+        ({"accelerator": "cpu"}, PromptStage(), True, "highest", "highest"),
+        ({}, PromptStage(), False, "highest", "highest"),
+    ],
+)
+def test_float32_products_use_tf32_on_cuda_unless_something_else_was_said(
+    monkeypatch, given, stage, cuda, before, after
+):
+    chosen = [before]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: chosen[-1])
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    allow_tf32(given, [stage])
+    assert chosen[-1] == after
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "products", "expected"),
+    [
+        ("cpu", "32-true", "highest", ""),
+        ("cpu", "bf16-mixed", "highest", ", bf16-mixed"),
+        ("cuda", "32-true", "highest", ", 32-true"),
+        ("cuda", "bf16-mixed", "high", ", bf16-mixed, float32 products in TF32"),
+    ],
+)
+def test_a_stage_says_its_precision(monkeypatch, device, precision, products, expected):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: products)
+    trainer = SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device(device)))
+    assert precision_note(trainer) == expected
 
 
 @pytest.mark.parametrize(

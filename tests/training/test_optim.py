@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from ovml.training.optim import layer_decay_groups, warmup_cosine, warmup_cosine_schedule
+from ovml.training.optim import AdamWAndSGD, fuse, layer_decay_groups, warmup_cosine, warmup_cosine_schedule
 
 STEPS_PER_EPOCH = 1000
 BLOCK_NAMES = {
@@ -172,3 +172,33 @@ def test_matrices_decay_and_vectors_do_not():
 def test_num_layers_out_of_range(num_layers):
     with pytest.raises(ValueError, match=f"num_layers must be from 0 to 3.*got {num_layers}"):
         layer_decay_groups(clip_of(3), 1e-3, 0.05, 0.65, num_layers)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "AdamWAndSGD"])
+def test_fused_updates_are_the_same_and_leave_clipping_and_scaling_to_others(kind):
+    """1e-7: one kernel rounds in other places."""
+    results = []
+    for is_fused in (False, True):
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(3, 4)) for _ in range(3)]
+        groups = [{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "lr": 0.01}]
+        if kind == "AdamWAndSGD":
+            groups[1]["momentum"] = 0.9
+        optimizer = torch.optim.AdamW(groups) if kind == "AdamW" else AdamWAndSGD(groups)
+        fuse(optimizer, "cpu" if is_fused else "cuda")
+        assert [group["fused"] is True for group in optimizer.param_groups] == [is_fused, is_fused and kind == "AdamW"]
+        assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(weight.square().sum() for weight in weights).backward()
+            optimizer.step()
+        results.append([weight.detach() for weight in weights])
+    torch.testing.assert_close(*results, atol=1e-7, rtol=1e-6)
+
+
+def test_an_optimizer_that_says_how_it_runs_is_left_alone():
+    weight = torch.nn.Parameter(torch.ones(2))
+    for optimizer in (torch.optim.AdamW([weight], foreach=True), torch.optim.AdamW([weight], fused=False)):
+        fuse(optimizer, "cpu")
+        assert not optimizer.param_groups[0]["fused"]
+    fuse(torch.optim.SGD([weight]), "cpu")

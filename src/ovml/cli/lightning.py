@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ovml.classifier import OVMultiLabelClassifier
@@ -24,10 +24,12 @@ from ovml.cli.settings import check_settings
 from ovml.data import MultiLabelDataModule
 from ovml.metrics.tables import calibration_table
 from ovml.training.callbacks import EvaluationPlots
+from ovml.training.callbacks.progress import SlowProgressBar
 from ovml.training.callbacks.run import PredictionWriter
 from ovml.training.distributed import cuts_models
 from ovml.training.fit import fit_stages, split_metrics
 from ovml.training.messages import quiet_libraries
+from ovml.training.precision import allow_tf32
 from ovml.training.report import show_results, show_run
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
@@ -132,12 +134,13 @@ class OVMLCLI(LightningCLI):
         self, callbacks: Sequence[Callback] = (), stage: Stage | None = None, **kwargs: Any
     ) -> Trainer:
         """Make a trainer with a rich progress bar, unless another is given; loggers are added per stage."""
+        allow_tf32(self._trainer_config, self.model.stages)
         given = own_callbacks(self._trainer_config.get("callbacks"), stage, self.model.stages if stage else ())
         given = [callback for callback in given if not (is_quiet() and isinstance(callback, ProgressBar))]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         shows_bar = not is_quiet() and self._trainer_config.get("enable_progress_bar") is not False
         changed = {
-            "callbacks": [*given, *callbacks, *([_ProgressBar()] if shows_bar and not has_bar else [])],
+            "callbacks": [*given, *callbacks, *([SlowProgressBar()] if shows_bar and not has_bar else [])],
             "strategy": copy.deepcopy(self._trainer_config.get("strategy")),
             "logger": False,
             "enable_progress_bar": shows_bar,
@@ -253,9 +256,3 @@ def run_lightning(argv: list[str], own: Path | None = None) -> None:
         if (told := user_error(error)) is None:
             raise
         raise told from error
-
-
-class _ProgressBar(RichProgressBar):
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """All but the run's version, which is part of the path."""
-        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}

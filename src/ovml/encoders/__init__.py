@@ -4,9 +4,10 @@ The towers' modules are the model's own, under the model's own names; only the o
 """
 
 from ovml.encoders.clip import Features, ImageEncoder, ImageFeatures, ImageTail, LabelDependentFeatures, widened
-from ovml.encoders.clip_text import TextEncoder, length_batches, pad_rows, restore_order
+from ovml.encoders.clip_text import TextEncoder
 from ovml.encoders.factory import make_encoders
 from ovml.encoders.siglip import SiglipImageEncoder, SiglipImageTail, SiglipTextEncoder
+from ovml.encoders.texts import TokenizedTexts, pad_rows
 
 __all__ = [
     "Features",
@@ -18,9 +19,8 @@ __all__ = [
     "SiglipImageTail",
     "SiglipTextEncoder",
     "TextEncoder",
-    "length_batches",
+    "TokenizedTexts",
     "make_encoders",
     "pad_rows",
-    "restore_order",
     "widened",
 ]

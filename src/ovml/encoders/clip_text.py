@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ovml.encoders.execution import Execution, causal_block, deep_causal_block, is_whole
-from ovml.encoders.prefix import deep_packed_block, pack, packed_block, shared_length, unpack
+from ovml.encoders.prefix import deep_packed_block, pack, packed_block, unpack, visible_tokens
+from ovml.encoders.texts import TextBatch, TokenizedTexts, texts_per_batch
 from ovml.utils.errors import UserError, beginning
 
 
@@ -23,7 +25,7 @@ class TextEncoder(nn.Module):
     Args:
         clip: The `CLIPModel` whose text tower is used. Its modules are shared, not copied.
         tokenizer: The checkpoint's tokenizer; a fast one, because character offsets are needed.
-        batch_size: Number of texts per batch.
+        batch_size: Number of texts per batch. Default: see `texts_per_batch`.
         execution: How the blocks run.
 
     Example:
@@ -37,7 +39,7 @@ class TextEncoder(nn.Module):
         self,
         clip: Any,
         tokenizer: Any,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         execution: Execution | None = None,
     ) -> None:
         super().__init__()
@@ -88,15 +90,46 @@ class TextEncoder(nn.Module):
 
     def forward(self, texts: Sequence[str], deep_tokens: Mapping[int, Tensor] | None = None) -> Tensor:
         """Embed texts; returns `[L, D]`. For `deep_tokens` see `encode`."""
-        ids, _ = self.tokenize(texts)
-        embeds = []
-        batches = length_batches([len(row) for row in ids], self.batch_size)
-        for batch in batches:
-            tokens = pad_rows([ids[i] for i in batch]).to(self.token_embedding.weight.device)
-            lengths = torch.tensor([len(ids[i]) for i in batch], device=tokens.device)
-            num_shared = shared_length([ids[i] for i in batch])
-            embeds.append(self.encode(self.token_embedding(tokens), lengths, num_shared, deep_tokens))
-        return restore_order(embeds, batches)
+        return self.embed(TokenizedTexts(self.tokenize(texts)[0]), deep_tokens=deep_tokens)
+
+    def embed(
+        self,
+        texts: TokenizedTexts,
+        vectors: Tensor | None = None,
+        columns: Tensor | None = None,
+        deep_tokens: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Embed tokenised texts; returns `[L, D]`.
+
+        Args:
+            texts: The texts.
+            vectors: Learned vectors `[M, W]` that replace the embeddings of tokens, as the texts say.
+            columns: Positions of the texts to embed, on the CPU. Default: all.
+            deep_tokens: See `encode`.
+        """
+        table = self.token_embedding.weight
+        size = self.batch_size or texts_per_batch(table.device, table.shape[1], self._run_length(texts.longest))
+        found = texts.batches(table.device, size, columns)
+        # Row 0 stands for no vector: it gets no gradient.
+        padded = None if vectors is None else F.pad(vectors, (0, 0, 1, 0))
+        return found.restore(
+            [
+                self.encode(self._token_embeds(batch, padded), batch.lengths, batch.num_shared, deep_tokens)
+                for batch in found.batches
+            ]
+        )
+
+    def _token_embeds(self, batch: TextBatch, padded: Tensor | None) -> Tensor:
+        """Embeddings `[N, T, W]` of a batch's tokens: the table's, or those of `padded` where the batch says so."""
+        own: Tensor = self.token_embedding(batch.ids)
+        if padded is None or batch.rows is None:
+            return own
+        learned = F.embedding(batch.rows, padded, padding_idx=0).to(own.dtype)
+        return torch.where((batch.rows > 0).unsqueeze(-1), learned, own)
+
+    def _run_length(self, longest: int) -> int:
+        """Number of tokens that a text of `longest` tokens runs with."""
+        return longest
 
     def encode(
         self,
@@ -118,65 +151,43 @@ class TextEncoder(nn.Module):
         Returns:
             Text embeddings `[N, D]`.
         """
-        text, deep_tokens = self.text_model, deep_tokens or {}
-        hidden_states, layers, most = (
-            text.embeddings(inputs_embeds=token_embeds),
-            text.encoder.layers,
-            self.context_length,
-        )
-        longest = hidden_states.shape[1] + max(map(len, deep_tokens.values()), default=0)
-        run = self.execution.run
-        if num_shared and len(hidden_states) > 1 and longest <= most and not is_whole(layers[0]):
+        text, deep_tokens, run = self.text_model, deep_tokens or {}, self.execution.run
+        hidden_states, layers = text.embeddings(inputs_embeds=token_embeds), text.encoder.layers
+        most, longest_tokens = self.context_length, max(map(len, deep_tokens.values()), default=0)
+        fits = hidden_states.shape[1] + longest_tokens <= most
+        if num_shared and len(hidden_states) > 1 and fits and not is_whole(layers[0]):
             packed, sizes = pack(hidden_states, num_shared), (num_shared, len(hidden_states))
+            # One mask for all blocks that share as many tokens.
+            added = {0, *map(len, deep_tokens.values())}
+            masks = {number: visible_tokens(hidden_states, num_shared, number) for number in added}
             for i, layer in enumerate(layers):
                 if i in deep_tokens:
-                    packed = run(deep_packed_block, [layer], packed, *sizes, deep_tokens[i])
+                    packed = run(deep_packed_block, [layer], packed, *sizes, masks[len(deep_tokens[i])], deep_tokens[i])
                 else:
-                    packed = run(packed_block, [layer], packed, *sizes)
+                    packed = run(packed_block, [layer], packed, *sizes, masks[0])
             hidden_states, lengths = unpack(packed, *sizes), lengths - num_shared
         else:
-            mask = self._causal_mask(hidden_states)
+            widths = {min(most, hidden_states.shape[1] + len(tokens)) for tokens in deep_tokens.values()}
+            causal = {n: self._causal_mask(hidden_states, n) for n in {hidden_states.shape[1], *widths}}
             for i, layer in enumerate(layers):
+                mask = causal[min(most, hidden_states.shape[1] + len(deep_tokens.get(i, ())))]
                 if i in deep_tokens:
-                    width = min(most, hidden_states.shape[1] + len(deep_tokens[i]))
-                    deep_mask = self._causal_mask(hidden_states[:, :1].expand(-1, width, -1))
-                    hidden_states = run(deep_causal_block, [layer], hidden_states, deep_mask, deep_tokens[i], most)
+                    hidden_states = run(deep_causal_block, [layer], hidden_states, mask, deep_tokens[i], most)
                 else:
                     hidden_states = run(causal_block, [layer], hidden_states, mask)
         end_token = hidden_states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
         embeds: Tensor = self.text_projection(text.final_layer_norm(end_token))
         return embeds
 
-    def _causal_mask(self, hidden_states: Tensor) -> Tensor | None:
-        """The mask of a block for `[N, T, W]`: `None` for SDPA, which masks by itself.
+    def _causal_mask(self, hidden_states: Tensor, width: int) -> Tensor | None:
+        """The mask of a block for `[N, width, W]`: `None` for SDPA, which masks by itself.
 
         It is made outside the compiled blocks, where it would never be `None`.
         """
         from transformers.masking_utils import create_causal_mask
 
+        embeds = hidden_states[:, :1].expand(-1, width, -1)  # its shape, type and device are read
         mask: Tensor | None = create_causal_mask(
-            config=self.text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+            config=self.text_model.config, inputs_embeds=embeds, attention_mask=None, past_key_values=None
         )
         return mask
-
-
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Group positions into batches of similar length, shortest first.
-
-    >>> length_batches([3, 9, 4], 2)
-    [[0, 2], [1]]
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def pad_rows(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-    """Stack rows of unequal length into `[N, T]`, padded with `value` at the end."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-def restore_order(embeds: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> Tensor:
-    """Undo `length_batches`: concatenate `embeds` (one tensor per batch) in the original order of the rows."""
-    order = torch.tensor([i for batch in batches for i in batch], device=embeds[0].device)
-    return torch.cat(list(embeds))[torch.argsort(order)]

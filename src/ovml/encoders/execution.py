@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ovml.encoders.held import running_form
 from ovml.utils.errors import UserError, all_lines
 
 
@@ -42,15 +43,21 @@ class Execution:
         if self.compile and len(hidden_states) > 1:
             block = _compiled(block)
         for layer in layers:
-            inputs = (x for x in (hidden_states, *args, *layer.parameters()) if isinstance(x, Tensor))
-            trained = any(x.requires_grad for x in inputs)
             # Frozen blocks run without gradients in training too, so they are compiled for one mode only.
-            with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(layer, hidden_states, *args)):
+                form = running_form(layer)
                 if self.gradient_checkpointing and torch.is_grad_enabled():
-                    hidden_states = checkpoint(block, layer, hidden_states, *args, use_reentrant=False)
+                    hidden_states = checkpoint(block, form, hidden_states, *args, use_reentrant=False)
                 else:
-                    hidden_states = block(layer, hidden_states, *args)
+                    hidden_states = block(form, hidden_states, *args)
         return hidden_states
+
+
+def _learns(layer: nn.Module, *inputs: Any) -> bool:
+    """Whether a gradient flows through a block; its parameters are looked at only if none of its inputs has one."""
+    if any(x.requires_grad for x in inputs if isinstance(x, Tensor)):
+        return True
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def bidirectional_block(layer: nn.Module, hidden_states: Tensor) -> Tensor:

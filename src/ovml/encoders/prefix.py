@@ -31,7 +31,19 @@ def unpack(packed: Tensor, num_shared: int, num_texts: int) -> Tensor:
     return packed[num_shared:].reshape(num_texts, -1, packed.shape[-1])
 
 
-def packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: int) -> Tensor:
+def visible_tokens(hidden_states: Tensor, num_shared: int, num_added: int = 0) -> Tensor:
+    """Mask `[T - S, T + m]` of the tokens that each of a row's own tokens attends to: those before it and itself.
+
+    Args:
+        hidden_states: `[N, T, W]`.
+        num_shared: Number of shared tokens, `S`.
+        num_added: Number of tokens that a block adds to the shared ones, `m`.
+    """
+    own, shared = hidden_states.shape[1] - num_shared, num_shared + num_added
+    return torch.ones(own, shared + own, dtype=torch.bool, device=hidden_states.device).tril(shared)
+
+
+def packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: int, visible: Tensor) -> Tensor:
     """Run a block of CLIP's text tower on packed tokens.
 
     Shared tokens attend to each other; the own tokens of a row attend to the shared tokens and to each other.
@@ -41,6 +53,7 @@ def packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: i
         packed: Output of `pack`, `[S + N (T - S), W]`.
         num_shared: Number of shared tokens, `S`.
         num_texts: Number of rows, `N`.
+        visible: See `visible_tokens`.
     """
     attention: Any = layer.self_attn
     dropout = attention.dropout if attention.training else 0.0
@@ -58,7 +71,6 @@ def packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: i
         torch.cat([before.expand(num_texts, -1, -1, -1), after], dim=2)
         for before, after in ((key, own_key), (value, own_value))
     )
-    visible = torch.ones(own_query.shape[2], keys.shape[2], dtype=torch.bool, device=packed.device).tril(num_shared)
     of_own = F.scaled_dot_product_attention(own_query, keys, values, visible, dropout_p=dropout)
     attended = torch.cat([of_shared.squeeze(0).transpose(0, 1), of_own.transpose(1, 2).flatten(0, 1)])
     packed = packed + attention.out_proj(attended.flatten(1))
@@ -66,13 +78,15 @@ def packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: i
     return out
 
 
-def deep_packed_block(layer: nn.Module, packed: Tensor, num_shared: int, num_texts: int, tokens: Tensor) -> Tensor:
+def deep_packed_block(
+    layer: nn.Module, packed: Tensor, num_shared: int, num_texts: int, visible: Tensor, tokens: Tensor
+) -> Tensor:
     """Run a block on packed tokens and tokens `[m, W]` of its own, which all rows share.
 
     They stand behind the first token and are taken out again; other arguments are those of `packed_block`.
     """
     longer = torch.cat([packed[:1], tokens.to(packed.dtype), packed[1:]])
-    out = packed_block(layer, longer, num_shared + len(tokens), num_texts)
+    out = packed_block(layer, longer, num_shared + len(tokens), num_texts, visible)
     return torch.cat([out[:1], out[1 + len(tokens) :]])
 
 

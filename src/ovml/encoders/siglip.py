@@ -131,7 +131,7 @@ class SiglipTextEncoder(TextEncoder):
     Args:
         clip: The `SiglipModel` whose text tower is used. Its modules are shared, not copied.
         tokenizer: The checkpoint's tokenizer; its padding token and padding side are used.
-        batch_size: Number of texts per batch.
+        batch_size: Number of texts per batch. Default: see `texts_per_batch`.
         execution: How the blocks run.
 
     Raises:
@@ -185,6 +185,9 @@ class SiglipTextEncoder(TextEncoder):
         hidden_states = self.execution.run(bidirectional_block, text.encoder.layers, hidden_states)
         embeds: Tensor = text.head(text.final_layer_norm(hidden_states[:, -1]))
         return embeds
+
+    def _run_length(self, longest: int) -> int:
+        return self.context_length
 
     def pad(self, token_embeds: Tensor, lengths: Tensor) -> Tensor:
         """Pad token embeddings `[N, T, W]` to `[N, context_length, W]` as the tokenizer pads."""

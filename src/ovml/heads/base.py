@@ -90,6 +90,24 @@ class Head(Part, nn.Module, ABC):
         """
         return (self(features, label_embeds),)
 
+    def label_scores(self, features: ImageFeatures, label_embeds: Tensor) -> tuple[Tensor, ...]:
+        """Scores `[B, L]` of which none depends on another label; `combine` makes logits of them.
+
+        A head that compares labels only at its end may divide its `forward` into these two, so that an evaluation by
+        several label sets computes the scores of each label once.
+        """
+        raise NotImplementedError
+
+    def combine(self, *scores: Tensor) -> Tensor:
+        """Logits `[B, L]` of what `label_scores` returned, or of the same columns of each."""
+        raise NotImplementedError
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether `label_scores` and `combine` do what `forward` does: they are of one class."""
+        owners = [next(c for c in type(self).__mro__ if name in vars(c)) for name in ("forward", "label_scores")]
+        return owners[0] is owners[1] and owners[1] is not Head
+
     @abstractmethod
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Score every image against every label.

@@ -25,4 +25,12 @@ class GlobalHead(Head):
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return `global / ||global||`, `[B, L]`, with the norm over the labels of each image."""
-        return normalize_over_labels(global_scores(features, label_embeds))
+        return self.combine(*self.label_scores(features, label_embeds))
+
+    def label_scores(self, features: ImageFeatures, label_embeds: Tensor) -> tuple[Tensor, ...]:
+        """The global stream."""
+        return (global_scores(features, label_embeds),)
+
+    def combine(self, *scores: Tensor) -> Tensor:
+        """The stream, normalised over the labels."""
+        return normalize_over_labels(scores[0])

@@ -60,4 +60,12 @@ class LocalHead(Head):
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return `local / ||local||`, `[B, L]`, with the norm over the labels of each image."""
-        return normalize_over_labels(local_scores(features, label_embeds, self.top_k))
+        return self.combine(*self.label_scores(features, label_embeds))
+
+    def label_scores(self, features: ImageFeatures, label_embeds: Tensor) -> tuple[Tensor, ...]:
+        """The local stream."""
+        return (local_scores(features, label_embeds, self.top_k),)
+
+    def combine(self, *scores: Tensor) -> Tensor:
+        """The stream, normalised over the labels."""
+        return normalize_over_labels(scores[0])

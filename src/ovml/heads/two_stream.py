@@ -36,7 +36,13 @@ class TwoStreamHead(Head):
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Return scores `[B, L]`."""
-        streams = [local_scores(features, label_embeds, self.top_k), global_scores(features, label_embeds)]
-        if self.normalize:
-            streams = [normalize_over_labels(stream) for stream in streams]
-        return (streams[0] + streams[1]) / 2
+        return self.combine(*self.label_scores(features, label_embeds))
+
+    def label_scores(self, features: ImageFeatures, label_embeds: Tensor) -> tuple[Tensor, ...]:
+        """The local and the global stream."""
+        return local_scores(features, label_embeds, self.top_k), global_scores(features, label_embeds)
+
+    def combine(self, *scores: Tensor) -> Tensor:
+        """The mean of both streams, each normalised over the labels."""
+        local, of_image = (normalize_over_labels(stream) for stream in scores) if self.normalize else scores
+        return (local + of_image) / 2

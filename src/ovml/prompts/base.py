@@ -62,6 +62,17 @@ class PromptLearner(Part, nn.Module, ABC):
     def embed(self, names: tuple[str, ...]) -> Tensor:
         """Embed checked names, which may repeat; returns `[L, D]`."""
 
+    def embed_some(self, names: tuple[str, ...], columns: Tensor) -> Tensor:
+        """Embed the names at some positions, as `labels_per_step` does at every step; returns `[C, D]`.
+
+        A learner that tokenises a vocabulary once overrides it, so that nothing is tokenised anew.
+
+        Args:
+            names: `L` checked names.
+            columns: Positions `[C]`, on the CPU.
+        """
+        return self.embed(tuple(names[i] for i in columns.tolist()))
+
     def learned_parameters(self) -> list[nn.Parameter]:
         """Return the learner's own parameters: all except those of the text tower."""
         return [p for name, p in self.named_parameters() if not name.startswith("text_encoder.")]

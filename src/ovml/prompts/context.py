@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders import TextEncoder
+from ovml.encoders import TextEncoder, TokenizedTexts
 from ovml.prompts.base import MKT_TEMPLATE, PromptLearner
-from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
+from ovml.prompts.tokens import KeptTokens
 from ovml.vocabulary import check_template
 
 
@@ -38,29 +38,30 @@ class ContextPrompt(PromptLearner):
     def __init__(self, template: str = MKT_TEMPLATE) -> None:
         super().__init__()
         self.template = check_template(template)
-        self._tokens: dict[tuple[str, ...], MixedBatches] = {}
 
     def bind(self, text_encoder: TextEncoder) -> ContextPrompt:
         """Attach a text tower and initialise the context from its token table."""
         super().bind(text_encoder)
+        self._tokens = KeptTokens()
         ids, spans = text_encoder.tokenize([self.template.replace("{}", "x")])
         context_ids = [i for i, own in zip(ids[0], self._is_name(spans[0], "x"), strict=True) if not own]
         self.register_buffer("context_ids", torch.tensor(sorted(set(context_ids))), persistent=False)
         self.context = nn.Parameter(text_encoder.token_embedding.weight.detach()[self.context_ids].clone())
         return self
 
-    def embed(self, names: tuple[str, ...]) -> Tensor:
+    def embed(self, names: tuple[str, ...], columns: Tensor | None = None) -> Tensor:
         """Embed names within the trained context; returns `[L, D]`."""
-        if names not in self._tokens:
-            # Training uses one vocabulary, evaluation a few; each is tokenised once instead of at every step.
-            self._tokens = {**dict(list(self._tokens.items())[-3:]), names: self._tokenize(names)}
-        return embed_mixed(self.text_encoder, self._tokens[names], self.context)
+        return self.text_encoder.embed(self._tokens.of(names, self._tokenize), self.context, columns)
+
+    def embed_some(self, names: tuple[str, ...], columns: Tensor) -> Tensor:
+        """Embed the names at `columns`; returns `[C, D]`."""
+        return self.embed(names, columns)
 
     def _is_name(self, spans: list[tuple[int, int]], name: str) -> list[bool]:
         start = self.template.index("{}")
         return [begin < start + len(name) and end > start for begin, end in spans]
 
-    def _tokenize(self, names: tuple[str, ...]) -> MixedBatches:
+    def _tokenize(self, names: tuple[str, ...]) -> TokenizedTexts:
         ids, spans = self.text_encoder.tokenize([self.template.replace("{}", name) for name in names])
         row_of = {int(token): row for row, token in enumerate(self.context_ids)}
         # A token outside the name that is not in the template (punctuation that merges with the name) keeps its
@@ -69,4 +70,4 @@ class ContextPrompt(PromptLearner):
             [-1 if own else row_of.get(token, -1) for token, own in zip(row, self._is_name(span, name), strict=True)]
             for row, span, name in zip(ids, spans, names, strict=True)
         ]
-        return mixed_batches(ids, rows, self.text_encoder.batch_size)
+        return TokenizedTexts(ids, rows)

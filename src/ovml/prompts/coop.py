@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders import TextEncoder
+from ovml.encoders import TextEncoder, TokenizedTexts
 from ovml.prompts.base import PromptLearner
-from ovml.prompts.mixed import MixedBatches, embed_mixed, mixed_batches
+from ovml.prompts.tokens import KeptTokens
 from ovml.utils.errors import UserError, beginning
 
 
@@ -69,9 +69,13 @@ class CoOpPrompt(PromptLearner):
         self._names = NamesInContext(num_leading(text_encoder), before, len(context) - before)
         return self
 
-    def embed(self, names: tuple[str, ...]) -> Tensor:
+    def embed(self, names: tuple[str, ...], columns: Tensor | None = None) -> Tensor:
         """Embed names within the context vectors; returns `[L, D]`."""
-        return self._names.embed(self.text_encoder, names, self.context)
+        return self._names.embed(self.text_encoder, names, self.context, columns)
+
+    def embed_some(self, names: tuple[str, ...], columns: Tensor) -> Tensor:
+        """Embed the names at `columns`; returns `[C, D]`."""
+        return self.embed(names, columns)
 
 
 class NamesInContext:
@@ -89,15 +93,18 @@ class NamesInContext:
         self.num_leading = num_leading
         self.num_before = num_before
         self.num_after = num_after
-        self._batches: dict[tuple[str, ...], MixedBatches] = {}
+        self._tokens = KeptTokens()
 
-    def embed(self, text_encoder: TextEncoder, names: tuple[str, ...], context: Tensor) -> Tensor:
+    def embed(
+        self, text_encoder: TextEncoder, names: tuple[str, ...], context: Tensor, columns: Tensor | None = None
+    ) -> Tensor:
         """Embed names.
 
         Args:
             text_encoder: The text tower.
             names: `L` checked names.
             context: Vectors `[M, W]`; those before the name come first.
+            columns: Positions of the names to embed, on the CPU. Default: all.
 
         Returns:
             `[L, D]`.
@@ -105,12 +112,10 @@ class NamesInContext:
         Raises:
             UserError: A name is too long for the tower.
         """
-        if names not in self._batches:
-            # Training uses one vocabulary, evaluation a few.
-            self._batches = {**dict(list(self._batches.items())[-3:]), names: self._tokenize(text_encoder, names)}
-        return embed_mixed(text_encoder, self._batches[names], context)
+        tokens = self._tokens.of(names, lambda some: self._tokenize(text_encoder, some))
+        return text_encoder.embed(tokens, context, columns)
 
-    def _tokenize(self, text_encoder: TextEncoder, names: tuple[str, ...]) -> MixedBatches:
+    def _tokenize(self, text_encoder: TextEncoder, names: tuple[str, ...]) -> TokenizedTexts:
         lead, before, num_context = self.num_leading, self.num_before, self.num_before + self.num_after
         ids, rows = [], []
         read = [name.replace("_", " ") for name in names]
@@ -125,7 +130,7 @@ class NamesInContext:
                 )
             ids.append([*tokens[:lead], *[0] * before, *tokens[lead:end], *[0] * self.num_after, *tokens[end:]])
             rows.append([*[-1] * lead, *range(before), *[-1] * (end - lead), *range(before, num_context), *[-1] * rest])
-        return mixed_batches(ids, rows, text_encoder.batch_size)
+        return TokenizedTexts(ids, rows)
 
 
 def num_leading(text_encoder: TextEncoder) -> int:

@@ -7,10 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ovml.encoders import TextEncoder
+from ovml.encoders import TextEncoder, TokenizedTexts
 from ovml.prompts.base import PromptLearner
 from ovml.prompts.coop import num_leading
 from ovml.prompts.template import TemplatePrompt
+from ovml.prompts.tokens import KeptTokens
 from ovml.utils.errors import UserError, check_positive
 from ovml.utils.tensors import through_float16
 from ovml.vocabulary import check_template
@@ -64,6 +65,7 @@ class DeepPrompt(PromptLearner):
         if not num_leading(text_encoder):
             raise UserError("DeepPrompt: needs a CLIP, whose texts begin with a start token; use CoOpPrompt")
         self._first = depth - self.num_layers
+        self._tokens = KeptTokens()
         table = text_encoder.token_embedding.weight
         tokens = 0.02 * torch.randn(self.num_layers, self.num_tokens, table.shape[1])
         self.tokens = nn.Parameter(tokens.to(table))
@@ -77,9 +79,16 @@ class DeepPrompt(PromptLearner):
         prompt.bind(self.text_encoder)
         return prompt
 
-    def embed(self, names: tuple[str, ...]) -> Tensor:
+    def embed(self, names: tuple[str, ...], columns: Tensor | None = None) -> Tensor:
         """Embed names in the template; returns `[L, D]`."""
         tokens = through_float16(self.tokens) if self.float16_tokens else self.tokens
         deep_tokens = dict(enumerate(tokens.unbind(), start=self._first))
-        embeds: Tensor = self.text_encoder([self.template.replace("{}", name) for name in names], deep_tokens)
-        return embeds
+        texts = self._tokens.of(names, self._tokenize)
+        return self.text_encoder.embed(texts, columns=columns, deep_tokens=deep_tokens)
+
+    def embed_some(self, names: tuple[str, ...], columns: Tensor) -> Tensor:
+        """Embed the names at `columns`; returns `[C, D]`."""
+        return self.embed(names, columns)
+
+    def _tokenize(self, names: tuple[str, ...]) -> TokenizedTexts:
+        return TokenizedTexts(self.text_encoder.tokenize([self.template.replace("{}", name) for name in names])[0])

@@ -58,13 +58,18 @@ class DualCoOpPrompt(PromptLearner):
         self._names = NamesInContext(lead, len(absent)), NamesInContext(lead, len(present))
         return self
 
-    def embed(self, names: tuple[str, ...]) -> Tensor:
+    def embed(self, names: tuple[str, ...], columns: Tensor | None = None) -> Tensor:
         """Return the pairs `[L, 2, D]`, not L2-normalised: index 0 is the absent embedding, index 1 the present one."""
         contexts = self.absent_context, self.present_context
         embeds = [
-            own.embed(self.text_encoder, names, context) for own, context in zip(self._names, contexts, strict=True)
+            own.embed(self.text_encoder, names, context, columns)
+            for own, context in zip(self._names, contexts, strict=True)
         ]
         return torch.stack(embeds, dim=1)
+
+    def embed_some(self, names: tuple[str, ...], columns: Tensor) -> Tensor:
+        """Embed the names at `columns`; returns `[C, 2, D]`, or `[C, D]` where `embed` returns single embeddings."""
+        return self.embed(names, columns)
 
 
 class DualPrompt(DualCoOpPrompt):
@@ -108,7 +113,7 @@ class DualPrompt(DualCoOpPrompt):
     ) -> None:
         super().__init__(num_context, present, absent)
 
-    def embed(self, names: tuple[str, ...]) -> Tensor:
+    def embed(self, names: tuple[str, ...], columns: Tensor | None = None) -> Tensor:
         """Return the present minus the absent embedding of each name, `[L, D]`, each L2-normalised before."""
-        absent, present = F.normalize(super().embed(names), dim=-1).unbind(dim=1)
+        absent, present = F.normalize(super().embed(names, columns), dim=-1).unbind(dim=1)
         return present - absent

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovml.utils.errors import UserError
+from ovml.utils.tensors import full_precision
 
 
 def world_size() -> int:
@@ -20,22 +23,84 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def image_share(images: int, device: torch.device) -> Tensor:
-    """Return the factor of a process's loss that turns the mean over processes into the mean over all images.
+def image_share(images: int, device: torch.device) -> Callable[[], Tensor | float]:
+    """Start to compute the factor of a process's loss that turns the mean over processes into that over all images.
 
     Args:
         images: Number of images in this process's mean; 0 is allowed.
         device: Device on which the processes exchange the number.
 
     Returns:
+        A function, which all processes must call: it waits for the exchange and returns
         `processes * images / all images`, a scalar; 1 if all processes have the same number of images.
     """
-    own = torch.tensor(float(images), device=device)
     if world_size() == 1:
-        return own.clamp(max=1)
-    total = own.clone()
-    distributed.all_reduce(total)
-    return world_size() * own / total.clamp(min=1)
+        return lambda: 1.0
+    total = torch.full((), float(images), device=device)  # filled there: a copy would be waited for
+    exchange: Any = distributed.all_reduce(total, async_op=True)
+
+    def share() -> Tensor:
+        exchange.wait()
+        return world_size() * images / total.clamp(min=1)
+
+    return share
+
+
+def embed_over_processes(embed: Callable[[tuple[str, ...]], Tensor], names: tuple[str, ...]) -> Tensor:
+    """Embed label names, of which each process embeds its share; all processes must call it with the same names.
+
+    Args:
+        embed: Embeds names as `[L, ...]`.
+        names: The names; processes take turns, so that their shares are of similar length.
+
+    Returns:
+        The embeddings of all names, at least in float32. Their gradients are added up over processes and reach the
+        process that computed them, so the mean of the parameters' gradients over processes is what it is without
+        shares.
+    """
+    size = world_size()
+    if size == 1 or len(names) < size:
+        return embed(names)
+    own = full_precision(embed(names[distributed.get_rank() :: size]))
+    gathered: Tensor = _Gathered.apply(own, -(-len(names) // size))  # type: ignore[no-untyped-call]
+    return gathered.transpose(0, 1).flatten(0, 1)[: len(names)]
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows `[l, ...]` of all processes, padded to one length: `[size, length, ...]`."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, length: int) -> Tensor:
+        ctx.rows, ctx.device = len(own), own.device
+        padded = torch.zeros(length, *own.shape[1:], dtype=own.dtype, device=own.device)
+        padded[: len(own)] = own
+        found = [torch.empty_like(padded) for _ in range(world_size())]
+        distributed.all_gather(found, padded)
+        return torch.stack(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        total = torch.empty(gradient.shape, dtype=gradient.dtype, device=ctx.device).copy_(gradient)
+        distributed.all_reduce(total)
+        return total[distributed.get_rank(), : ctx.rows], None
+
+
+def ignore_constant_buffers(model: nn.Module) -> None:
+    """Let DDP leave out the buffers of a classifier's towers that never change, such as numbers of positions.
+
+    DDP sends all buffers to all processes before each step. What remains are statistics, as of batch norm, and
+    buffers of other parts.
+    """
+    constant = [
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if f"{prefix}.".startswith(("model.image_encoder.", "model.prompt.", "teacher."))
+        and not isinstance(module, _BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_floating_point()
+    ]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constant)
 
 
 def cuts_models(strategy: Any) -> bool:

@@ -16,6 +16,7 @@ from ovml.heads import CosineHead
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import TemplatePrompt
 from ovml.prompts.base import MKT_TEMPLATE
+from ovml.training.optim import fuse
 from ovml.training.stages import LearningParts, Stage, check_stages
 from ovml.utils.errors import UserError
 
@@ -98,6 +99,7 @@ def make_optimizer(module: nn.Module, stage: Stage, groups: Groups, trainer: Any
     parameters = {name.replace("_fsdp_wrapped_module.", ""): p for name, p in module.named_parameters()}
     own = [{**group, "params": [parameters[name] for name in group["params"]]} for group in groups]
     optimizer = stage.optimizer(own)
+    fuse(optimizer)
     return {"optimizer": optimizer, "lr_scheduler": stage.schedule(optimizer, steps, epochs)}
 
 

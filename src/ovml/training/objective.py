@@ -14,10 +14,14 @@ from ovml.encoders import Features, ImageFeatures, ImageTail, widened
 from ovml.heads import TeacherFeatures
 from ovml.losses import Loss
 from ovml.model import OpenVocabularyModel
-from ovml.training.distributed import image_share, world_size
+from ovml.training.distributed import embed_over_processes, image_share, world_size
 from ovml.training.stages import Stage
+from ovml.training.step_rows import StepRows, drawn_labels
 from ovml.utils.errors import UserError, check_not_negative
 from ovml.utils.tensors import full_precision
+
+ROWS = "step_rows"
+"""Key of a batch's `StepRows`."""
 
 
 class StepLoss(NamedTuple):
@@ -32,14 +36,6 @@ class StepLoss(NamedTuple):
     total: Tensor
     terms: dict[str, Tensor]
     images: int
-
-    def check_finite(self, stage: str, step: int) -> None:
-        """Raise a `UserError` that names the stage and the step, if the loss is NaN or infinite."""
-        if not self.total.isfinite():
-            raise UserError(
-                f"stage {stage!r}, step {step}: the loss is {float(self.total)}, the training has diverged; lower lr, "
-                "lengthen the warm-up, or add --trainer.gradient_clip_val 1"
-            )
 
 
 class Objective(nn.Module):
@@ -77,37 +73,37 @@ class Objective(nn.Module):
         Args:
             model: The model that learns.
             teacher: The end of the original image tower.
-            batch: `pixel_values [B, 3, H, W]` or `features [B, 1+P, D]`, and `labels [B, L]`.
+            batch: `pixel_values [B, 3, H, W]` or `features [B, 1+P, D]`, and `labels [B, L]`; perhaps what was counted
+                before, under `ROWS`.
             stage: The stage that learns.
 
         Returns:
             `None` if no image has a present seen label and there is no other process.
         """
         targets = batch["labels"][:, model.vocabulary_of(None).seen_slice]
-        present = (targets == 1).any(dim=1)
-        kept = torch.ones_like(present) if stage.keep_unlabelled else present
-        images = int(kept.sum())
-        self._seen += len(kept)
-        self._taught += images if stage.keep_unlabelled and present.any() else int(present.sum())
-        share = image_share(images, targets.device)
-        if not images:
-            if world_size() == 1:
-                return None
-            kept[0] = True
-        of_student, of_original = self._features(model, teacher, batch, kept, stage)
-        label_embeds, targets, columns = scored_labels(model, targets[kept], stage)
+        rows = batch[ROWS] if ROWS in batch else StepRows(targets, stage)
+        self._seen += rows.size
+        self._taught += rows.taught
+        if not rows.images and world_size() == 1:
+            return None
+        share = image_share(rows.images, targets.device)
+        if not rows.images:
+            rows.kept = torch.tensor([0])
+        of_student, of_original = self._features(model, teacher, batch, rows, stage)
+        label_embeds, targets, columns = scored_labels(model, rows.select(targets), stage, rows.columns)
         student, original = of_student.for_labels(label_embeds), None
         if of_original is not None:
             original = original_features(model, of_original, label_embeds, columns)
         logits = self._logits(model, student, label_embeds, targets, original)
-        if not images:
+        if not rows.images:
+            share()
             return StepLoss(self._zero(*logits, *student), {}, 0)
         terms = {"classification": torch.stack([self.loss(some, targets) for some in logits]).sum()}
         total = terms["classification"]
         if original is not None and self.distillation_weight:
             terms["distillation"] = self.distillation(student, ImageFeatures(*original[:2]))
             total = total + self.distillation_weight * terms["distillation"]
-        return StepLoss(total * share, {**terms, "loss": total}, images)
+        return StepLoss(total * share(), {**terms, "loss": total}, rows.images)
 
     def term_names(self, stage: Stage) -> list[str]:
         """Names of the terms of a stage's steps; see `StepLoss`."""
@@ -139,14 +135,14 @@ class Objective(nn.Module):
             )
 
     def _features(
-        self, model: OpenVocabularyModel, teacher: ImageTail, batch: Mapping[str, Any], kept: Tensor, stage: Stage
+        self, model: OpenVocabularyModel, teacher: ImageTail, batch: Mapping[str, Any], rows: StepRows, stage: Stage
     ) -> tuple[Features, Features | None]:
         """Features of the adapted and, where they are needed, of the original tower; one pass through the trunk."""
         if "features" in batch:
-            return batch_features(model, {"features": batch["features"][kept]}), None
+            return batch_features(model, {"features": rows.select(batch["features"])}), None
         tail_layers = len(teacher.layers)
         with torch.no_grad():
-            pixel_values = model.normalized(batch["pixel_values"][kept])
+            pixel_values = model.normalized(rows.select(batch["pixel_values"]))
             hidden_states = model.image_encoder.trunk(pixel_values, tail_layers)
         student: Features = model.image_encoder.tail(tail_layers)(hidden_states)
         if not (stage.distil and (self.distillation_weight or model.head.uses_teacher)):
@@ -200,16 +196,28 @@ def original_features(
     return TeacherFeatures(*features.for_labels(embeds), embeds)
 
 
-def scored_labels(model: OpenVocabularyModel, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor, Tensor | slice]:
-    """The seen labels that a step ranks: embeddings, columns of the targets `[B, S]`, and their places among all."""
+def scored_labels(
+    model: OpenVocabularyModel, targets: Tensor, stage: Stage, drawn: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | slice]:
+    """The seen labels that a step ranks.
+
+    Args:
+        model: The model that learns.
+        targets: `[B, S]`.
+        stage: The stage that learns.
+        drawn: The labels, on the CPU, if they were drawn already.
+
+    Returns:
+        Embeddings `[C, D]`, targets `[B, C]`, and the labels' places among all.
+    """
     vocabulary = model.vocabulary_of(None)
-    columns: Tensor | slice = vocabulary.seen_slice
     texts = vocabulary.texts[vocabulary.seen_slice]
-    if stage.labels_per_step is not None and stage.labels_per_step < targets.shape[1]:
-        present = (targets == 1).any(dim=0) & stage.keeps_present
-        # A random order with the batch's present labels first, if the stage keeps them.
-        order = (torch.rand(len(present)).to(present.device) + present).argsort(descending=True)
-        columns = order[: max(stage.labels_per_step, int(present.sum()))].sort().values
-        texts, targets = tuple(texts[i] for i in columns.tolist()), targets[:, columns]
-    embeds = model.embed_labels()[columns] if stage.fixed_prompt else model.prompt.embed(texts)
-    return embeds, targets, columns
+    if drawn is None and stage.labels_per_step is not None and stage.labels_per_step < targets.shape[1]:
+        drawn = drawn_labels((targets == 1).cpu(), stage.labels_per_step, stage.keeps_present)
+    if drawn is None:
+        places: Tensor | slice = vocabulary.seen_slice
+        embeds = model.embed_labels()[places] if stage.fixed_prompt else embed_over_processes(model.prompt.embed, texts)
+        return embeds, targets, places
+    columns = drawn.to(targets.device, non_blocking=True)
+    embeds = model.embed_labels()[columns] if stage.fixed_prompt else model.prompt.embed_some(texts, drawn)
+    return embeds, targets[:, columns], columns

@@ -139,6 +139,21 @@ def epoch_cosine_schedule(
     return LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
+def fuse(optimizer: Optimizer, device: str = "cuda") -> None:
+    """Let AdamW update all weights of a group in one kernel, where they are on a device of a type.
+
+    The option is set per group rather than by AdamW's argument, with which it would undo the scaling of gradients
+    itself, and Lightning would refuse to clip them.
+    """
+    if type(optimizer) not in (AdamW, AdamWAndSGD):
+        return
+    for group in optimizer.param_groups:
+        if "momentum" in group or group["fused"] is not None or group["foreach"] or group["differentiable"]:
+            continue
+        if all(p.device.type == device and p.is_floating_point() for p in group["params"]):
+            group["fused"] = True
+
+
 class AdamWAndSGD(Optimizer):
     """AdamW for most groups, and SGD for groups with a `momentum`, in one optimizer, as Lightning asks for.
 

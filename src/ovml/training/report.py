@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from ovml.metrics.tables import results_table
+from ovml.training.precision import precision_note
 from ovml.training.run_folder import RunFolder
 from ovml.utils.console import notice, show
 
@@ -80,6 +81,7 @@ def stage_lines(trainer: Any, module: Any, learns: str) -> list[str]:
     stage, stages, labels = module.stage, module.stages, module.model.vocabulary_of(None)
     unseen = f", and {len(labels.unseen):,} unseen for evaluation" if labels.unseen else ""
     devices = f"{trainer.world_size} processes on {module.device.type}" if trainer.world_size > 1 else module.device
+    devices = f"{devices}{precision_note(trainer)}"
     epochs, steps = max(trainer.max_epochs or 0, 0), trainer.estimated_stepping_batches
     length = [
         f"{number:,} {name}{'s' * (number != 1)}" for name, number in (("epoch", epochs), ("step", steps)) if number

@@ -58,7 +58,8 @@ class Stage(Part, ABC):
         weight_decay: Decoupled weight decay (AdamW); never on parameters of one dimension.
         batch_size: Images of an optimizer step, over all devices: batches of at most the data's batch size are
             accumulated. Default: the data's batch size on each device.
-        precision: Lightning's precision of the stage on a CUDA device, unless the trainer is given one.
+        precision: Lightning's precision of the stage on a CUDA device, unless the trainer is given one. Default:
+            `bf16-mixed`, where the device multiplies bfloat16.
 
     Attributes:
         name: Name of the stage's folder in a run, and of its row in the results.

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from ovml.training.callbacks.progress import SlowProgressBar
 from ovml.training.callbacks.run import EpochSeed, stage_checkpoint
 from ovml.training.fit import StagedModule, fit_stages
 from ovml.training.messages import quiet_libraries
+from ovml.training.precision import allow_tf32, stage_precision
 from ovml.training.report import show_run
 from ovml.training.run_folder import RunFolder
 from ovml.training.stages import Stage
@@ -72,11 +73,15 @@ def fit(
     def make_trainer(stage: Stage | None, run: RunFolder | None) -> Trainer:
         # A callback or strategy is one object, and serves one trainer only.
         own = copy.deepcopy(options)
+        allow_tf32(own, model.stages)
         if stage is None or run is None:
             own |= {"logger": False, "enable_checkpointing": False, "callbacks": []}
         else:
             own |= stage_options(stage, model.stages.index(stage), run, own)
             own["callbacks"] = [*own_callbacks(given, stage, model.stages), *own["callbacks"]]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in own["callbacks"])
+        if own.get("enable_progress_bar") is not False and not own.get("barebones") and not has_bar:
+            own["callbacks"].append(SlowProgressBar())
         return Trainer(**own)
 
     def new_run() -> RunFolder:
@@ -130,17 +135,11 @@ def stage_options(stage: Stage, position: int, run: RunFolder, options: Mapping[
     callbacks.append(EpochSeed(position))
     if options.get("enable_checkpointing") is not False:
         callbacks.append(stage_checkpoint(run, stage))
-    epochs, precision = options.get("max_epochs"), {}
-    if stage.precision and options.get("precision") is None and _computes_with_cuda(options):
-        precision = {"precision": stage.precision}
+    epochs = options.get("max_epochs")
     return {
-        **precision,
+        **stage_precision(options, stage),
         "callbacks": callbacks,
         "logger": logger,
         "max_epochs": stage.epochs if epochs in (None, -1) else min(stage.epochs, epochs),
         "default_root_dir": str(run.path / stage.name),
     }
-
-
-def _computes_with_cuda(options: Mapping[str, Any]) -> bool:
-    return options.get("accelerator") in (None, "auto", "gpu", "cuda") and torch.cuda.is_available()

@@ -17,6 +17,7 @@ from ovml.utils.console import show
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
 from ovml.utils.images import load_image
+from ovml.utils.process import starting
 
 
 class Explain(Command):
@@ -44,10 +45,11 @@ class Explain(Command):
         labels = chosen_labels(args)
         image = load_image(args.image)
 
-        from ovml.cli.models import model_and_labels
-        from ovml.inference.explain import explain
-        from ovml.metrics.plots.files import save_png
+        with starting():
+            from ovml.cli.models import model_and_labels
+            from ovml.inference.explain import explain
+            from ovml.metrics.plots.files import save_png
 
-        model, labels = model_and_labels(args, labels)
+            model, labels = model_and_labels(args, labels)
         figure = explain(model, image, labels, args.top_k, args.prompt, args.font)
         show(f"figure: {save_png(figure, args.out)}")

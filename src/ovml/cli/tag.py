@@ -25,6 +25,7 @@ from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
 from ovml.utils.find_images import find_images
 from ovml.utils.lists import read_paths
+from ovml.utils.process import starting
 from ovml.vocabulary import group_columns, labels_below, packaged_parents
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -144,12 +145,13 @@ class Tag(Command):
         if args.format is not None and (args.out is not None or args.out_format is not None):
             raise UserError("--format: is of what is printed; --out or --out-format says what is written")
 
-        from ovml.cli.models import EVERYDAY, model_and_labels
-        from ovml.cli.tagging import print_tags, write_tags, write_xmp
-        from ovml.inference.tagger import Tagger
+        with starting():
+            from ovml.cli.models import EVERYDAY, model_and_labels
+            from ovml.cli.tagging import print_tags, write_tags, write_xmp
+            from ovml.inference.tagger import Tagger
 
+            model, scored = model_and_labels(args, labels)
         options = "top_k", "batch_size", "threshold", "floor", "num_workers", "prompt", "probabilities", "allow_urls"
-        model, scored = model_and_labels(args, labels)
         packaged = args.vocabulary if labels is not None or scored is None else EVERYDAY
         parents = {} if packaged is None else packaged_parents(packaged)
         chosen = {name: getattr(args, name) for name in options}

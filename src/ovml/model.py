@@ -119,6 +119,21 @@ class OpenVocabularyModel(nn.Module):
         """Where the model's weights are."""
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the image tower computes with."""
+        return next(self.image_encoder.parameters()).dtype
+
+    def set_precision(self, dtype: torch.dtype) -> OpenVocabularyModel:
+        """Convert the towers and the prompt to a type that is faster, to use the model; returns the model itself.
+
+        The head keeps its own, so scores stay float32. A model that learns needs float32 here, and mixed precision of
+        its trainer.
+        """
+        self.image_encoder.to(dtype)
+        self.prompt.to(dtype)
+        return self
+
     def add_adapter(self, adapter: TowerAdapter) -> None:
         """Attach an adapter to the image tower, unless an equal one is attached already.
 
@@ -135,8 +150,13 @@ class OpenVocabularyModel(nn.Module):
             self.adapters.append(adapter)
 
     def encode_images(self, pixel_values: Tensor) -> Features:
-        """Features of normalized images `[B, 3, H, W]`; `score` finishes them where they depend on the labels."""
-        features: Features = self.image_encoder(pixel_values)
+        """Features of images `[B, 3, H, W]`, normalized, or bytes, which are normalized on their device.
+
+        `score` finishes them where they depend on the labels.
+        """
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = self.image_processor.normalize_pixels(pixel_values)
+        features: Features = self.image_encoder(pixel_values.to(self.dtype))
         return features
 
     def embed_labels(self, labels: Labels = None, prompt: PromptLearner | None = None) -> Tensor:

@@ -19,6 +19,9 @@ from ovml.utils.lists import read_list
 from ovml.utils.resources import DEMO, VOCABULARIES
 from ovml.vocabulary import LabelVocabulary, check_names, check_template, packaged_vocabulary, vocabulary_of
 
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
+"""As in `ovml.utils.devices`, which imports torch."""
+
 
 class Command(ABC):
     """A command of the command line.
@@ -185,7 +188,7 @@ def labels_in(file: Path) -> LabelVocabulary:
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> None:
-    """Add `--model` and `--prompt`, and `--device` if the command has a choice of devices."""
+    """Add `--model` and `--prompt`, and `--device` and `--precision` if the command has a choice of devices."""
     parser.add_argument(
         "--model",
         type=checkpoint,
@@ -201,7 +204,18 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
         help="such as 'a photo of a {}', instead of the model's own prompt; several are averaged",
     )
     if device:
-        parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
+        parser.add_argument(
+            "--device",
+            default="auto",
+            help="torch device, such as cuda:1 (default: auto, the first of cuda, mps and cpu that is here)",
+        )
+        parser.add_argument(
+            "--precision",
+            choices=PRECISIONS,
+            default="auto",
+            help="what the model computes with; scores are float32 (default: auto, which is bf16 on GPUs that multiply "
+            "it, fp16 on older ones of cuda, and float32 on mps and cpu)",
+        )
 
 
 def checkpoint(name: str) -> str:

@@ -179,7 +179,7 @@ class ImageProcessor:
 
     def normalize_pixels(self, pixels: Tensor) -> Tensor:
         """Normalize bytes `[..., 3, H, W]`, on their device, as `normalize` does."""
-        scale, shift = (x.to(pixels.device) for x in _scale_and_shift(tuple(self.mean), tuple(self.std)))
+        scale, shift = _scale_and_shift(tuple(self.mean), tuple(self.std), pixels.device)
         return pixels.float().mul_(scale).add_(shift)
 
 
@@ -258,6 +258,6 @@ def _three(values: Any, scale: float, where: str) -> tuple[float, ...]:
 
 
 @lru_cache
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     means, stds = (torch.tensor(values, dtype=torch.float64, device="cpu").view(3, 1, 1) for values in (mean, std))
-    return (1 / (255 * stds)).float(), (-means / stds).float()
+    return (1 / (255 * stds)).float().to(device), (-means / stds).float().to(device)

@@ -188,7 +188,7 @@ def labels_in(file: Path) -> LabelVocabulary:
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> None:
-    """Add `--model` and `--prompt`, and `--device` and `--precision` if the command has a choice of devices."""
+    """Add `--model` and `--prompt`, and `--device`, `--precision` and `--no-cache` if the command runs a model."""
     parser.add_argument(
         "--model",
         type=checkpoint,
@@ -215,6 +215,11 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
             default="auto",
             help="what the model computes with; scores are float32 (default: auto, which is bf16 on GPUs that multiply "
             "it, fp16 on older ones of cuda, and float32 on mps and cpu)",
+        )
+        parser.add_argument(
+            "--no-cache",
+            action="store_true",
+            help="embed the labels anew; else the embeddings of long lists are kept in ~/.cache/ovml, or OVML_CACHE",
         )
 
 

@@ -7,6 +7,7 @@ import argparse
 import torch
 import transformers
 
+from ovml.inference.label_cache import cached
 from ovml.model import OpenVocabularyModel
 from ovml.saving import load_model
 from ovml.utils.console import notice, warn
@@ -35,7 +36,9 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
         notice(f"runs on {name} in {precision_name(dtype)}")
     if not multiplies(dtype, device):
         warn(f"--precision {args.precision}: slow on this processor, which has no instructions for it; try float32")
-    return load_model(args.model, device=device, precision=precision_name(dtype))
+    model = load_model(args.model, device=device, precision=precision_name(dtype))
+    model.label_cache = None if args.no_cache else cached
+    return model
 
 
 def model_and_labels(

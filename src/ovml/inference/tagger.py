@@ -126,6 +126,7 @@ class Tagger:
             )
         self.allow_urls = allow_urls
         self._groups = group_columns(exclusive, self.labels)
+        self._columns: dict[torch.device, list[Tensor]] = {}
         scored = self.vocabulary.extended(floor, "floor") if floor else self.vocabulary
         self._with_floor = len(scored)
         self._scored = scored if self.calibration is None else self.calibration.together(scored)
@@ -210,7 +211,7 @@ class Tagger:
                     raise pixels
             if scores is not None:
                 rows.append(scores.arrived())
-                check_scores(rows[-1])
+                self._check(rows[-1])
         return torch.cat(rows)
 
     def write(
@@ -300,17 +301,25 @@ class Tagger:
 
     def _best(self, scores: Tensor) -> _Best:
         """Choose the best labels on the device: no more than them and one number go to the host."""
-        groups = [torch.as_tensor(group, device=scores.device) for group in self._groups]
-        best = best_of_groups(above_floor(scores, len(self.labels)), groups).topk(self.top_k)
+        if scores.device not in self._columns:  # made once: a list that is copied to a device would wait for it
+            self._columns[scores.device] = [torch.tensor(group, device=scores.device) for group in self._groups]
+        left = best_of_groups(above_floor(scores, len(self.labels)), self._columns[scores.device])
+        best = left.topk(self.top_k)
         broken = scores.isnan().any().expand(len(scores), 1)
         # Columns are whole numbers, which floats hold up to 16 million.
         packed = torch.cat([best.values, best.indices.to(scores.dtype), broken.to(scores.dtype)], dim=1)
         return _Best(OnItsWay(packed), scores)
 
+    def _check(self, scores: Tensor) -> None:
+        """Raise a `UserError` if a score is NaN."""
+        if self.model.dtype == torch.float16 and scores.isnan().any():
+            raise UserError("precision fp16: this model has numbers beyond its range; take bf16 or float32")
+        check_scores(scores)
+
     def _rank(self, best: _Best) -> list[list[LabelScore]]:
         rows = best.packed.arrived().tolist()
         if any(row[-1] for row in rows):
-            check_scores(best.scores)
+            self._check(best.scores)
         return [
             [
                 LabelScore(self.labels[c], s)

@@ -193,8 +193,8 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
         "--model",
         type=checkpoint,
         default=DEMO,
-        help="run folder or checkpoint of ovml fit, saved model, or name of a CLIP checkpoint such as "
-        f"openai/clip-vit-base-patch16 (default: {DEMO}, which knows drawn shapes only)",
+        help="run or checkpoint of ovml fit, saved model, or CLIP such as openai/clip-vit-base-patch16 "
+        f"(default: {DEMO}, which knows drawn shapes only)",
     )
     parser.add_argument(
         "--prompt",
@@ -205,21 +205,17 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
     )
     if device:
         parser.add_argument(
-            "--device",
-            default="auto",
-            help="torch device, such as cuda:1 (default: auto, the first of cuda, mps and cpu that is here)",
+            "--device", default="auto", metavar="D", help="such as cuda:1 (default: auto, the first of cuda, mps, cpu)"
         )
         parser.add_argument(
             "--precision",
             choices=PRECISIONS,
             default="auto",
-            help="what the model computes with; scores are float32 (default: auto, which is bf16 on GPUs that multiply "
-            "it, fp16 on older ones of cuda, and float32 on mps and cpu)",
+            metavar="P",
+            help="float32, bf16, fp16 or auto: bf16 or fp16 on cuda, else float32 (default: auto)",
         )
         parser.add_argument(
-            "--no-cache",
-            action="store_true",
-            help="embed the labels anew; else the embeddings of long lists are kept in ~/.cache/ovml, or OVML_CACHE",
+            "--no-cache", action="store_true", help="embed the labels anew, without ~/.cache/ovml (or OVML_CACHE)"
         )
 
 

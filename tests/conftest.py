@@ -24,6 +24,15 @@ from torch import Tensor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything
 
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_a_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep cached label embeddings in a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OVML_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 settings.register_profile("ovml", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("ovml")
 

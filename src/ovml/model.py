@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from ovml.vocabulary import LabelVocabulary
 
 Labels = Sequence[str] | LabelVocabulary | None
 """Any label names; `None` for the model's own vocabulary."""
+LabelCache = Callable[[Callable[[], Tensor], PromptLearner, LabelVocabulary], Tensor]
+"""Gives the embeddings that a prompt has for the labels of a vocabulary, perhaps without calling the first argument."""
 
 
 class OpenVocabularyModel(nn.Module):
@@ -56,6 +59,8 @@ class OpenVocabularyModel(nn.Module):
         logit_scale: Logarithm of the factor that the CLIP learned for its cosines; heads may take it.
         calibration: Turns logits into probabilities; `None` until a validation fits one.
         clip_name: Name of the checkpoint with the frozen weights; `None` if `clip` was a model.
+        label_cache: Keeps label embeddings beyond the process, such as `ovml.inference.label_cache.cached`; `None`
+            keeps them in memory only.
         base_model: Hub name of the CLIP that a saved model was trained from, if it is known.
 
     Raises:
@@ -107,6 +112,7 @@ class OpenVocabularyModel(nn.Module):
         for adapter in adapters:
             self.add_adapter(adapter)
         self.calibration: Calibration | None = None
+        self.label_cache: LabelCache | None = None
         self._label_embeds: dict[Any, Tensor] = {}
 
     @property
@@ -118,6 +124,21 @@ class OpenVocabularyModel(nn.Module):
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the image tower computes with."""
+        return next(self.image_encoder.parameters()).dtype
+
+    def set_precision(self, dtype: torch.dtype) -> OpenVocabularyModel:
+        """Convert the towers and the prompt to a type that is faster, to use the model; returns the model itself.
+
+        The head keeps its own, so scores stay float32. A model that learns needs float32 here, and mixed precision of
+        its trainer.
+        """
+        self.image_encoder.to(dtype)
+        self.prompt.to(dtype)
+        return self
 
     def add_adapter(self, adapter: TowerAdapter) -> None:
         """Attach an adapter to the image tower, unless an equal one is attached already.
@@ -145,7 +166,7 @@ class OpenVocabularyModel(nn.Module):
 
         `score` finishes them where they depend on the labels.
         """
-        features: Features = self.image_encoder(self.normalized(pixel_values))
+        features: Features = self.image_encoder(self.normalized(pixel_values).to(self.dtype))
         return features
 
     def embed_labels(self, labels: Labels = None, prompt: PromptLearner | None = None) -> Tensor:
@@ -164,7 +185,8 @@ class OpenVocabularyModel(nn.Module):
         if key not in self._label_embeds:
             # In full precision, so that the cached embeddings serve with and without mixed precision.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-                embeds = prompt(vocabulary)
+                embed = partial(prompt, vocabulary)
+                embeds = embed() if self.label_cache is None else self.label_cache(embed, prompt, vocabulary)
             self._label_embeds = {**dict(list(self._label_embeds.items())[-7:]), key: embeds}
         return self._label_embeds[key]
 

@@ -36,7 +36,7 @@ def pictures(tmp_path):
 
 def naive(model, picture, label_embeds, top_k, threshold=-1e9):
     """One picture by itself, labels sorted in Python."""
-    pixels = Tagger(model).transform(load_image(picture))[None]
+    pixels = model.image_processor(load_image(picture))[None]
     with torch.no_grad():
         scores = model.head(model.image_encoder(pixels), label_embeds)[0].tolist()
     ranked = sorted(zip(LABELS, scores, strict=True), key=lambda pair: -pair[1])

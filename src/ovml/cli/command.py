@@ -19,6 +19,9 @@ from ovml.utils.lists import read_list
 from ovml.utils.resources import DEMO, VOCABULARIES
 from ovml.vocabulary import LabelVocabulary, check_names, check_template, packaged_vocabulary, vocabulary_of
 
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
+"""As in `ovml.utils.devices`, which imports torch."""
+
 
 class Command(ABC):
     """A command of the command line.
@@ -176,13 +179,13 @@ def several_names(text: str) -> list[str]:
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> None:
-    """Add `--model` and `--prompt`, and `--device` if the command has a choice of devices."""
+    """Add `--model` and `--prompt`, and `--device`, `--precision` and `--no-cache` if the command runs a model."""
     parser.add_argument(
         "--model",
         type=checkpoint,
         default=DEMO,
-        help="run folder or checkpoint of ovml fit, saved model, or name of a CLIP checkpoint such as "
-        f"openai/clip-vit-base-patch16 (default: {DEMO}, which knows drawn shapes only)",
+        help="run or checkpoint of ovml fit, saved model, or CLIP such as openai/clip-vit-base-patch16 "
+        f"(default: {DEMO}, which knows drawn shapes only)",
     )
     parser.add_argument(
         "--prompt",
@@ -192,7 +195,19 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
         help="such as 'a photo of a {}', instead of the model's own prompt; several are averaged",
     )
     if device:
-        parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
+        parser.add_argument(
+            "--device", default="auto", metavar="D", help="such as cuda:1 (default: auto, the first of cuda, mps, cpu)"
+        )
+        parser.add_argument(
+            "--precision",
+            choices=PRECISIONS,
+            default="auto",
+            metavar="P",
+            help="float32, bf16, fp16 or auto: bf16 or fp16 on cuda, else float32 (default: auto)",
+        )
+        parser.add_argument(
+            "--no-cache", action="store_true", help="embed the labels anew, without ~/.cache/ovml (or OVML_CACHE)"
+        )
 
 
 def checkpoint(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ovml.cli.command import Command, add_label_options, add_model_options, chosen_labels
 from ovml.utils.console import show
 from ovml.utils.files import check_output
+from ovml.utils.process import starting
 
 
 class EmbedLabels(Command):
@@ -31,11 +32,12 @@ class EmbedLabels(Command):
         check_output(args.out, [".safetensors"], args.overwrite)
         labels = chosen_labels(args)
 
-        from ovml.cli.models import model_and_labels
-        from ovml.inference.label_embeddings import write_label_embeddings
-        from ovml.inference.tagger import Tagger
+        with starting():
+            from ovml.cli.models import model_and_labels
+            from ovml.inference.label_embeddings import write_label_embeddings
+            from ovml.inference.tagger import Tagger
 
-        tagger = Tagger(*model_and_labels(args, labels), prompt=args.prompt)
+            tagger = Tagger(*model_and_labels(args, labels), prompt=args.prompt)
         embeds = tagger.label_embeds()
         prompt = type(tagger.model.prompt).__name__ if args.prompt is None else " | ".join(args.prompt)
         write_label_embeddings(args.out, tagger.labels, embeds, {"model": args.model, "prompt": prompt})

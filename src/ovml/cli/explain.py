@@ -10,6 +10,7 @@ from ovml.utils.console import show
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
 from ovml.utils.images import load_image
+from ovml.utils.process import starting
 
 
 class Explain(Command):
@@ -19,7 +20,7 @@ class Explain(Command):
         """Add the image, labels, model and figure."""
         parser.add_argument("image", type=Path, metavar="IMAGE")
         add_label_options(parser)
-        add_model_options(parser)
+        add_model_options(parser, device=True)
         parser.add_argument(
             "--top-k", type=at_least(1), default=8, metavar="N", help="labels drawn, best first (default: 8)"
         )
@@ -37,10 +38,11 @@ class Explain(Command):
         labels = chosen_labels(args)
         image = load_image(args.image)
 
-        from ovml.cli.models import model_and_labels
-        from ovml.inference.explain import explain
-        from ovml.metrics.plots.files import save_png
+        with starting():
+            from ovml.cli.models import model_and_labels
+            from ovml.inference.explain import explain
+            from ovml.metrics.plots.files import save_png
 
-        model, labels = model_and_labels(args, labels)
+            model, labels = model_and_labels(args, labels)
         figure = explain(model, image, labels, args.top_k, args.prompt, args.font)
         show(f"figure: {save_png(figure, args.out)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from pkgutil import resolve_name
 from ovml.cli.command import Command
 from ovml.utils.console import QUIET, STANDARD_OUTPUT, accept_any_text, end_results, printable, shortened, show_line
 from ovml.utils.errors import UserError, first_line, one_line
+from ovml.utils.process import end_at_once
 
 COMMANDS = {
     "prepare": ("ovml.cli.prepare:Prepare", "check a data set on disk, count its images, read its annotations once"),
@@ -51,8 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 0, 2 for bad input, 1 if the machine fails (a full disk, too little memory), 130 or 143 for a signal. These
     end in one line; with `OVML_DEBUG=1` in the environment errors are raised.
+
+    Args:
+        argv: Default: the arguments of the process, which then ends at once when this function's caller exits.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    code = _exit_code(list(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        end_at_once(code)
+    gc.unfreeze()  # of `starting`, for a caller that goes on
+    return code
+
+
+def _exit_code(args: list[str]) -> int:
+    """Run the command line and turn errors into lines and exit codes."""
     if "--quiet" in args:
         args.remove("--quiet")
         os.environ[QUIET] = "1"

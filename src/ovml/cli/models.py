@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+import torch
 import transformers
 
+from ovml.inference.label_cache import cached
 from ovml.model import OpenVocabularyModel
 from ovml.saving import load_model
-from ovml.utils.console import notice
-from ovml.utils.errors import UserError, first_line
+from ovml.utils.console import notice, warn
+from ovml.utils.devices import choose_device, choose_precision, multiplies, precision_name
+from ovml.utils.errors import UserError
 from ovml.utils.resources import DEFAULT, DEMO
 from ovml.vocabulary import LabelVocabulary, packaged_vocabulary
 
@@ -18,18 +21,24 @@ EVERYDAY = "everyday"
 
 
 def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
-    """Load the model that `--model` names, on the device that `--device` names, if the command has that option.
+    """Load the model that `--model` names, where `--device` and `--precision` say, if the command has these options.
 
     Raises:
         UserError: The model cannot be loaded, or the device cannot be used here.
     """
     transformers.utils.logging.disable_progress_bar()
-    model = load_model(args.model)
-    device = getattr(args, "device", "cpu")
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not usable here ({first_line(error)}); try cpu") from error
+    if not hasattr(args, "device"):
+        return load_model(args.model)
+    device = choose_device(args.device)
+    dtype = choose_precision(args.precision, device)
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    if "auto" in (args.device, args.precision):
+        notice(f"runs on {name} in {precision_name(dtype)}")
+    if not multiplies(dtype, device):
+        warn(f"--precision {args.precision}: slow on this processor, which has no instructions for it; try float32")
+    model = load_model(args.model, device=device, precision=precision_name(dtype))
+    model.label_cache = None if args.no_cache else cached
+    return model
 
 
 def model_and_labels(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovml.encoders import Features
+from ovml.encoders import Features, widened
 from ovml.encoders.image_processor import ImageProcessor
 from ovml.heads import Head, TwoStreamHead
 from ovml.heads.base import normalize_over_labels
@@ -19,6 +19,7 @@ from ovml.heads.global_ import global_scores
 from ovml.heads.local import local_scores
 from ovml.inference.tagger import Tagger, inference
 from ovml.utils.errors import UserError
+from ovml.utils.tensors import full_precision
 
 Box = tuple[float, float, float, float]
 Array = np.ndarray[Any, Any]
@@ -170,7 +171,7 @@ def find_evidence(
             f"expected one image and a name per label embedding; got {len(features.global_embeds)} images, "
             f"{len(labels)} names and {len(label_embeds)} embeddings"
         )
-    features = features.for_labels(label_embeds)
+    features, label_embeds = widened(features.for_labels(label_embeds)), full_precision(label_embeds)
     num_patches = features.patch_embeds.shape[1]
     default = TwoStreamHead(max(1, round(num_patches * 16 / 196)))
     num_best = int(getattr(head, "top_k", default.top_k))

@@ -115,15 +115,14 @@ class Scorer:
         import pyarrow as pa
 
         tagger, rows = self.tagger, []
-        processor = tagger.model.image_processor
+        side = tagger.model.image_processor.size
         for start in range(0, len(table), tagger.batch_size):
             some = table.slice(start, tagger.batch_size)
             contents = [np.frombuffer(value.as_buffer(), np.uint8) for value in some["pixels"] if value.is_valid]
             ranked: Iterator[Any] = iter(())
             if contents:
-                pixels = torch.from_numpy(np.stack(contents)).view(-1, 3, processor.size, processor.size)
-                pixels = processor.normalize_pixels(pixels.to(tagger.model.device))
-                ranked = iter(tagger._rank(tagger._score(pixels, self.label_embeds)))
+                pixels = torch.from_numpy(np.stack(contents)).view(-1, 3, side, side)
+                ranked = iter(tagger.rank(pixels, self.label_embeds))
             for name, error in zip(some["image"].to_pylist(), some["error"].to_pylist(), strict=True):
                 rows.append(tag_row(name, next(ranked) if error is None else UserError(error)))
         label = pa.struct([("label", pa.string()), ("score", pa.float64())])

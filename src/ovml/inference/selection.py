@@ -27,12 +27,12 @@ def above_floor(scores: Tensor, num_labels: int) -> Tensor:
     return labels.masked_fill(labels <= floors.amax(dim=1, keepdim=True), -torch.inf)
 
 
-def best_of_groups(scores: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+def best_of_groups(scores: Tensor, groups: Sequence[Sequence[int] | Tensor]) -> Tensor:
     """Leave out labels that are not the best of each of their groups.
 
     Args:
         scores: `[R, L]`.
-        groups: Columns of labels of which only one may be given out.
+        groups: Columns of labels of which only one may be given out; as tensors, on the device of the scores.
 
     Returns:
         `[R, L]`, `-inf` for labels that are left out.
@@ -41,8 +41,10 @@ def best_of_groups(scores: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     tensor([[3., -inf, 0.],
             [-inf, 1., 2.]])
     """
+    if not groups:
+        return scores
     left = scores.clone()
-    for group in map(list, groups):
+    for group in (group if isinstance(group, Tensor) else list(group) for group in groups):
         loses = torch.ones_like(scores[:, group], dtype=torch.bool)
         loses.scatter_(1, scores[:, group].argmax(dim=1, keepdim=True), False)
         left[:, group] = left[:, group].masked_fill(loses, -torch.inf)

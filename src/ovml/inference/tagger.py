@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ovml.inference.batches import OnItsWay, one_ahead, read_ahead, to_device
 from ovml.inference.selection import above_floor, best_of_groups
 from ovml.inference.tag_output import Written, write_tags
 from ovml.model import OpenVocabularyModel
@@ -40,6 +39,18 @@ class LabelScore(NamedTuple):
     score: float
 
 
+class _Best(NamedTuple):
+    """Best labels of a batch.
+
+    Attributes:
+        packed: `[R, 2 K + 1]`: scores, columns, and whether a score of the batch is NaN.
+        scores: All scores, which an error looks at.
+    """
+
+    packed: OnItsWay
+    scores: Tensor
+
+
 T = TypeVar("T")
 Prepared = list[tuple[ImageLike, "Tensor | UserError"]]
 
@@ -51,11 +62,11 @@ class Tagger:
         model: Scores the images.
         labels: Label names or a vocabulary. Default: the model's own.
         top_k: Maximum number of labels per image; `None` for all.
-        batch_size: Images per batch.
+        batch_size: Images per batch. Default: 32 on a CPU, 256 on CUDA.
         threshold: Minimum score (or probability) of returned labels; an image may have none. `calibrated`: the
             threshold that the model's calibration has for each label.
         num_workers: Threads that read images while the model runs; 0 reads them in between. Default: one per core, at
-            most eight.
+            most eight; sixteen beside CUDA.
         prompt: Replaces the model's own prompt: a template such as `"a photo of a {}"`, several templates, whose
             embeddings are averaged, or a `PromptLearner`.
         probabilities: Return calibrated probabilities instead of scores. The labels are scored together with those of
@@ -82,7 +93,7 @@ class Tagger:
         model: OpenVocabularyModel,
         labels: Sequence[str] | LabelVocabulary | None = None,
         top_k: int | None = 5,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         threshold: float | Literal["calibrated"] | None = None,
         num_workers: int | None = None,
         prompt: PromptLearner | str | Sequence[str] | None = None,
@@ -100,9 +111,10 @@ class Tagger:
         self.vocabulary = model.vocabulary_of(labels)
         self.labels = self.vocabulary.names
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
-        self.batch_size = batch_size
+        on_cuda = model.device.type == "cuda"
+        self.batch_size = default_batch_size(model.device) if batch_size is None else batch_size
         self.threshold = threshold
-        self.num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
+        self.num_workers = min(os.cpu_count() or 1, 16 if on_cuda else 8) if num_workers is None else num_workers
         self.prompt = None if prompt is None else self._bound(prompt)
         self.probabilities = probabilities or threshold == "calibrated"
         self.calibration = model.calibration if self.probabilities else None
@@ -114,10 +126,11 @@ class Tagger:
             )
         self.allow_urls = allow_urls
         self._groups = group_columns(exclusive, self.labels)
+        self._columns: dict[torch.device, list[Tensor]] = {}
         scored = self.vocabulary.extended(floor, "floor") if floor else self.vocabulary
         self._with_floor = len(scored)
         self._scored = scored if self.calibration is None else self.calibration.together(scored)
-        self.transform = model.image_processor
+        self._launched_ahead = 1 if on_cuda else 0
 
     def _bound(self, prompt: PromptLearner | str | Sequence[str]) -> PromptLearner:
         prompt = prompt if isinstance(prompt, PromptLearner) else TemplatePrompt(prompt)
@@ -143,7 +156,8 @@ class Tagger:
     ) -> Iterator[tuple[ImageLike, list[LabelScore] | UserError]]:
         """Yield each image with its ranked labels, in order.
 
-        At most two batches are taken ahead from `images`, which may be an endless stream.
+        At most two batches are taken ahead from `images`, which may be an endless stream; on CUDA one more, which the
+        device works on while the labels of a batch are yielded.
 
         Args:
             images: Paths, bytes, open files, PIL images, arrays and tensors; see `ovml.utils.images.load_image`.
@@ -152,8 +166,8 @@ class Tagger:
         Raises:
             UserError: An image cannot be read, or `images` is a single image.
         """
-        for batch, scores in self._score_batches(images):
-            ranked = iter(self._rank(scores))
+        for batch, best in self._launched(images, self._best):
+            ranked = iter(() if best is None else self._rank(best))
             for image, pixels in batch:
                 if isinstance(pixels, Tensor):
                     yield image, next(ranked)
@@ -191,11 +205,13 @@ class Tagger:
             UserError: An image cannot be read, or `images` is a single image.
         """
         rows = [torch.empty(0, len(self.labels))]
-        for batch, scores in self._score_batches(images):
+        for batch, scores in self._launched(images, lambda scores: OnItsWay(scores[:, : len(self.labels)])):
             for _, pixels in batch:
                 if not isinstance(pixels, Tensor):
                     raise pixels
-            rows.append(scores[:, : len(self.labels)].cpu())
+            if scores is not None:
+                rows.append(scores.arrived())
+                self._check(rows[-1])
         return torch.cat(rows)
 
     def write(
@@ -234,52 +250,83 @@ class Tagger:
             **({} if self.calibration is None else {"calibration": digest(json.dumps(self.calibration.to_dict()))}),
         }
 
-    def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
-        """Yield batches of images with the scores `[R, L + F]` of those that can be read: of labels and floors."""
+    def _launched(
+        self, images: Iterable[ImageLike], finish: Callable[[Tensor], T]
+    ) -> Iterator[tuple[Prepared, T | None]]:
+        """Yield batches of images with what `finish` makes of the scores `[R, L + F]` of those that can be read.
+
+        The scores are of labels and floors. The device may still work on them when a batch is yielded.
+        """
         if is_one_image(images):
             raise UserError("images: expected several images, got one; write [image]")
         label_embeds = self.label_embeds()
-        for batch in self.batches(images):
+
+        def launch(batch: Prepared) -> T | None:
             readable = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
-            none = torch.empty(0, self._with_floor)
-            yield batch, self._score(torch.stack(readable), label_embeds) if readable else none
+            if not readable:
+                return None
+            with inference(self.model):
+                return finish(self._score(to_device(readable, self.model.device), label_embeds))
+
+        return one_ahead(launch, self.batches(images), self._launched_ahead)
 
     def batches(self, images: Iterable[ImageLike]) -> Iterator[Prepared]:
-        """Yield batches of images with their pixel values; the next batch is read while the caller works."""
-        rest = iter(images)
-        if self.num_workers == 0:
-            while read := [(image, self._read(image)) for image in islice(rest, self.batch_size)]:
-                yield read
-            return
-        pool = ThreadPoolExecutor(self.num_workers)
-        ahead: deque[tuple[ImageLike, Future[Tensor | UserError]]] = deque()
-        try:
-            while True:
-                for image in islice(rest, 2 * self.batch_size - len(ahead)):
-                    ahead.append((image, pool.submit(self._read, image)))
-                if not ahead:
-                    return
-                batch = [ahead.popleft() for _ in range(min(self.batch_size, len(ahead)))]
-                yield [(image, future.result()) for image, future in batch]
-        finally:
-            pool.shutdown(cancel_futures=True)
+        """Yield batches of images with their pixels as bytes; the next batch is read while the caller works."""
+        return read_ahead(images, self._read, self.batch_size, self.num_workers)
 
     def _read(self, image: ImageLike) -> Tensor | UserError:
         return read_image(image, self.transform, self.allow_urls)
 
+    def transform(self, image: Image.Image) -> Tensor:
+        """Bytes `[3, S, S]` of an RGB image, resized and cropped; the model normalizes them on its device."""
+        return torch.from_numpy(np.array(self.model.image_processor.crop(image))).permute(2, 0, 1).contiguous()
+
+    def rank(self, pixels: Tensor, label_embeds: Tensor) -> list[list[LabelScore]]:
+        """The ranked labels of pixels that were read elsewhere.
+
+        Args:
+            pixels: `[B, 3, S, S]` on any device, normalized, or bytes.
+            label_embeds: Output of `label_embeds`.
+
+        Raises:
+            UserError: A score is NaN.
+        """
+        with inference(self.model):
+            return self._rank(self._best(self._score(pixels.to(self.model.device), label_embeds)))
+
     def _score(self, pixels: Tensor, label_embeds: Tensor) -> Tensor:
-        model = self.model
-        with inference(model):
-            features = model.encode_images(pixels.to(model.device))
-            scores = model.score(features, label_embeds)[:, : self._with_floor]
-        check_scores(scores)
+        """Scores `[B, L + F]`, or probabilities, of images on the model's device."""
+        scores = self.model.score(self.model.encode_images(pixels), label_embeds)[:, : self._with_floor]
         return scores if self.calibration is None else self.calibration.probabilities(scores)
 
-    def _rank(self, scores: Tensor) -> list[list[LabelScore]]:
-        best = best_of_groups(above_floor(scores, len(self.labels)), self._groups).topk(self.top_k)
+    def _best(self, scores: Tensor) -> _Best:
+        """Choose the best labels on the device: no more than them and one number go to the host."""
+        if scores.device not in self._columns:  # made once: a list that is copied to a device would wait for it
+            self._columns[scores.device] = [torch.tensor(group, device=scores.device) for group in self._groups]
+        left = best_of_groups(above_floor(scores, len(self.labels)), self._columns[scores.device])
+        best = left.topk(self.top_k)
+        broken = scores.isnan().any().expand(len(scores), 1)
+        # Columns are whole numbers, which floats hold up to 16 million.
+        packed = torch.cat([best.values, best.indices.to(scores.dtype), broken.to(scores.dtype)], dim=1)
+        return _Best(OnItsWay(packed), scores)
+
+    def _check(self, scores: Tensor) -> None:
+        """Raise a `UserError` if a score is NaN."""
+        if self.model.dtype == torch.float16 and scores.isnan().any():
+            raise UserError("precision fp16: this model has numbers beyond its range; take bf16 or float32")
+        check_scores(scores)
+
+    def _rank(self, best: _Best) -> list[list[LabelScore]]:
+        rows = best.packed.arrived().tolist()
+        if any(row[-1] for row in rows):
+            self._check(best.scores)
         return [
-            [LabelScore(self.labels[c], s) for s, c in zip(*row, strict=True) if s >= self._minimum[c]]
-            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            [
+                LabelScore(self.labels[c], s)
+                for s, c in zip(row[: self.top_k], map(int, row[self.top_k : -1]), strict=True)
+                if s >= self._minimum[c]
+            ]
+            for row in rows
         ]
 
     @cached_property
@@ -289,6 +336,15 @@ class Tagger:
             return self.calibration.thresholds(self.vocabulary).tolist()
         lowest = torch.finfo(torch.float32).min  # all scores but those of labels that are left out
         return [lowest if self.threshold is None else max(lowest, float(self.threshold))] * len(self.labels)
+
+
+def default_batch_size(device: torch.device | str) -> int:
+    """Images per batch, enough to keep a device busy.
+
+    >>> default_batch_size("cpu"), default_batch_size("cuda:0")
+    (32, 256)
+    """
+    return 256 if torch.device(device).type == "cuda" else 32
 
 
 def read_image(image: ImageLike, transform: Callable[[Image.Image], T], allow_urls: bool = False) -> T | UserError:
@@ -308,7 +364,8 @@ def read_image(image: ImageLike, transform: Callable[[Image.Image], T], allow_ur
 def inference(model: nn.Module) -> Iterator[None]:
     """Run a model in evaluation mode and without gradients, and restore the mode of each of its modules."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.inference_mode():
             yield

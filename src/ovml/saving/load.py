@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RemoteEntryNotFoundError
 
@@ -16,6 +17,7 @@ from ovml.metrics.results import is_run
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
 from ovml.saving.folder import CARD, CONFIG, WEIGHTS, read_json, read_model
+from ovml.utils.devices import choose_device, choose_precision
 from ovml.utils.errors import UserError, first_line
 from ovml.utils.files import restore_replaced
 from ovml.utils.hub import check_hub_name
@@ -25,7 +27,9 @@ HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, Val
 DOWNLOADED = ["*.json", "merges.txt", "spiece.model", CARD]
 
 
-def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
+def load_model(
+    name: str | Path, *, device: str | torch.device | None = None, precision: str | None = None, **given: Any
+) -> OpenVocabularyModel:
     """Load a trained model or a plain CLIP checkpoint, in evaluation mode.
 
     Nothing in the files is executed: parts are made only of subclasses of ovml's base classes, from plain arguments.
@@ -33,16 +37,29 @@ def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
     Args:
         name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
             the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
+        device: Where it runs, such as `cuda`; `auto`: the first of `cuda`, `mps` and `cpu` that is here. Default: the
+            CPU.
+        precision: `float32`, `bf16`, `fp16` or `auto`, which is bf16 on GPUs that multiply it and float32 on CPUs; see
+            `ovml.utils.devices`. The towers compute in it; scores are float32. Default: float32.
         given: Constructor arguments of `OpenVocabularyModel` that replace the saved ones. The head and the prompt of a
             checkpoint cannot be replaced.
 
     Raises:
-        UserError: There is no such model, or it cannot be read.
+        UserError: There is no such model, it cannot be read, or the device cannot be used here.
 
     Example:
         >>> load_model("ovml-demo", labels=["red circle"]).vocabulary.names
         ('red circle',)
     """
+    target = choose_device("cpu" if device is None else device)
+    dtype = choose_precision("float32" if precision is None else precision, target)
+    model = _load(name, given)
+    if dtype != model.dtype:
+        model.set_precision(dtype)
+    return model.to(target)
+
+
+def _load(name: str | Path, given: Mapping[str, Any]) -> OpenVocabularyModel:
     place = find_model(str(name))
     if os.path.isfile(place):
         return load_checkpoint(place, **given)

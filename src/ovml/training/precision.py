@@ -14,27 +14,19 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from ovml.encoders.execution import check_compiler
 from ovml.training.stages import Stage
+from ovml.utils.devices import multiplies
 
 logger = logging.getLogger(__name__)
 
 
 def multiplies_bfloat16(device: torch.device | str = "cpu") -> bool:
-    """Whether a device has its own instructions for bfloat16 matrix products.
-
-    On a CPU this is the check that torch makes before it calls oneDNN; on x86 it requires AVX-512. Without such
-    instructions torch uses a scalar loop, which is many times slower than float32.
+    """Whether a device has its own instructions for bfloat16 matrix products; see `ovml.utils.devices.multiplies`.
 
     Example:
         >>> isinstance(multiplies_bfloat16(), bool)
         True
     """
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if kind == "cpu":
-        built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return built and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return True
+    return multiplies(torch.bfloat16, device)
 
 
 def check_device(trainer: Any, compile: bool) -> None:

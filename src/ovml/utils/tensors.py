@@ -45,8 +45,13 @@ def check_scores(scores: Tensor) -> None:
         )
 
 
-def digest(text: str, *states: Mapping[str, Tensor]) -> str:
+def digest(text: str, *states: Mapping[str, Tensor], length: int = 16) -> str:
     """A digest of a text and of state dicts: names, types, shapes and values.
+
+    Args:
+        text: Any text.
+        states: Tensors by name.
+        length: Characters of the digest, hexadecimal, at most 64.
 
     >>> digest("a", {"w": torch.tensor(1.0)}) == digest("a", {"w": torch.tensor(1.5)})
     False
@@ -56,4 +61,4 @@ def digest(text: str, *states: Mapping[str, Tensor]) -> str:
         for name, value in sorted(state.items()):
             found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
             found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
+    return found.hexdigest()[:length]

@@ -14,6 +14,7 @@ from ovml.cli.app.server import address, build_server, listen
 from ovml.cli.app.uploads import EXAMPLES, Uploads, upload_folder
 from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_extra, chosen_labels
 from ovml.utils.console import notice
+from ovml.utils.process import starting
 
 
 class App(Command):
@@ -64,13 +65,14 @@ class App(Command):
         with listen(args.host, args.port) as taken, upload_folder() as folder:
             album = None if args.images is None else Album(args.images)
 
-            from ovml.cli.app.page import build_page
-            from ovml.cli.app.ranking import Ranker
-            from ovml.cli.app.start import start
-            from ovml.cli.app.visit import Events
-            from ovml.cli.models import chosen_model
+            with starting():
+                from ovml.cli.app.page import build_page
+                from ovml.cli.app.ranking import Ranker
+                from ovml.cli.app.start import start
+                from ovml.cli.app.visit import Events
+                from ovml.cli.models import chosen_model
 
-            model = chosen_model(args)
+                model = chosen_model(args)
             typed = args.labels is not None and labels is not None and len(labels) <= args.max_labels
             first = start(model, args.model, album, folder / EXAMPLES, labels, args.vocabulary, typed)
             events = Events(Ranker(model, args.prompt), first.lists, first.album, args.max_labels)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ovml.cli.parsing import LONGEST, Parser
+from ovml.cli.parsing import LONGEST, Parser, nearest
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.hub import check_hub_name
@@ -202,6 +202,39 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
     )
     if device:
         parser.add_argument("--device", default="cpu", help="torch device, such as cuda (default: cpu)")
+
+
+SCORINGS = ("cosine", "standardized", "surgery", "patches", "piaa", "sparc")
+"""Names of scorings, as in `ovml.heads.scoring`, which imports torch."""
+FITTED = ("piaa", "sparc")
+"""Those that `ovml adapt` fits before they score."""
+
+
+def add_scoring_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--scoring`, for commands that score with what needs no fit."""
+    names = ", ".join(name for name in SCORINGS if name not in FITTED)
+    parser.add_argument(
+        "--scoring",
+        type=_scoring,
+        metavar="NAME",
+        help=f"how a plain CLIP scores: {names} (default: cosine), or a head such as my_package.MyHead",
+    )
+
+
+def any_scoring(name: str) -> str:
+    """The type of an option that names a scoring, or the import path of a head."""
+    if name not in SCORINGS and "." not in name:
+        raise argparse.ArgumentTypeError(f"no scoring {name[:LONGEST]!r}{nearest(name, SCORINGS)}")
+    return name
+
+
+def _scoring(name: str) -> str:
+    if any_scoring(name) in FITTED:
+        raise argparse.ArgumentTypeError(
+            f"{name} is fitted on images without labels first: ovml adapt FOLDER --scoring {name} --out MODEL, then "
+            "--model MODEL without --scoring"
+        )
+    return name
 
 
 def checkpoint(name: str) -> str:

@@ -9,6 +9,7 @@ from ovml.cli.command import (
     Command,
     add_label_options,
     add_model_options,
+    add_scoring_option,
     at_least,
     check_file,
     chosen_labels,
@@ -27,6 +28,7 @@ class Explain(Command):
         parser.add_argument("image", type=Path, metavar="IMAGE")
         add_label_options(parser)
         add_model_options(parser)
+        add_scoring_option(parser)
         parser.add_argument(
             "--top-k", type=at_least(1), default=8, metavar="N", help="labels drawn, best first (default: 8)"
         )

@@ -9,6 +9,7 @@ from ovml.cli.command import (
     Command,
     add_label_options,
     add_model_options,
+    add_scoring_option,
     at_least,
     check_extra,
     chosen_labels,
@@ -28,6 +29,7 @@ class Export(Command):
         """Add labels, model, format and output."""
         add_label_options(parser)
         add_model_options(parser)
+        add_scoring_option(parser)
         parser.add_argument(
             "--format", metavar="NAME", help=f"{' or '.join(SUFFIXES)} (default: by the ending of --out, else onnx)"
         )

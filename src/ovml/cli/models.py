@@ -24,7 +24,10 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
         UserError: The model cannot be loaded, or the device cannot be used here.
     """
     transformers.utils.logging.disable_progress_bar()
-    model = load_model(args.model)
+    scoring = getattr(args, "scoring", None)
+    model = load_model(args.model, scoring)
+    if scoring is not None and model.scoring is not None:
+        notice(f"scoring {scoring}: {model.scoring.cost}")
     device = getattr(args, "device", "cpu")
     try:
         return model.to(device)

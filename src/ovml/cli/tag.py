@@ -15,6 +15,7 @@ from ovml.cli.command import (
     Command,
     add_label_options,
     add_model_options,
+    add_scoring_option,
     at_least,
     chosen_labels,
     several_names,
@@ -59,12 +60,14 @@ class Tag(Command):
         )
         add_label_options(parser)
         add_model_options(parser, device=True)
+        add_scoring_option(parser)
         parser.add_argument("--top-k", type=at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
         parser.add_argument(
             "--threshold",
             type=_threshold,
             metavar="S",
-            help="minimum score, for this list of labels only; 'calibrated': the model's own, for probabilities",
+            help="minimum score, for this list of labels only; 'auto': the model's own, of 'ovml adapt' or its "
+            "validation; 'calibrated': of its validation, for probabilities",
         )
         parser.add_argument(
             "--exclusive",
@@ -178,15 +181,15 @@ def _groups(groups: Sequence[Sequence[str]], parents: Mapping[str, str]) -> list
     return found
 
 
-def _threshold(text: str) -> float | Literal["calibrated"]:
-    if text == "calibrated":
-        return "calibrated"
+def _threshold(text: str) -> float | Literal["calibrated", "auto"]:
+    if text == "calibrated" or text == "auto":
+        return text  # type: ignore[return-value]
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text[:LONGEST]!r}")
+        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated' or 'auto', got {text[:LONGEST]!r}")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, check_several
 from ovml.heads.pool import EmbedTexts, PoolFitted
 from ovml.utils.errors import UserError, check_positive, check_whole
 from ovml.vocabulary import LabelVocabulary
@@ -67,6 +68,12 @@ class GaussianHead(PoolFitted, Head):
         self.register_buffer("weight", torch.empty(0, 0))
         self.register_buffer("bias", torch.empty(0))
         self._kept: list[Kept] = []
+        self._not_found: list[int] = []
+
+    @property
+    def not_found(self) -> Sequence[int]:
+        """Labels without a patch, whose text embedding stands in."""
+        return self._not_found
 
     def begin(self, vocabulary: LabelVocabulary, label_embeds: Tensor, embed: EmbedTexts) -> None:
         """Start to fit, with nothing kept."""
@@ -102,10 +109,12 @@ class GaussianHead(PoolFitted, Head):
         weight, bias = gaussians(patches, shares, labels, self.label_embeds)
         sure, labels, shares = surest(patches @ weight + bias, self.sharpness)
         self.weight, self.bias = gaussians(patches[sure], shares[sure], labels[sure], self.label_embeds)
+        self._not_found = (labels[sure].bincount(minlength=len(sizes)) == 0).nonzero().flatten().tolist()
         self._kept = []
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L]`, which sum to 1 for each image."""
+        check_several(label_embeds)
         own = self.places(label_embeds)
         whole, labels = F.normalize(features.global_embeds, dim=-1), self.label_embeds[own].float()
         patches = F.normalize(features.patch_embeds, dim=-1)
@@ -161,5 +170,6 @@ def surest(logits: Tensor, sharpness: float) -> tuple[Tensor, Tensor, Tensor]:
     sure = torch.zeros_like(labels, dtype=torch.bool)
     for place in labels.unique().tolist():
         of_label = labels == place
-        sure |= of_label & (own >= own[of_label].mean() + own[of_label].std())
+        if of_label.sum() > 1:
+            sure |= of_label & (own >= own[of_label].mean() + own[of_label].std())
     return sure, shares.argmax(dim=-1), shares

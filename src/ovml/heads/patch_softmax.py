@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, check_several
 from ovml.heads.chunks import chunks
 from ovml.utils.errors import check_positive
 from ovml.vocabulary import check_names
@@ -43,6 +43,7 @@ class PatchSoftmaxHead(Head):
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L]` from 0 to 1."""
+        check_several(label_embeds)
         patches, labels = F.normalize(features.patch_embeds, dim=-1), F.normalize(label_embeds, dim=-1)
-        parts = chunks(patches, patches.shape[1] * len(labels))
+        parts = chunks(patches, patches.shape[1] * labels.shape[0])
         return torch.cat([(self.scale * part @ labels.T).softmax(dim=-1).amax(dim=1) for part in parts])

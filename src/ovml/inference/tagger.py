@@ -53,7 +53,8 @@ class Tagger:
         top_k: Maximum number of labels per image; `None` for all.
         batch_size: Images per batch.
         threshold: Minimum score (or probability) of returned labels; an image may have none. `calibrated`: the
-            threshold that the model's calibration has for each label.
+            threshold that the model's calibration has for each label. `auto`: the score that `ovml.inference.adapt`
+            found for the expected number of labels, else `calibrated`.
         num_workers: Threads that read images while the model runs; 0 reads them in between. Default: one per core, at
             most eight.
         prompt: Replaces the model's own prompt: a template such as `"a photo of a {}"`, several templates, whose
@@ -83,7 +84,7 @@ class Tagger:
         labels: Sequence[str] | LabelVocabulary | None = None,
         top_k: int | None = 5,
         batch_size: int = 32,
-        threshold: float | Literal["calibrated"] | None = None,
+        threshold: float | Literal["calibrated", "auto"] | None = None,
         num_workers: int | None = None,
         prompt: PromptLearner | str | Sequence[str] | None = None,
         probabilities: bool = False,
@@ -101,6 +102,15 @@ class Tagger:
         self.labels = self.vocabulary.names
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
         self.batch_size = batch_size
+        of_scores = threshold == "auto" and not probabilities and model.adapted is not None
+        self.score_threshold = model.adapted.threshold if of_scores and model.adapted else None
+        if threshold == "auto" and self.score_threshold is None:
+            if model.calibration is None:
+                raise UserError(
+                    "threshold: auto needs a threshold of the model's own; run 'ovml adapt' with an expected number of "
+                    "labels, which needs no labelled image, or validate the model on labelled images"
+                )
+            threshold = "calibrated"
         self.threshold = threshold
         self.num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
         self.prompt = None if prompt is None else self._bound(prompt)
@@ -116,7 +126,8 @@ class Tagger:
         self._groups = group_columns(exclusive, self.labels)
         scored = self.vocabulary.extended(floor, "floor") if floor else self.vocabulary
         self._with_floor = len(scored)
-        self._scored = scored if self.calibration is None else self.calibration.together(scored)
+        own = self.calibration or self.score_threshold
+        self._scored = scored if own is None else own.together(scored)
         self.transform = model.image_processor
 
     def _bound(self, prompt: PromptLearner | str | Sequence[str]) -> PromptLearner:
@@ -232,6 +243,7 @@ class Tagger:
             "exclusive": self._groups,
             "floor": list(self._scored.names[len(self.labels) : self._with_floor]),
             **({} if self.calibration is None else {"calibration": digest(json.dumps(self.calibration.to_dict()))}),
+            **({} if self.score_threshold is None else {"score_threshold": digest(repr(self.score_threshold))}),
         }
 
     def _score_batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[Prepared, Tensor]]:
@@ -287,6 +299,8 @@ class Tagger:
         """Minimum score of each label."""
         if self.threshold == "calibrated" and self.calibration is not None:
             return self.calibration.thresholds(self.vocabulary).tolist()
+        if self.score_threshold is not None:
+            return [self.score_threshold.score] * len(self.labels)
         lowest = torch.finfo(torch.float32).min  # all scores but those of labels that are left out
         return [lowest if self.threshold is None else max(lowest, float(self.threshold))] * len(self.labels)
 

@@ -12,6 +12,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RemoteEnt
 
 from ovml.encoders import open_clip
 from ovml.encoders.checkpoints import checkpoint_path
+from ovml.heads import CosineHead
+from ovml.heads.scoring import Scoring, scoring_of
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
 from ovml.saving.folder import CARD, CONFIG, WEIGHTS, read_json, read_model
@@ -24,7 +26,7 @@ HUB_ERRORS = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, Val
 DOWNLOADED = ["*.json", "merges.txt", "spiece.model", CARD]
 
 
-def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
+def load_model(name: str | Path, scoring: str | Scoring | None = None, **given: Any) -> OpenVocabularyModel:
     """Load a trained model or a plain CLIP checkpoint, in evaluation mode.
 
     Nothing in the files is executed: parts are made only of subclasses of ovml's base classes, from plain arguments.
@@ -32,23 +34,35 @@ def load_model(name: str | Path, **given: Any) -> OpenVocabularyModel:
     Args:
         name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
             the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
+        scoring: How a plain CLIP scores: a name of `ovml.heads.scoring.SCORINGS`, the import path of a head of one's
+            own, or a `Scoring`. Default: `cosine`, or the head that is given.
         given: Constructor arguments of `OpenVocabularyModel` that replace the saved ones. The head and the prompt of a
             checkpoint cannot be replaced.
 
     Raises:
-        UserError: There is no such model, or it cannot be read.
+        UserError: There is no such model, or it cannot be read; or it was trained, and a scoring is given.
 
     Example:
         >>> load_model("ovml-demo", labels=["red circle"]).vocabulary.names
         ('red circle',)
     """
     place = find_model(str(name))
-    if os.path.isfile(place):
-        return load_checkpoint(place, **given)
-    recipe = saved_recipe(place)
-    if recipe is None:
-        return OpenVocabularyModel(str(place) if os.path.isdir(place) else str(name), **given).eval()
-    return read_model(place, recipe, given)[0]
+    recipe = None if os.path.isfile(place) else saved_recipe(place)
+    if recipe is None and not os.path.isfile(place):
+        return _plain_clip(str(place) if os.path.isdir(place) else str(name), scoring, given).eval()
+    if scoring is not None:
+        raise UserError(f"scoring: {name} keeps the head that it was saved with; leave it out, or take a plain CLIP")
+    return load_checkpoint(place, **given) if recipe is None else read_model(place, recipe, given)[0]
+
+
+def _plain_clip(name: str, scoring: str | Scoring | None, given: Mapping[str, Any]) -> OpenVocabularyModel:
+    own = sorted(given.keys() & {"head", "patch_source"})
+    if scoring is None and own:
+        return OpenVocabularyModel(name, **{"head": CosineHead(), **given})
+    if own:
+        raise UserError(f"scoring: has a head and a patch source; leave out {own[0]}, or the scoring")
+    chosen = scoring_of("cosine" if scoring is None else scoring)
+    return OpenVocabularyModel(name, **given).scored_by(chosen)
 
 
 def saved_recipe(place: Path) -> Any:

@@ -43,14 +43,17 @@ def build_page(
     def picture(visit: Visit) -> str:
         return events.show(visit)[0]
 
-    def rank(visit: Visit, text: str, source: str, probabilities: bool = False) -> Any:
-        return events.rank(visit, Asked(text, source, probabilities))
+    def asked(text: str, source: str, more: bool | str = False) -> Asked:
+        return Asked(text, source, more is True, more if isinstance(more, str) else "")
+
+    def rank(visit: Visit, text: str, source: str, more: bool | str = False) -> Any:
+        return events.rank(visit, asked(text, source, more))
 
     def find(visit: Visit, event: gr.EventData) -> Any:
         return events.find(visit, _number(event, "rank"))
 
-    def tag(visit: Visit, text: str, source: str, probabilities: bool = False) -> Iterator[str]:
-        yield from events.tag(visit, Asked(text, source, probabilities))
+    def tag(visit: Visit, text: str, source: str, more: bool | str = False) -> Iterator[str]:
+        yield from events.tag(visit, asked(text, source, more))
 
     with gr.Blocks(title="ovml", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(head(model_name), elem_id="head")
@@ -82,6 +85,8 @@ def build_page(
                 button = gr.Button("Rank", variant="primary", elem_id="rank")
                 if events.ranker.calibrated:
                     form.append(gr.Checkbox(label="probabilities", elem_id="probabilities"))
+                elif scorings := events.ranker.scorings:  # of a plain CLIP, which is not calibrated
+                    form.append(gr.Dropdown(scorings, value=scorings[0], label="Scoring", elem_id="scoring"))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300, elem_classes="ovml-side"):
                 drop = upload_field()

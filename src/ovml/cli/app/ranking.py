@@ -10,6 +10,8 @@ from PIL import Image
 
 from ovml.cli.app.pictures import open_picture, stamp
 from ovml.data.synthetic.scenes import LABELS as DEMO_LABELS
+from ovml.heads.scoring import SCORINGS
+from ovml.inference.adapt import fitted_part
 from ovml.inference.patches import LabelEvidence, PatchGrid, find_labels
 from ovml.inference.tagger import LabelScore, Tagger
 from ovml.model import OpenVocabularyModel
@@ -90,12 +92,14 @@ class Ranking:
         vocabulary: The labels.
         scores: Of all labels.
         probabilities: Whether the scores are calibrated.
+        scoring: Name of what a plain CLIP scored by; empty for its first.
     """
 
     image: str
     vocabulary: LabelVocabulary
     scores: Sequence[LabelScore]
     probabilities: bool = False
+    scoring: str = ""
 
 
 class Ranker:
@@ -104,6 +108,10 @@ class Ranker:
     Args:
         model: The classifier.
         prompt: Templates instead of the model's own prompt; see `Tagger`.
+        scoring: Name of what a plain CLIP scores by.
+
+    Attributes:
+        scorings: Names to choose from, if the model is a plain CLIP: `scoring`, then others that need no fit.
 
     Example:
         >>> from ovml.model import OpenVocabularyModel
@@ -111,42 +119,52 @@ class Ranker:
         False
     """
 
-    def __init__(self, model: OpenVocabularyModel, prompt: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, model: OpenVocabularyModel, prompt: Sequence[str] | None = None, scoring: str = "cosine"
+    ) -> None:
         self.model = model.eval()
+        unfitted = [name for name, make in SCORINGS.items() if fitted_part(make().head) is None]
+        self.scorings = [] if model.scoring is None else list(dict.fromkeys([scoring, *unfitted]))
         self.prompt = prompt
         self.calibrated = model.calibration is not None
         self._scorer = lru_cache(maxsize=8)(self._new_scorer)
 
-    def _new_scorer(self, vocabulary: LabelVocabulary, probabilities: bool) -> _Scorer:
+    def _new_scorer(self, vocabulary: LabelVocabulary, probabilities: bool, scoring: str) -> _Scorer:
+        other = scoring in self.scorings[1:]  # a visitor may send any text
+        model = self.model.scored_by(SCORINGS[scoring]()).eval() if other else self.model
         return _Scorer(
-            Tagger(self.model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, probabilities=probabilities)
+            Tagger(model, vocabulary, top_k=None, num_workers=0, prompt=self.prompt, probabilities=probabilities)
         )
 
-    def embed(self, vocabulary: LabelVocabulary, probabilities: bool = False) -> None:
+    def embed(self, vocabulary: LabelVocabulary, probabilities: bool = False, scoring: str = "") -> None:
         """Embed the labels of a vocabulary before images are ranked.
 
         Raises:
             UserError: A label is too long for the text tower.
         """
-        self._scorer(vocabulary, probabilities and self.calibrated).tagger.label_embeds()
+        self._scorer(vocabulary, probabilities and self.calibrated, scoring).tagger.label_embeds()
 
-    def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> Ranking:
+    def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False, scoring: str = "") -> Ranking:
         """Rank all labels of a vocabulary.
 
         Args:
             image: An image file.
             vocabulary: The labels.
             probabilities: Calibrate the scores, if the model can.
+            scoring: One of `scorings`. Default: the first.
 
         Raises:
             UserError: The file is no image, is broken or is gone, or has too many pixels.
         """
         probabilities = probabilities and self.calibrated
-        return Ranking(image, vocabulary, self._scorer(vocabulary, probabilities).rank(image), probabilities)
+        scores = self._scorer(vocabulary, probabilities, scoring).rank(image)
+        return Ranking(image, vocabulary, scores, probabilities, scoring)
 
-    def best(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> tuple[LabelScore, ...]:
+    def best(
+        self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False, scoring: str = ""
+    ) -> tuple[LabelScore, ...]:
         """The best `TAGS` labels of a vocabulary; kept for the last images. See `rank`."""
-        return self._scorer(vocabulary, probabilities and self.calibrated).best(image, stamp(image))
+        return self._scorer(vocabulary, probabilities and self.calibrated, scoring).best(image, stamp(image))
 
     def find(self, ranking: Ranking, label: str) -> tuple[Image.Image, PatchGrid, LabelEvidence]:
         """Find one of the ranked labels in the image.
@@ -158,7 +176,7 @@ class Ranker:
             UserError: The image is gone.
         """
         image = open_picture(ranking.image)
-        grid, evidence = find_labels(self._scorer(ranking.vocabulary, False).tagger, image)
+        grid, evidence = find_labels(self._scorer(ranking.vocabulary, False, ranking.scoring).tagger, image)
         return image, grid, next(found for found in evidence if found.label == label)
 
 

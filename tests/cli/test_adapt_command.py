@@ -173,7 +173,10 @@ def test_tag_names_a_scoring_and_what_it_costs(folder, tiny, tmp_path, capsys):
     assert ovml_here(*command) == 0
     assert json.loads(capsys.readouterr().out)["labels"] == expected["cosine"]
     for options, message in (
-        (["--scoring", "piaa"], "piaa is fitted on images without labels first: ovml adapt FOLDER --scoring piaa"),
+        (
+            ["--scoring", "piaa"],
+            "--scoring piaa: is fitted on images without labels first: ovml adapt FOLDER --scoring piaa",
+        ),
         (["--threshold", "auto"], "--threshold: auto needs a threshold of the model's own; run 'ovml adapt'"),
         (["--threshold", "much"], "expected a number or 'calibrated' or 'auto', got 'much'"),
     ):

@@ -14,10 +14,10 @@ from ovml.cli.command import (
     Command,
     add_label_options,
     add_model_options,
-    any_scoring,
     at_least,
     check_file,
     chosen_labels,
+    scoring,
 )
 from ovml.cli.parsing import LONGEST
 from ovml.utils.console import notice, show
@@ -53,7 +53,7 @@ class Adapt(Command):
         add_model_options(parser, device=True)
         parser.add_argument(
             "--scoring",
-            type=any_scoring,
+            type=scoring,
             metavar="NAME",
             help=f"how a plain CLIP scores: {' or '.join(FITTED)}, which are fitted; or, for a threshold alone, "
             f"{', '.join(name for name in SCORINGS if name not in FITTED)}, or a head such as my_package.MyHead "

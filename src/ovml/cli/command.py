@@ -211,30 +211,31 @@ FITTED = ("piaa", "sparc")
 
 
 def add_scoring_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--scoring`, for commands that score with what needs no fit."""
-    names = ", ".join(name for name in SCORINGS if name not in FITTED)
+    """Add `--scoring`, for commands that score with what needs no fit; see `check_needs_no_fit`."""
+    names = ", ".join(name for name in SCORINGS[1:] if name not in FITTED)
     parser.add_argument(
-        "--scoring",
-        type=_scoring,
-        metavar="NAME",
-        help=f"how a plain CLIP scores: {names} (default: cosine), or a head such as my_package.MyHead",
+        "--scoring", type=scoring, metavar="NAME", help=f"how a plain CLIP scores: {SCORINGS[0]} (default), {names}"
     )
 
 
-def any_scoring(name: str) -> str:
+def scoring(name: str) -> str:
     """The type of an option that names a scoring, or the import path of a head."""
     if name not in SCORINGS and "." not in name:
         raise argparse.ArgumentTypeError(f"no scoring {name[:LONGEST]!r}{nearest(name, SCORINGS)}")
     return name
 
 
-def _scoring(name: str) -> str:
-    if any_scoring(name) in FITTED:
-        raise argparse.ArgumentTypeError(
-            f"{name} is fitted on images without labels first: ovml adapt FOLDER --scoring {name} --out MODEL, then "
-            "--model MODEL without --scoring"
+def check_needs_no_fit(scoring: str | None) -> None:
+    """Check that a scoring scores as it is.
+
+    Raises:
+        UserError: It has to be fitted first.
+    """
+    if scoring in FITTED:
+        raise UserError(
+            f"--scoring {scoring}: is fitted on images without labels first: ovml adapt FOLDER --scoring {scoring} "
+            "--out MODEL, then --model MODEL without --scoring"
         )
-    return name
 
 
 def checkpoint(name: str) -> str:

@@ -12,6 +12,7 @@ from ovml.cli.command import (
     add_scoring_option,
     at_least,
     check_file,
+    check_needs_no_fit,
     chosen_labels,
 )
 from ovml.utils.console import show
@@ -43,6 +44,7 @@ class Explain(Command):
         if args.out.exists() and args.image.exists() and args.out.samefile(args.image):
             raise UserError(f"--out {args.out}: is the image itself; give another name")
         check_file("--font", args.font)
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         image = load_image(args.image)
 

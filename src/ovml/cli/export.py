@@ -12,6 +12,7 @@ from ovml.cli.command import (
     add_scoring_option,
     at_least,
     check_extra,
+    check_needs_no_fit,
     chosen_labels,
 )
 from ovml.utils.console import show
@@ -41,6 +42,7 @@ class Export(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Load the model, export it, compare the file with the model."""
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         if args.format not in (None, *SUFFIXES):
             raise UserError(f"--format {args.format!r}: unknown; it is one of {', '.join(SUFFIXES)}")

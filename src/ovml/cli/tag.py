@@ -17,6 +17,7 @@ from ovml.cli.command import (
     add_model_options,
     add_scoring_option,
     at_least,
+    check_needs_no_fit,
     chosen_labels,
     several_names,
 )
@@ -66,8 +67,7 @@ class Tag(Command):
             "--threshold",
             type=_threshold,
             metavar="S",
-            help="minimum score, for this list of labels only; 'auto': the model's own, of 'ovml adapt' or its "
-            "validation; 'calibrated': of its validation, for probabilities",
+            help="minimum score, for this list of labels only; the model's own: auto, or calibrated for probabilities",
         )
         parser.add_argument(
             "--exclusive",
@@ -99,8 +99,7 @@ class Tag(Command):
         parser.add_argument(
             "--out-format",
             choices=("xmp",),
-            help="xmp: add the labels to the keywords of an XMP sidecar beside each image, which is made if it is not "
-            "there; images are not touched",
+            help="xmp: add the labels to the keywords of an XMP sidecar beside each image, which is not touched",
         )
         parser.add_argument(
             "--xmp-name",
@@ -111,8 +110,8 @@ class Tag(Command):
         parser.add_argument(
             "--format",
             choices=FORMATS,
-            help="what is printed without --out: a table, lines of image, label and score separated by tabs, or a JSON "
-            "line per image (default: table on a terminal, else tsv)",
+            help="what is printed without --out: a table, tab-separated lines, or a JSON line per image (default: "
+            "table on a terminal, else tsv)",
         )
         parser.add_argument(
             "--batch-size", type=at_least(1), default=32, metavar="B", help="images per batch (default: 32)"
@@ -128,6 +127,7 @@ class Tag(Command):
         """Check labels, images and output, then load the model and tag."""
         if not args.images and args.images_file is None:
             raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         if labels is not None:
             parents = {} if args.vocabulary is None else packaged_parents(args.vocabulary)

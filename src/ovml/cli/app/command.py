@@ -20,6 +20,7 @@ from ovml.cli.command import (
     add_scoring_option,
     at_least,
     check_extra,
+    check_needs_no_fit,
     chosen_labels,
 )
 from ovml.utils.console import notice
@@ -69,6 +70,7 @@ class App(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Listen first, so that a taken port is reported before the model loads; then serve."""
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         check_extra("app", "gradio")
         with listen(args.host, args.port) as taken, upload_folder() as folder:

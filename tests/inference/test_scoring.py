@@ -75,7 +75,7 @@ PARTS = {
     "cosine": (CosineHead, None),
     "standardized": (StandardizedHead, None),
     "surgery": (SurgeryHead, CLIPSurgery),
-    "patches": (PatchSoftmaxHead, MaskCLIP),
+    "patches": (lambda: PatchSoftmaxHead(None), MaskCLIP),
 }
 
 
@@ -93,6 +93,15 @@ def test_what_is_fitted_says_so_before_it_scores(name, tiny):
     model = load_model(tiny, labels=LABELS, scoring=name)
     with pytest.raises(UserError, match="not fitted yet; run 'ovml adapt' on a folder of images without labels first"):
         scores(model)
+
+
+def test_patches_compete_at_the_scale_that_the_clip_learned(tiny, tmp_path):
+    model = load_model(tiny, labels=LABELS, scoring="patches")
+    scale = float(model.logit_scale.exp())
+    given = OpenVocabularyModel(tiny, LABELS, head=PatchSoftmaxHead(scale), patch_source=MaskCLIP()).eval()
+    assert torch.equal(scores(model), scores(given))
+    save_model(model, tmp_path / "saved")
+    assert torch.equal(scores(load_model(tmp_path / "saved")), scores(given))
 
 
 def test_a_head_of_ones_own_is_named_by_its_path(tiny):

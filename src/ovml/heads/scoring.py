@@ -57,7 +57,8 @@ def patches(background: Sequence[str] = ()) -> Scoring:
     Args:
         background: Names that are no labels and take patches too; see `PatchSoftmaxHead`.
     """
-    return Scoring(PatchSoftmaxHead(background=background), "one pass an image, and a part of a block", MaskCLIP())
+    head = PatchSoftmaxHead(scale=None, background=background)
+    return Scoring(head, "one pass an image, and a part of a block", MaskCLIP())
 
 
 def sparc(prompts: Sequence[str] = ()) -> Scoring:

@@ -81,12 +81,22 @@ def build_page(
                 elem_id="source",
             )
             form = [visit, text, source]
+            if scorings := events.ranker.scorings:
+                form.append(
+                    gr.Dropdown(
+                        scorings,
+                        value=scorings[0],
+                        label="Scoring",
+                        info="how images are scored",
+                        scale=1,
+                        min_width=170,
+                        elem_id="scoring",
+                    )
+                )
             with gr.Column(scale=1, min_width=110):
                 button = gr.Button("Rank", variant="primary", elem_id="rank")
-                if events.ranker.calibrated:
+                if events.ranker.calibrated:  # no plain CLIP, which has scorings instead
                     form.append(gr.Checkbox(label="probabilities", elem_id="probabilities"))
-                elif scorings := events.ranker.scorings:  # of a plain CLIP, which is not calibrated
-                    form.append(gr.Dropdown(scorings, value=scorings[0], label="Scoring", elem_id="scoring"))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300, elem_classes="ovml-side"):
                 drop = upload_field()

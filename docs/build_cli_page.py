@@ -27,6 +27,7 @@ GUIDES = {
     "predict": "recipes.md#evaluation-only",
     "compare": "comparing.md",
     "tag": "tagging.md",
+    "adapt": "training_free.md#fit-on-images-without-labels",
     "labels": "tagging.md#packaged-vocabularies",
     "embed-labels": "export.md",
     "explain": "pictures.md",

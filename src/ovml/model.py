@@ -17,12 +17,14 @@ from ovml.encoders.execution import Execution
 from ovml.encoders.image_processor import ImageProcessor, Preprocessing
 from ovml.encoders.sources import PatchSource
 from ovml.heads import Head, TwoStreamHead
+from ovml.heads.scoring import Scoring
+from ovml.metrics.adapted import Adapted
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import ContextPrompt, PromptLearner
 from ovml.utils.errors import UserError, all_lines
 from ovml.utils.parts import describe, warn_unless_importable
 from ovml.utils.tensors import full_precision
-from ovml.vocabulary import LabelVocabulary
+from ovml.vocabulary import LabelVocabulary, label_key
 
 Labels = Sequence[str] | LabelVocabulary | None
 """Any label names; `None` for the model's own vocabulary."""
@@ -58,6 +60,8 @@ class OpenVocabularyModel(nn.Module):
         image_processor: How images become pixel values.
         logit_scale: Logarithm of the factor that the CLIP learned for its cosines; heads may take it.
         calibration: Turns logits into probabilities; `None` until a validation fits one.
+        adapted: What images without labels it was fitted on; `None` until `ovml.inference.adapt` fits it.
+        scoring: What a plain CLIP scores by; `None` for a model with a head of its own.
         clip_name: Name of the checkpoint with the frozen weights; `None` if `clip` was a model.
         label_cache: Keeps label embeddings beyond the process, such as `ovml.inference.label_cache.cached`; `None`
             keeps them in memory only.
@@ -113,6 +117,8 @@ class OpenVocabularyModel(nn.Module):
             self.add_adapter(adapter)
         self.calibration: Calibration | None = None
         self.label_cache: LabelCache | None = None
+        self.adapted: Adapted | None = None
+        self.scoring: Scoring | None = None
         self._label_embeds: dict[Any, Tensor] = {}
 
     @property
@@ -161,6 +167,23 @@ class OpenVocabularyModel(nn.Module):
             return self.image_processor.normalize_pixels(pixel_values)
         return pixel_values
 
+    def scored_by(self, scoring: Scoring) -> OpenVocabularyModel:
+        """This model with another head and source of patches; towers and prompt are shared.
+
+        Raises:
+            UserError: The head does not fit the prompt, or the source the tower.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # a copy of a module shares its modules' names too
+        source = scoring.patch_source if self.image_encoder.model_type == "clip" else None
+        other.image_encoder = self.image_encoder.with_source(source)
+        other.head = scoring.head.bind(self.embed_dim).to(self.device)
+        other.head.set_logit_scale(float(self.logit_scale.exp()))
+        other.scoring, other.calibration, other.adapted = scoring, None, None
+        check_pairs(other.head, other.prompt)
+        warn_unless_importable(other.head)
+        return other
+
     def encode_images(self, pixel_values: Tensor) -> Features:
         """Features of images `[B, 3, H, W]`, bytes or normalized floats, on the model's device.
 
@@ -176,7 +199,13 @@ class OpenVocabularyModel(nn.Module):
             labels: Default: the vocabulary.
             prompt: Replaces the model's own; it is bound to the text tower.
         """
-        vocabulary, prompt = self.vocabulary_of(labels), self.prompt if prompt is None else prompt
+        vocabulary = self.vocabulary_of(labels)
+        background = set(map(label_key, self.head.background))
+        if both := [name for name in vocabulary.names if label_key(name) in background]:
+            raise UserError(f"labels: {both[0]!r} is a background name of the head too; leave out one of both")
+        return self._embed_labels(vocabulary, self.prompt if prompt is None else prompt)
+
+    def _embed_labels(self, vocabulary: LabelVocabulary, prompt: PromptLearner) -> Tensor:
         check_pairs(self.head, prompt)
         # The version of a parameter grows with every change in place (an optimizer step, a loaded state).
         weight = next(prompt.text_encoder.parameters())
@@ -232,7 +261,7 @@ class OpenVocabularyModel(nn.Module):
         """Label embeddings `[L, D]`, and behind them those of the head's background names."""
         if not self.head.background:
             return label_embeds
-        background = self.embed_labels(LabelVocabulary(tuple(self.head.background)))
+        background = self._embed_labels(LabelVocabulary(tuple(self.head.background)), self.prompt)
         return torch.cat([label_embeds, background.to(label_embeds)])
 
     def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:

@@ -217,6 +217,19 @@ class LabelVocabulary:
             raise UserError(f"{where}: {beginning(twice)!r} is one of the labels; leave it out here or there")
         return LabelVocabulary((*self.names, *names), texts=(*self.texts, *names))
 
+    def followed_by(self, others: LabelVocabulary) -> LabelVocabulary:
+        """The vocabulary, then the labels of another one that it lacks.
+
+        >>> LabelVocabulary(("cat",)).followed_by(LabelVocabulary(("dog", "Cat"))).names
+        ('cat', 'dog')
+        """
+        own = set(map(label_key, self.names))
+        pairs = zip(others.names, others.texts, strict=True)
+        if not (missing := [pair for pair in pairs if label_key(pair[0]) not in own]):
+            return self
+        names, texts = zip(*missing, strict=True)
+        return LabelVocabulary((*self.names, *names), texts=(*self.texts, *texts))
+
     def seen_only(self) -> LabelVocabulary:
         """Return a vocabulary of the seen labels alone."""
         return LabelVocabulary(self.seen, (), self.texts[self.seen_slice])

@@ -662,20 +662,20 @@ CONTRAST = """(element) => {
 class Slow:
     """Ranks when it is told to; the label is the image's name."""
 
-    calibrated = False
+    calibrated, scorings = False, ()
 
     def __init__(self):
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def rank(self, image, vocabulary, probabilities):
+    def rank(self, image, vocabulary, probabilities, scoring=""):
         self.begun.set()
         assert self.go.wait(WAIT / 1000)
         return Ranking(image, vocabulary, [LabelScore(Path(image).stem, 0.5)])
 
-    def embed(self, vocabulary, probabilities):
+    def embed(self, vocabulary, probabilities, scoring=""):
         pass
 
-    def best(self, image, vocabulary, probabilities):
+    def best(self, image, vocabulary, probabilities, scoring=""):
         return ()
 
 

@@ -159,22 +159,22 @@ def test_an_image_is_read_once_to_be_shown_ranked_and_explained(folder, monkeypa
 class Stub:
     """Finds its own labels, and counts what it ranks."""
 
-    calibrated = False
+    calibrated, scorings = False, ()
 
     def __init__(self):
         self.ranked = []
         self.meanwhile = lambda: None
 
-    def rank(self, image, vocabulary, probabilities):
+    def rank(self, image, vocabulary, probabilities, scoring=""):
         self.ranked.append(Path(image).name)
         open_picture(image)
         self.meanwhile()
         return Ranking(image, vocabulary, [LabelScore(name, 0.5) for name in vocabulary])
 
-    def embed(self, vocabulary, probabilities):
+    def embed(self, vocabulary, probabilities, scoring=""):
         pass
 
-    def best(self, image, vocabulary, probabilities):
+    def best(self, image, vocabulary, probabilities, scoring=""):
         return self.rank(image, vocabulary, probabilities).scores[:TAGS]
 
 

@@ -461,12 +461,12 @@ def picture(path, colour="red", size=(30, 20)):
 class Stub:
     """Ranks nothing, and tells whether it ranks two images at once."""
 
-    calibrated = False
+    calibrated, scorings = False, ()
 
     def __init__(self):
         self.both, self.met, self.images = threading.Barrier(2), [], []
 
-    def rank(self, image, vocabulary, probabilities):
+    def rank(self, image, vocabulary, probabilities, scoring=""):
         self.images.append(Path(image))
         try:
             self.both.wait(timeout=0.3)
@@ -476,10 +476,10 @@ class Stub:
             self.met.append(False)
         return Ranking(image, vocabulary, [LabelScore("moon", 0.5)])
 
-    def embed(self, vocabulary, probabilities):
+    def embed(self, vocabulary, probabilities, scoring=""):
         pass
 
-    def best(self, image, vocabulary, probabilities):
+    def best(self, image, vocabulary, probabilities, scoring=""):
         return tuple(self.rank(image, vocabulary, probabilities).scores)
 
 

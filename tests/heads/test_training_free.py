@@ -77,7 +77,7 @@ def test_gaussian_head_is_piaa_s(source, data, reference):
     weight, bias = gaussians(patches, shares, labels, head.label_embeds)
     assert distance(weight, golden[f"{name}.W0"]) < 1e-4
     assert distance(bias, golden[f"{name}.b0"]) < 1e-4
-    sure, again, _ = surest(patches @ weight + bias, head.sharpness)
+    sure, again, _ = surest(patches, weight, bias, head.sharpness)
     sizes = again[sure].bincount(minlength=9).tolist()
     assert {str(i): size for i, size in enumerate(sizes) if size} == second
     head.finish()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml import OpenVocabularyModel, Tagger, UserError
+from ovml import OpenVocabularyModel, Tagger, UserError, load_model
 from ovml.cli.main import command
 from ovml.data.synthetic.scenes import draw_scene
 from ovml.encoders import ImageFeatures
@@ -138,7 +138,7 @@ def test_the_command_writes_a_picture(tmp_path, picture, capsys):
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_options_of_the_command_are_those_of_the_function(tmp_path, picture, model):
+def test_options_of_the_command_are_those_of_the_function(tmp_path, picture):
     labels, shown = ["red heart", "blue star", "green fish"], load_image(picture)
     cases = {(): {}, ("--top-k", "1"): {"top_k": 1}, ("--prompt", "no {}"): {"prompt": ["no {}"]}}
     drawn = []
@@ -148,7 +148,9 @@ def test_options_of_the_command_are_those_of_the_function(tmp_path, picture, mod
         with Image.open(out) as image:
             drawn.append(np.asarray(image.convert("RGB")))
         plain = {"top_k": 8, **arguments}
-        assert np.array_equal(drawn[-1], np.asarray(explain(model, shown, labels, **plain).convert("RGB")))
+        assert np.array_equal(
+            drawn[-1], np.asarray(explain(load_model("ovml-demo"), shown, labels, **plain).convert("RGB"))
+        )
     assert not np.array_equal(drawn[0], drawn[2])
 
 

@@ -12,7 +12,7 @@ import pytest
 from commands import ovml_here
 from PIL import Image
 
-from ovml import OpenVocabularyModel, Tagger, UserError
+from ovml import OpenVocabularyModel, Tagger, UserError, load_model
 from ovml.heads import CosineHead
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import TemplatePrompt
@@ -131,7 +131,7 @@ OPTIONS = ["--exclusive", "indoor|lit,outdoor", "--exclusive", "Cat,dog,black  c
 def command(pictures, tmp_path, tiny):
     """The command with a file of labels, and the labels that it finds in each picture."""
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
-    model = OpenVocabularyModel(tiny)
+    model = load_model(tiny)
     tagger = Tagger(model.eval(), LABELS, exclusive=GROUPS, floor=FLOOR)
     expected = {str(path): [tag.label for tag in tags] for path, tags in tagger.tag(pictures)}
     images = list(map(str, pictures))

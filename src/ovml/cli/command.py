@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ovml.cli.parsing import LONGEST, Parser
+from ovml.cli.parsing import LONGEST, Parser, nearest
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError, one_line
 from ovml.utils.hub import check_hub_name
@@ -207,6 +207,40 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
         )
         parser.add_argument(
             "--no-cache", action="store_true", help="embed the labels anew, without ~/.cache/ovml (or OVML_CACHE)"
+        )
+
+
+SCORINGS = ("cosine", "standardized", "surgery", "patches", "piaa", "sparc")
+"""Names of scorings, as in `ovml.heads.scoring`, which imports torch."""
+FITTED = ("piaa", "sparc")
+"""Those that `ovml adapt` fits before they score."""
+
+
+def add_scoring_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--scoring`, for commands that score with what needs no fit; see `check_needs_no_fit`."""
+    names = ", ".join(name for name in SCORINGS[1:] if name not in FITTED)
+    parser.add_argument(
+        "--scoring", type=scoring, metavar="NAME", help=f"how a plain CLIP scores: {SCORINGS[0]} (default), {names}"
+    )
+
+
+def scoring(name: str) -> str:
+    """The type of an option that names a scoring, or the import path of a head."""
+    if name not in SCORINGS and "." not in name:
+        raise argparse.ArgumentTypeError(f"no scoring {name[:LONGEST]!r}{nearest(name, SCORINGS)}")
+    return name
+
+
+def check_needs_no_fit(scoring: str | None) -> None:
+    """Check that a scoring scores as it is.
+
+    Raises:
+        UserError: It has to be fitted first.
+    """
+    if scoring in FITTED:
+        raise UserError(
+            f"--scoring {scoring}: is fitted on images without labels first: ovml adapt FOLDER --scoring {scoring} "
+            "--out MODEL, then --model MODEL without --scoring"
         )
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_file, chosen_labels
+from ovml.cli.command import (
+    Command,
+    add_label_options,
+    add_model_options,
+    add_scoring_option,
+    at_least,
+    check_file,
+    check_needs_no_fit,
+    chosen_labels,
+)
 from ovml.utils.console import show
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
@@ -21,6 +30,7 @@ class Explain(Command):
         parser.add_argument("image", type=Path, metavar="IMAGE")
         add_label_options(parser)
         add_model_options(parser, device=True)
+        add_scoring_option(parser)
         parser.add_argument(
             "--top-k", type=at_least(1), default=8, metavar="N", help="labels drawn, best first (default: 8)"
         )
@@ -35,6 +45,7 @@ class Explain(Command):
         if args.out.exists() and args.image.exists() and args.out.samefile(args.image):
             raise UserError(f"--out {args.out}: is the image itself; give another name")
         check_file("--font", args.font)
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         image = load_image(args.image)
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_extra, chosen_labels
+from ovml.cli.command import (
+    Command,
+    add_label_options,
+    add_model_options,
+    add_scoring_option,
+    at_least,
+    check_extra,
+    check_needs_no_fit,
+    chosen_labels,
+)
 from ovml.utils.console import show
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output
@@ -21,6 +30,7 @@ class Export(Command):
         """Add labels, model, format and output."""
         add_label_options(parser)
         add_model_options(parser)
+        add_scoring_option(parser)
         parser.add_argument(
             "--format", metavar="NAME", help=f"{' or '.join(SUFFIXES)} (default: by the ending of --out, else onnx)"
         )
@@ -32,6 +42,7 @@ class Export(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Load the model, export it, compare the file with the model."""
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         if args.format not in (None, *SUFFIXES):
             raise UserError(f"--format {args.format!r}: unknown; it is one of {', '.join(SUFFIXES)}")

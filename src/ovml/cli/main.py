@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": ("ovml.cli.compare:Compare", "compare runs: the settings that differ, and the results side by side"),
     "predict": ("ovml.cli.training:Training", "write the best labels of every test image"),
     "tag": ("ovml.cli.tag:Tag", "rank labels for images, folders of images, or both"),
+    "adapt": ("ovml.cli.adapt:Adapt", "fit a plain CLIP to images without labels"),
     "labels": ("ovml.cli.labels:Labels", "list the label vocabularies that ovml ships, or the names of one"),
     "embed-labels": ("ovml.cli.embed_labels:EmbedLabels", "write the embeddings of label names"),
     "explain": ("ovml.cli.explain:Explain", "draw where in an image its best labels are found"),

@@ -27,8 +27,9 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
         UserError: The model cannot be loaded, or the device cannot be used here.
     """
     transformers.utils.logging.disable_progress_bar()
+    scoring = getattr(args, "scoring", None)
     if not hasattr(args, "device"):
-        return load_model(args.model)
+        return _scored(load_model(args.model, scoring), scoring)
     device = choose_device(args.device)
     dtype = choose_precision(args.precision, device)
     name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
@@ -36,8 +37,14 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
         notice(f"runs on {name} in {precision_name(dtype)}")
     if not multiplies(dtype, device):
         warn(f"--precision {args.precision}: slow on this processor, which has no instructions for it; try float32")
-    model = load_model(args.model, device=device, precision=precision_name(dtype))
+    model = load_model(args.model, scoring, device=device, precision=precision_name(dtype))
     model.label_cache = None if args.no_cache else cached
+    return _scored(model, scoring)
+
+
+def _scored(model: OpenVocabularyModel, scoring: str | None) -> OpenVocabularyModel:
+    if scoring is not None and model.scoring is not None:
+        notice(f"scoring {scoring}: {model.scoring.cost}")
     return model
 
 

@@ -15,7 +15,9 @@ from ovml.cli.command import (
     Command,
     add_label_options,
     add_model_options,
+    add_scoring_option,
     at_least,
+    check_needs_no_fit,
     chosen_labels,
     several_names,
 )
@@ -60,12 +62,13 @@ class Tag(Command):
         )
         add_label_options(parser)
         add_model_options(parser, device=True)
+        add_scoring_option(parser)
         parser.add_argument("--top-k", type=at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
         parser.add_argument(
             "--threshold",
             type=_threshold,
             metavar="S",
-            help="minimum score, for this list of labels only; 'calibrated': the model's own, for probabilities",
+            help="minimum score, for this list of labels only; the model's own: auto, or calibrated for probabilities",
         )
         parser.add_argument(
             "--exclusive",
@@ -97,8 +100,7 @@ class Tag(Command):
         parser.add_argument(
             "--out-format",
             choices=("xmp",),
-            help="xmp: add the labels to the keywords of an XMP sidecar beside each image, which is made if it is not "
-            "there; images are not touched",
+            help="xmp: add the labels to the keywords of an XMP sidecar beside each image, which is not touched",
         )
         parser.add_argument(
             "--xmp-name",
@@ -127,6 +129,7 @@ class Tag(Command):
         """Check labels, images and output, then load the model and tag."""
         if not args.images and args.images_file is None:
             raise UserError("the following arguments are required: IMAGE or --images-file; see 'ovml tag --help'")
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         if labels is not None:
             parents = {} if args.vocabulary is None else packaged_parents(args.vocabulary)
@@ -181,15 +184,15 @@ def _groups(groups: Sequence[Sequence[str]], parents: Mapping[str, str]) -> list
     return found
 
 
-def _threshold(text: str) -> float | Literal["calibrated"]:
-    if text == "calibrated":
-        return "calibrated"
+def _threshold(text: str) -> float | Literal["calibrated", "auto"]:
+    if text == "calibrated" or text == "auto":
+        return text  # type: ignore[return-value]
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated', got {text[:LONGEST]!r}")
+        raise argparse.ArgumentTypeError(f"expected a number or 'calibrated' or 'auto', got {text[:LONGEST]!r}")
     return value
 
 

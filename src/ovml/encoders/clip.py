@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -166,15 +167,28 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.execution = execution or Execution()
         self.local_path = None
-        self.patch_source = patch_source
         self.vision_model = clip.vision_model
         self.image_size: int = clip.config.vision_config.image_size
         self.num_patches: int = clip.vision_model.embeddings.num_patches
         self._set_projection(getattr(clip, "visual_projection", None))
+        self._set_source(patch_source)
+
+    def _set_source(self, patch_source: PatchSource | None) -> None:
         if patch_source is not None and self.model_type != "clip":
             raise UserError("patch_source: reads the class token of a CLIP, which SigLIP has not; leave it out")
+        self.patch_source = patch_source
         self.read_layers = 0 if patch_source is None else self.num_layers - patch_source.first_block(self.num_layers)
         """Number of last blocks that the patches are made of, beside the output of the last."""
+
+    def with_source(self, patch_source: PatchSource | None) -> ImageEncoder:
+        """The same tower, whose modules are shared, with patches of another source.
+
+        Raises:
+            UserError: The source does not fit the tower.
+        """
+        other = copy.copy(self)
+        other._set_source(patch_source)
+        return other
 
     def _set_projection(self, projection: Any) -> None:
         self.visual_projection = projection

@@ -137,6 +137,16 @@ def has_weights(head: Head, width: int | None, embed_dim: int) -> bool:
     return width is not None
 
 
+def check_several(label_embeds: Tensor) -> None:
+    """Check that labels `[L, D]` can be compared with one another, for heads that score one alone the same everywhere.
+
+    Raises:
+        UserError: There is only one.
+    """
+    if label_embeds.shape[0] < 2:
+        raise UserError("labels: this head compares labels with one another; give two or more")
+
+
 def not_bound(head: Head) -> UserError:
     """The error of a head that is asked for scores before `Head.bind`."""
     name = type(head).__name__

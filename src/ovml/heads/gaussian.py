@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, check_several
+from ovml.heads.chunks import chunks
 from ovml.heads.pool import EmbedTexts, PoolFitted
 from ovml.utils.errors import UserError, check_positive, check_whole
 from ovml.vocabulary import LabelVocabulary
@@ -67,13 +69,19 @@ class GaussianHead(PoolFitted, Head):
         self.register_buffer("weight", torch.empty(0, 0))
         self.register_buffer("bias", torch.empty(0))
         self._kept: list[Kept] = []
+        self._not_found: list[int] = []
+
+    @property
+    def not_found(self) -> Sequence[int]:
+        """Labels without a patch, whose text embedding stands in."""
+        return self._not_found
 
     def begin(self, vocabulary: LabelVocabulary, label_embeds: Tensor, embed: EmbedTexts) -> None:
         """Start to fit, with nothing kept."""
         super().begin(vocabulary, label_embeds, embed)
         width = self.label_embeds.shape[1]
         none = torch.empty(0, device=label_embeds.device)
-        self._kept = [Kept(none.view(0, width), none.view(0, len(label_embeds)), none) for _ in label_embeds]
+        self._kept = [Kept(none.view(0, width), none, none) for _ in label_embeds]
 
     @torch.no_grad()
     def observe(self, features: ImageFeatures) -> None:
@@ -83,9 +91,10 @@ class GaussianHead(PoolFitted, Head):
         shares = (60 * cosines).softmax(dim=-1)
         entropy = -(shares * (shares + 1e-12).log()).sum(dim=-1)
         label = cosines.argmax(dim=-1)
+        share = shares.gather(1, label.unsqueeze(-1)).squeeze(-1)
         for place in label.unique().tolist():
             own = label == place
-            both = Kept(*map(torch.cat, zip(self._kept[place], (patches[own], shares[own], entropy[own]), strict=True)))
+            both = Kept(*map(torch.cat, zip(self._kept[place], (patches[own], share[own], entropy[own]), strict=True)))
             best = both.entropy.argsort(stable=True)[: self.per_label]
             self._kept[place] = Kept(*(x[best] for x in both))
 
@@ -100,12 +109,14 @@ class GaussianHead(PoolFitted, Head):
         sizes = torch.tensor([len(kept.patches) for kept in self._kept], device=patches.device)
         labels = torch.arange(len(sizes), device=patches.device).repeat_interleave(sizes)
         weight, bias = gaussians(patches, shares, labels, self.label_embeds)
-        sure, labels, shares = surest(patches @ weight + bias, self.sharpness)
+        sure, labels, shares = surest(patches, weight, bias, self.sharpness)
         self.weight, self.bias = gaussians(patches[sure], shares[sure], labels[sure], self.label_embeds)
+        self._not_found = (labels[sure].bincount(minlength=len(sizes)) == 0).nonzero().flatten().tolist()
         self._kept = []
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L]`, which sum to 1 for each image."""
+        check_several(label_embeds)
         own = self.places(label_embeds)
         whole, labels = F.normalize(features.global_embeds, dim=-1), self.label_embeds[own].float()
         patches = F.normalize(features.patch_embeds, dim=-1)
@@ -115,7 +126,7 @@ class GaussianHead(PoolFitted, Head):
 
 
 class Kept(NamedTuple):
-    """Patches of a label: embeddings `[N, D]`, softmax over the labels `[N, L]`, its entropy `[N]`."""
+    """Patches of a label: embeddings `[N, D]`, how much each belongs to it `[N]`, entropy over all labels `[N]`."""
 
     patches: Tensor
     shares: Tensor
@@ -127,7 +138,7 @@ def gaussians(patches: Tensor, shares: Tensor, labels: Tensor, label_embeds: Ten
 
     Args:
         patches: `[N, D]`.
-        shares: `[N, L]`; how much each belongs to each label.
+        shares: `[N]`; how much each belongs to its label.
         labels: `[N]`, the label of each.
         label_embeds: `[L, D]`, the means of labels without a patch.
 
@@ -137,9 +148,9 @@ def gaussians(patches: Tensor, shares: Tensor, labels: Tensor, label_embeds: Ten
     count, width = patches.shape
     if count < 2:
         raise UserError(f"{count} patches are too few to fit Gaussians; give more images")
-    own = F.one_hot(labels, len(label_embeds)).to(patches) * shares
-    total = own.sum(dim=0).unsqueeze(-1)
-    means = torch.where(total > 0, own.T @ patches / total.clamp(min=torch.finfo(total.dtype).tiny), label_embeds)
+    total = patches.new_zeros(len(label_embeds)).index_add(0, labels, shares).unsqueeze(-1)
+    sums = patches.new_zeros(label_embeds.shape).index_add(0, labels, patches * shares.unsqueeze(-1))
+    means = torch.where(total > 0, sums / total.clamp(min=torch.finfo(total.dtype).tiny), label_embeds)
     covariance = (patches - means[labels]).T.cov()
     shrunk = (count - 1) * covariance + covariance.trace() * torch.eye(width).to(patches)
     precision = width * torch.linalg.pinv(shrunk)
@@ -147,19 +158,25 @@ def gaussians(patches: Tensor, shares: Tensor, labels: Tensor, label_embeds: Ten
     return weight, -math.log(len(label_embeds)) - 0.5 * (means * weight.T).sum(dim=-1)
 
 
-def surest(logits: Tensor, sharpness: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches that belong to their label more surely than most of it do.
+def surest(patches: Tensor, weight: Tensor, bias: Tensor, sharpness: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches `[N, D]` that belong to their label more surely than most of it do, by discriminants `[D, L]`, `[L]`.
 
     A label with one patch loses it, as in the published code.
 
     Returns:
-        Which `[N]` are kept; the label of each `[N]`; and how much each belongs to each label `[N, L]`.
+        Which `[N]` are kept; the label of each `[N]`; and how much each belongs to it `[N]`.
     """
-    shares = (sharpness * logits).softmax(dim=-1)
-    labels = logits.argmax(dim=-1)
-    own = shares.gather(1, labels.unsqueeze(-1)).squeeze(-1)
+    rows = []
+    for part in chunks(patches, len(bias)):
+        logits = part @ weight + bias
+        shares, label = (sharpness * logits).softmax(dim=-1), logits.argmax(dim=-1)
+        rows.append(
+            (label, shares.gather(1, label.unsqueeze(-1)).squeeze(-1), shares.argmax(dim=-1), shares.amax(dim=-1))
+        )
+    labels, own, again, best = map(torch.cat, zip(*rows, strict=True))
     sure = torch.zeros_like(labels, dtype=torch.bool)
     for place in labels.unique().tolist():
         of_label = labels == place
-        sure |= of_label & (own >= own[of_label].mean() + own[of_label].std())
-    return sure, shares.argmax(dim=-1), shares
+        if of_label.sum() > 1:
+            sure |= of_label & (own >= own[of_label].mean() + own[of_label].std())
+    return sure, again, best

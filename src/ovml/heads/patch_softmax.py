@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, check_several
 from ovml.heads.chunks import chunks
 from ovml.utils.errors import check_positive
 from ovml.vocabulary import check_names
@@ -23,7 +23,7 @@ class PatchSoftmaxHead(Head):
     where: give the model a patch source, such as `ovml.encoders.sources.MaskCLIP`.
 
     Args:
-        scale: Factor of the cosines: 100 in CLIPs of OpenAI.
+        scale: Factor of the cosines: 100 in CLIPs of OpenAI. `None`: what the model's CLIP learned.
         background: Names that are no labels.
 
     Raises:
@@ -35,14 +35,21 @@ class PatchSoftmaxHead(Head):
         torch.Size([2, 5])
     """
 
-    def __init__(self, scale: float = 100.0, background: Sequence[str] = ()) -> None:
+    def __init__(self, scale: float | None = 100.0, background: Sequence[str] = ()) -> None:
         super().__init__()
         check_positive(self, scale=scale)
         self.scale = scale
+        self._factor = 100.0 if scale is None else scale
         self.background = check_names(background, where="PatchSoftmaxHead: background") if background else ()
+
+    def set_logit_scale(self, scale: float) -> None:
+        """Take the CLIP's factor of the cosines, unless one was given."""
+        if self.scale is None:
+            self._factor = scale
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L]` from 0 to 1."""
+        check_several(label_embeds)
         patches, labels = F.normalize(features.patch_embeds, dim=-1), F.normalize(label_embeds, dim=-1)
-        parts = chunks(patches, patches.shape[1] * len(labels))
-        return torch.cat([(self.scale * part @ labels.T).softmax(dim=-1).amax(dim=1) for part in parts])
+        parts = chunks(patches, patches.shape[1] * labels.shape[0])
+        return torch.cat([(self._factor * part @ labels.T).softmax(dim=-1).amax(dim=1) for part in parts])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
+from ovml.heads.base import check_several
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
@@ -49,8 +50,22 @@ class PoolFitted(nn.Module, ABC):
             vocabulary: The labels.
             label_embeds: Their embeddings `[L, D]`.
             embed: Embeds other texts.
+
+        Raises:
+            UserError: There is only one label.
         """
+        check_several(label_embeds)
         self.label_embeds = F.normalize(label_embeds.detach().float(), dim=-1)
+
+    @property
+    def needs_pool(self) -> bool:
+        """Whether it has to be fitted before it scores."""
+        return True
+
+    @property
+    def not_found(self) -> Sequence[int]:
+        """Labels that nothing was fitted for, since no image of the pool shows them."""
+        return ()
 
     @abstractmethod
     def observe(self, features: ImageFeatures) -> None:
@@ -72,7 +87,7 @@ class PoolFitted(nn.Module, ABC):
         """
         name = type(self).__name__
         if not len(self.label_embeds):
-            raise UserError(f"{name}: not fitted yet; fit it on images without labels (ovml.inference.adapt)")
+            raise UserError(f"{name}: not fitted yet; run 'ovml adapt' on a folder of images without labels first")
         asked, fitted = F.normalize(label_embeds.float(), dim=-1), self.label_embeds.float()
         best = (asked @ fitted.T).argmax(dim=-1)
         # Not by the product, which may be rounded as much as half precision.

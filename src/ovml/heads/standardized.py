@@ -52,6 +52,11 @@ class StandardizedHead(PoolFitted, Head):
         self.register_buffer("deviation", torch.empty(0))
         self._rows: list[Tensor] = []
 
+    @property
+    def needs_pool(self) -> bool:
+        """Whether its columns have to be fitted."""
+        return self.columns
+
     def bind(self, embed_dim: int) -> Head:
         """Bind the other head."""
         self.head = self.head.bind(embed_dim)

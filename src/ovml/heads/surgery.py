@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import Head
+from ovml.heads.base import Head, check_several
 
 
 class SurgeryHead(Head):
@@ -29,10 +29,11 @@ class SurgeryHead(Head):
 
     def similarities(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores of the global embedding, then of each patch, `[B, 1+P, L]`."""
+        check_several(label_embeds)
         labels = F.normalize(label_embeds, dim=-1)
         whole = F.normalize(features.global_embeds, dim=-1).unsqueeze(1) @ labels.T
         patches = F.normalize(features.patch_embeds, dim=-1) @ labels.T
-        weights = len(labels) * (2 * whole).softmax(dim=-1)
+        weights = labels.shape[0] * (2 * whole).softmax(dim=-1)
         weighted = [weights * cosines for cosines in (whole, patches)]
         whole, patches = (x - x.mean(dim=-1, keepdim=True) for x in weighted)
         return torch.cat([whole, patches], dim=1)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders.execution import Execution
+from ovml.inference.adapt import fitted_part
 from ovml.inference.export_formats import FORMATS, Run, check_packages, load_traced, reason, tracing, write_traced
 from ovml.inference.label_embeddings import write_label_embeddings
 from ovml.inference.tagger import Tagger
@@ -118,6 +119,11 @@ def export_model(
     if opset is not None and format != "onnx":
         raise UserError("opset: only the format onnx has one; leave it out")
     check_packages(format)
+    if fitted_part(model.head) is not None:
+        raise UserError(
+            f"head: a {type(model.head).__name__} scores the labels that it was fitted for, and an exported file takes "
+            "any; export a plain CLIP with a scoring that needs no fit, or tag with the model itself"
+        )
     vocabulary = model.vocabulary if labels is None else model.vocabulary_of(labels)
     if vocabulary is None and prompt is not None:
         raise UserError("prompt: there are no labels to embed with it; give labels too")

@@ -43,7 +43,7 @@ class TaggerOptions(NamedTuple):
     load: Callable[[str], OpenVocabularyModel]
     labels: Sequence[str] | LabelVocabulary | None = None
     top_k: int | None = 5
-    threshold: float | Literal["calibrated"] | None = None
+    threshold: float | Literal["calibrated", "auto"] | None = None
     prompt: str | Sequence[str] | None = None
     batch_size: int = 32
     num_workers: int | None = None

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -64,7 +63,8 @@ class Tagger:
         top_k: Maximum number of labels per image; `None` for all.
         batch_size: Images per batch. Default: 32 on a CPU, 256 on CUDA.
         threshold: Minimum score (or probability) of returned labels; an image may have none. `calibrated`: the
-            threshold that the model's calibration has for each label.
+            threshold that the model's calibration has for each label. `auto`: the score that `ovml.inference.adapt`
+            found for the expected number of labels, else `calibrated`.
         num_workers: Threads that read images while the model runs; 0 reads them in between. Default: one per core, at
             most eight; sixteen beside CUDA.
         prompt: Replaces the model's own prompt: a template such as `"a photo of a {}"`, several templates, whose
@@ -94,7 +94,7 @@ class Tagger:
         labels: Sequence[str] | LabelVocabulary | None = None,
         top_k: int | None = 5,
         batch_size: int | None = None,
-        threshold: float | Literal["calibrated"] | None = None,
+        threshold: float | Literal["calibrated", "auto"] | None = None,
         num_workers: int | None = None,
         prompt: PromptLearner | str | Sequence[str] | None = None,
         probabilities: bool = False,
@@ -113,6 +113,15 @@ class Tagger:
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
         on_cuda = model.device.type == "cuda"
         self.batch_size = default_batch_size(model.device) if batch_size is None else batch_size
+        of_scores = threshold == "auto" and not probabilities and model.adapted is not None
+        self.score_threshold = model.adapted.threshold if of_scores and model.adapted else None
+        if threshold == "auto" and self.score_threshold is None:
+            if model.calibration is None:
+                raise UserError(
+                    "threshold: auto needs a threshold of the model's own; run 'ovml adapt' with an expected number of "
+                    "labels, which needs no labelled image, or validate the model on labelled images"
+                )
+            threshold = "calibrated"
         self.threshold = threshold
         self.num_workers = min(os.cpu_count() or 1, 16 if on_cuda else 8) if num_workers is None else num_workers
         self.prompt = None if prompt is None else self._bound(prompt)
@@ -129,7 +138,8 @@ class Tagger:
         self._columns: dict[torch.device, list[Tensor]] = {}
         scored = self.vocabulary.extended(floor, "floor") if floor else self.vocabulary
         self._with_floor = len(scored)
-        self._scored = scored if self.calibration is None else self.calibration.together(scored)
+        own = self.calibration or self.score_threshold
+        self._scored = scored if own is None else own.together(scored)
         self._launched_ahead = 1 if on_cuda else 0
 
     def _bound(self, prompt: PromptLearner | str | Sequence[str]) -> PromptLearner:
@@ -248,6 +258,7 @@ class Tagger:
             "exclusive": self._groups,
             "floor": list(self._scored.names[len(self.labels) : self._with_floor]),
             **({} if self.calibration is None else {"calibration": digest(json.dumps(self.calibration.to_dict()))}),
+            **({} if self.score_threshold is None else {"score_threshold": digest(repr(self.score_threshold))}),
         }
 
     def _launched(
@@ -279,7 +290,7 @@ class Tagger:
 
     def transform(self, image: Image.Image) -> Tensor:
         """Bytes `[3, S, S]` of an RGB image, resized and cropped; the model normalizes them on its device."""
-        return torch.from_numpy(np.array(self.model.image_processor.crop(image))).permute(2, 0, 1).contiguous()
+        return self.model.image_processor.pixels(image)
 
     def rank(self, pixels: Tensor, label_embeds: Tensor) -> list[list[LabelScore]]:
         """The ranked labels of pixels that were read elsewhere.
@@ -334,6 +345,8 @@ class Tagger:
         """Minimum score of each label."""
         if self.threshold == "calibrated" and self.calibration is not None:
             return self.calibration.thresholds(self.vocabulary).tolist()
+        if self.score_threshold is not None:
+            return [self.score_threshold.score] * len(self.labels)
         lowest = torch.finfo(torch.float32).min  # all scores but those of labels that are left out
         return [lowest if self.threshold is None else max(lowest, float(self.threshold))] * len(self.labels)
 

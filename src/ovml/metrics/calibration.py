@@ -51,13 +51,7 @@ class Calibration:
 
     def together(self, vocabulary: LabelVocabulary) -> LabelVocabulary:
         """The labels of a vocabulary, then those of the calibration that it lacks."""
-        asked = set(map(label_key, vocabulary.names))
-        own = zip(self.vocabulary.names, self.vocabulary.texts, strict=True)
-        others = [pair for pair in own if label_key(pair[0]) not in asked]
-        if not others:
-            return vocabulary
-        names, texts = zip(*others, strict=True)
-        return LabelVocabulary((*vocabulary.names, *names), texts=(*vocabulary.texts, *texts))
+        return vocabulary.followed_by(self.vocabulary)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a JSON file."""

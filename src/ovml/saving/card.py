@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovml.metrics.adapted import Adapted
 from ovml.metrics.results import FILES
 from ovml.metrics.tables import ROW_TITLES, Rows, markdown_table, metric_order, percent, protocol_titles
 from ovml.model import OpenVocabularyModel
@@ -116,6 +117,7 @@ def model_card(
         **{part: f"`{type(getattr(model, part)).__qualname__}`" for part in PARTS},
         **{part: f"`{name}`" for part, name in trained.items()},
         "probabilities": "not calibrated" if model.calibration is None else "calibrated",
+        **({} if model.adapted is None else _adapted_facts(model.adapted)),
         "stages": _escaped(", ".join(map(_class_name, training.get("stages", ())))) or "none",
     }
     split, rows = read_metrics(metrics)
@@ -133,6 +135,14 @@ def model_card(
         title=title, version=__version__, source=code, argument=argument, facts=table, evaluation=evaluation
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _adapted_facts(adapted: Adapted) -> dict[str, str]:
+    """What the model was fitted on without labels, and its threshold."""
+    facts = {"fitted on": f"{_escaped(adapted.summary())} (results on these images say nothing of others)"}
+    if (found := adapted.threshold) is not None:
+        facts["threshold"] = f"{found.score:.4g}, for {found.expected:g} labels an image (`--threshold auto`)"
+    return facts
 
 
 def _escaped(text: str) -> str:

@@ -5,6 +5,7 @@ model.safetensors         the CLIP's weights with learned ones in their place, t
 preprocessor_config.json, tokenizer*.json
 labels.json               the vocabulary, if there is one
 calibration.json          the calibration, if the model was validated
+adapted.json              what images without labels it was fitted on, if it was
 README.md                 the model card
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ovml.encoders.adapters import plain_state
+from ovml.metrics.adapted import Adapted
 from ovml.metrics.calibration import Calibration
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import check_names
@@ -30,7 +32,7 @@ from ovml.utils.parts import check_importable, describe
 from ovml.vocabulary import LabelVocabulary
 
 CONFIG, WEIGHTS, LABELS, CARD = "config.json", "model.safetensors", "labels.json", "README.md"
-CALIBRATION = "calibration.json"
+CALIBRATION, ADAPTED = "calibration.json", "adapted.json"
 TRAINING_PARTS = ("loss", "distillation")
 """Parts of the training whose weights are saved too."""
 
@@ -100,6 +102,8 @@ def write_model(
         (folder / LABELS).write_text(json.dumps(model.vocabulary.to_dict(), indent=1, ensure_ascii=False), "utf-8")
     if model.calibration is not None:
         (folder / CALIBRATION).write_text(json.dumps(model.calibration.to_dict(), ensure_ascii=False), "utf-8")
+    if model.adapted is not None:
+        (folder / ADAPTED).write_text(json.dumps(model.adapted.to_dict(), ensure_ascii=False), "utf-8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
 
@@ -118,7 +122,7 @@ def check_replaceable(target: Path, written: Path) -> None:
         raise UserError(f"{target}: is a file; give a folder")
     others = {path.name for path in target.iterdir()} if target.is_dir() else set()
     if "ovml" in read_json(target / CONFIG, missing={}):
-        others -= {LABELS, CALIBRATION, CARD, *(path.name for path in written.iterdir())}
+        others -= {LABELS, CALIBRATION, ADAPTED, CARD, *(path.name for path in written.iterdir())}
     if others:
         raise UserError(f"{target}: holds other files ({min(others)}); give a new or empty folder")
 
@@ -163,8 +167,11 @@ def read_model(folder: Path, recipe: Any, given: Mapping[str, Any]) -> tuple[Ope
             weights = {name: opened.get_tensor(name).clone() for name in training}
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); save or download the model again") from error
-    if (folder / CALIBRATION).is_file() and not set(PARTS) & set(given):
-        model.calibration = Calibration.from_dict(read_json(folder / CALIBRATION), str(folder / CALIBRATION))
+    if not set(PARTS) & set(given):
+        if (folder / CALIBRATION).is_file():
+            model.calibration = Calibration.from_dict(read_json(folder / CALIBRATION), str(folder / CALIBRATION))
+        if (folder / ADAPTED).is_file():
+            model.adapted = Adapted.from_dict(read_json(folder / ADAPTED), str(folder / ADAPTED))
     model.image_encoder.requires_grad_(False)
     model.base_model = recipe.get("base_model")
     return model.eval(), weights

@@ -13,6 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RemoteEnt
 
 from ovml.encoders import open_clip
 from ovml.encoders.checkpoints import checkpoint_path
+from ovml.heads import CosineHead
+from ovml.heads.scoring import Scoring, scoring_of
 from ovml.metrics.results import is_run
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import load_checkpoint, newest_checkpoint
@@ -28,7 +30,12 @@ DOWNLOADED = ["*.json", "merges.txt", "spiece.model", CARD]
 
 
 def load_model(
-    name: str | Path, *, device: str | torch.device | None = None, precision: str | None = None, **given: Any
+    name: str | Path,
+    scoring: str | Scoring | None = None,
+    *,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    **given: Any,
 ) -> OpenVocabularyModel:
     """Load a trained model or a plain CLIP checkpoint, in evaluation mode.
 
@@ -37,6 +44,8 @@ def load_model(
     Args:
         name: A run folder or checkpoint that `ovml fit` wrote, a folder that `save_pretrained` wrote or its name on
             the Hub, or the name of a CLIP checkpoint (`ovml-demo`, a folder, a Hub name), which is used zero-shot.
+        scoring: How a plain CLIP scores: a name of `ovml.heads.scoring.SCORINGS`, the import path of a head of one's
+            own, or a `Scoring`. Default: `cosine`, or the head that is given.
         device: Where it runs, such as `cuda`; `auto`: the first of `cuda`, `mps` and `cpu` that is here. Default: the
             CPU.
         precision: `float32`, `bf16`, `fp16` or `auto`, which is bf16 on GPUs that multiply it and float32 on CPUs; see
@@ -45,7 +54,8 @@ def load_model(
             checkpoint cannot be replaced.
 
     Raises:
-        UserError: There is no such model, it cannot be read, or the device cannot be used here.
+        UserError: There is no such model, it cannot be read, or the device cannot be used here; or it was trained, and
+            a scoring is given.
 
     Example:
         >>> load_model("ovml-demo", labels=["red circle"]).vocabulary.names
@@ -53,20 +63,30 @@ def load_model(
     """
     target = choose_device("cpu" if device is None else device)
     dtype = choose_precision("float32" if precision is None else precision, target)
-    model = _load(name, given)
+    model = _load(name, scoring, given)
     if dtype != model.dtype:
         model.set_precision(dtype)
     return model.to(target)
 
 
-def _load(name: str | Path, given: Mapping[str, Any]) -> OpenVocabularyModel:
+def _load(name: str | Path, scoring: str | Scoring | None, given: Mapping[str, Any]) -> OpenVocabularyModel:
     place = find_model(str(name))
-    if os.path.isfile(place):
-        return load_checkpoint(place, **given)
-    recipe = saved_recipe(place)
-    if recipe is None:
-        return OpenVocabularyModel(str(place) if os.path.isdir(place) else str(name), **given).eval()
-    return read_model(place, recipe, given)[0]
+    recipe = None if os.path.isfile(place) else saved_recipe(place)
+    if recipe is None and not os.path.isfile(place):
+        return _plain_clip(str(place) if os.path.isdir(place) else str(name), scoring, given).eval()
+    if scoring is not None:
+        raise UserError(f"scoring: {name} keeps the head that it was saved with; leave it out, or take a plain CLIP")
+    return load_checkpoint(place, **given) if recipe is None else read_model(place, recipe, given)[0]
+
+
+def _plain_clip(name: str, scoring: str | Scoring | None, given: Mapping[str, Any]) -> OpenVocabularyModel:
+    own = sorted(given.keys() & {"head", "patch_source"})
+    if scoring is None and own:
+        return OpenVocabularyModel(name, **{"head": CosineHead(), **given})
+    if own:
+        raise UserError(f"scoring: has a head and a patch source; leave out {own[0]}, or the scoring")
+    chosen = scoring_of("cosine" if scoring is None else scoring)
+    return OpenVocabularyModel(name, **given).scored_by(chosen)
 
 
 def saved_recipe(place: Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ovml.heads import CosineHead
 from ovml.model import OpenVocabularyModel
 from ovml.saving.checkpoint import check_names, model_arguments, read_checkpoint
 from ovml.saving.folder import CONFIG, WEIGHTS, read_model
@@ -42,7 +43,8 @@ def load_classifier(make: Callable[..., Classifier], name: str, options: dict[st
     if os.path.isfile(place):
         return restore_checkpoint(make, place, options)
     if (recipe := saved_recipe(place)) is None:
-        return make(str(place) if os.path.isdir(place) else name, **{"stages": [], **options})
+        zero_shot = {} if options.get("stages") else {"head": CosineHead()}  # as load_model; stages train MKT's head
+        return make(str(place) if os.path.isdir(place) else name, **{"stages": [], **zero_shot, **options})
     own, rest = split_arguments(options)
     model, weights = read_model(place, recipe, own)
     training = training_arguments(recipe.get("training", {}), rest, str(place / CONFIG))

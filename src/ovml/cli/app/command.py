@@ -12,7 +12,17 @@ from pathlib import Path
 from ovml.cli.app.pictures import Album
 from ovml.cli.app.server import address, build_server, listen
 from ovml.cli.app.uploads import EXAMPLES, Uploads, upload_folder
-from ovml.cli.command import Command, add_label_options, add_model_options, at_least, check_extra, chosen_labels
+from ovml.cli.command import (
+    SCORINGS,
+    Command,
+    add_label_options,
+    add_model_options,
+    add_scoring_option,
+    at_least,
+    check_extra,
+    check_needs_no_fit,
+    chosen_labels,
+)
 from ovml.utils.console import notice
 from ovml.utils.process import starting
 
@@ -24,6 +34,7 @@ class App(Command):
         """Add labels, model, address and limits."""
         add_label_options(parser)
         add_model_options(parser, device=True)
+        add_scoring_option(parser)
         parser.add_argument(
             "--images",
             type=Path,
@@ -60,6 +71,7 @@ class App(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Listen first, so that a taken port is reported before the model loads; then serve."""
+        check_needs_no_fit(args.scoring)
         labels = chosen_labels(args)
         check_extra("app", "gradio")
         with listen(args.host, args.port) as taken, upload_folder() as folder:
@@ -75,7 +87,8 @@ class App(Command):
                 model = chosen_model(args)
             typed = args.labels is not None and labels is not None and len(labels) <= args.max_labels
             first = start(model, args.model, album, folder / EXAMPLES, labels, args.vocabulary, typed)
-            events = Events(Ranker(model, args.prompt), first.lists, first.album, args.max_labels)
+            ranker = Ranker(model, args.prompt, args.scoring or SCORINGS[0])
+            events = Events(ranker, first.lists, first.album, args.max_labels)
             page = build_page(events, args.model, first.typed, first.chosen)
             if args.host not in ("127.0.0.1", "localhost", "::1"):
                 notice(f"everyone who reaches {args.host} can use the page; there is no password")

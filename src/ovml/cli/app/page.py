@@ -38,14 +38,17 @@ def build_page(events: Events, model_name: str = "", typed: str = "", chosen: st
     def picture(visit: Visit) -> str:
         return events.show(visit)[0]
 
-    def rank(visit: Visit, text: str, source: str, probabilities: bool = False) -> Any:
-        return events.rank(visit, Asked(text, source, probabilities))
+    def asked(text: str, source: str, more: bool | str = False) -> Asked:
+        return Asked(text, source, more is True, more if isinstance(more, str) else "")
+
+    def rank(visit: Visit, text: str, source: str, more: bool | str = False) -> Any:
+        return events.rank(visit, asked(text, source, more))
 
     def find(visit: Visit, event: gr.EventData) -> Any:
         return events.find(visit, _number(event, "rank"))
 
-    def tag(visit: Visit, text: str, source: str, probabilities: bool = False) -> Iterator[str]:
-        yield from events.tag(visit, Asked(text, source, probabilities))
+    def tag(visit: Visit, text: str, source: str, more: bool | str = False) -> Iterator[str]:
+        yield from events.tag(visit, asked(text, source, more))
 
     with gr.Blocks(title="ovml", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(head(model_name), elem_id="head")
@@ -73,9 +76,21 @@ def build_page(events: Events, model_name: str = "", typed: str = "", chosen: st
                 elem_id="source",
             )
             form = [visit, text, source]
+            if scorings := events.ranker.scorings:
+                form.append(
+                    gr.Dropdown(
+                        scorings,
+                        value=scorings[0],
+                        label="Scoring",
+                        info="how images are scored",
+                        scale=1,
+                        min_width=170,
+                        elem_id="scoring",
+                    )
+                )
             with gr.Column(scale=1, min_width=110):
                 button = gr.Button("Rank", variant="primary", elem_id="rank")
-                if events.ranker.calibrated:
+                if events.ranker.calibrated:  # no plain CLIP, which has scorings instead
                     form.append(gr.Checkbox(label="probabilities", elem_id="probabilities"))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300, elem_classes="ovml-side"):

@@ -11,6 +11,8 @@ from PIL import Image
 
 from ovml.cli.app.pictures import open_picture, stamp
 from ovml.data.synthetic.scenes import LABELS as DEMO_LABELS
+from ovml.heads.scoring import SCORINGS
+from ovml.inference.adapt import fitted_part
 from ovml.inference.patches import LabelEvidence, PatchGrid, find_labels
 from ovml.inference.tagger import LabelScore, Tagger
 from ovml.model import OpenVocabularyModel
@@ -90,12 +92,14 @@ class Ranking:
         vocabulary: The labels.
         scores: Of all labels.
         probabilities: Whether the scores are calibrated.
+        scoring: Name of what a plain CLIP scored by; empty for its first.
     """
 
     image: str
     vocabulary: LabelVocabulary
     scores: Sequence[LabelScore]
     probabilities: bool = False
+    scoring: str = ""
 
 
 class Ranker:
@@ -104,6 +108,10 @@ class Ranker:
     Args:
         model: The classifier.
         prompt: Templates instead of the model's own prompt; see `Tagger`.
+        scoring: Name of what a plain CLIP scores by.
+
+    Attributes:
+        scorings: Names to choose from, if the model is a plain CLIP: `scoring`, then others that need no fit.
 
     Example:
         >>> from ovml.model import OpenVocabularyModel
@@ -111,42 +119,52 @@ class Ranker:
         False
     """
 
-    def __init__(self, model: OpenVocabularyModel, prompt: Sequence[str] | None = None) -> None:
-        self.model, self.prompt = model.eval(), prompt
+    def __init__(
+        self, model: OpenVocabularyModel, prompt: Sequence[str] | None = None, scoring: str = "cosine"
+    ) -> None:
+        self.model = model.eval()
+        unfitted = [name for name, make in SCORINGS.items() if fitted_part(make().head) is None]
+        self.scorings = [] if model.scoring is None else list(dict.fromkeys([scoring, *unfitted]))
+        self.prompt = prompt
         self.calibrated = model.calibration is not None
         self._tagger = lru_cache(maxsize=8)(self._new_tagger)
         self._best = lru_cache(maxsize=1000)(lambda path, changed, *asked: tuple(self.rank(path, *asked).scores[:TAGS]))
 
-    def _new_tagger(self, vocabulary: LabelVocabulary, probabilities: bool) -> Tagger:
+    def _new_tagger(self, vocabulary: LabelVocabulary, probabilities: bool, scoring: str) -> Tagger:
+        other = scoring in self.scorings[1:]  # a visitor may send any text
+        model = self.model.scored_by(SCORINGS[scoring]()).eval() if other else self.model
         calibrates = probabilities and self.calibrated
         options: Any = {"top_k": None, "num_workers": 0, "prompt": self.prompt, "probabilities": calibrates}
-        return Tagger(self.model, vocabulary, **options)
+        return Tagger(model, vocabulary, **options)
 
-    def embed(self, vocabulary: LabelVocabulary, probabilities: bool = False) -> None:
+    def embed(self, vocabulary: LabelVocabulary, probabilities: bool = False, scoring: str = "") -> None:
         """Embed the labels of a vocabulary before images are ranked.
 
         Raises:
             UserError: A label is too long for the text tower.
         """
-        self._tagger(vocabulary, probabilities).label_embeds()
+        self._tagger(vocabulary, probabilities, scoring).label_embeds()
 
-    def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> Ranking:
+    def rank(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False, scoring: str = "") -> Ranking:
         """Rank all labels of a vocabulary.
 
         Args:
             image: An image file.
             vocabulary: The labels.
             probabilities: Calibrate the scores, if the model can.
+            scoring: One of `scorings`. Default: the first.
 
         Raises:
             UserError: The file is no image, is broken or is gone, or has too many pixels.
         """
-        ((_, scores),) = self._tagger(vocabulary, probabilities).tag([open_picture(image)])
-        return Ranking(image, vocabulary, scores, probabilities and self.calibrated)
+        ((_, scores),) = self._tagger(vocabulary, probabilities, scoring).tag([open_picture(image)])
+        return Ranking(image, vocabulary, scores, probabilities and self.calibrated, scoring)
 
-    def best(self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False) -> tuple[LabelScore, ...]:
+    def best(
+        self, image: str, vocabulary: LabelVocabulary, probabilities: bool = False, scoring: str = ""
+    ) -> tuple[LabelScore, ...]:
         """The best `TAGS` labels of a vocabulary; kept for the last images. See `rank`."""
-        return self._best(image, stamp(image), vocabulary, probabilities)
+        return self._best(image, stamp(image), vocabulary, probabilities, scoring)
 
     def find(self, ranking: Ranking, label: str) -> tuple[Image.Image, PatchGrid, LabelEvidence]:
         """Find one of the ranked labels in the image.
@@ -158,5 +176,5 @@ class Ranker:
             UserError: The image is gone.
         """
         image = open_picture(ranking.image)
-        grid, evidence = find_labels(self._tagger(ranking.vocabulary, False), image)
+        grid, evidence = find_labels(self._tagger(ranking.vocabulary, False, ranking.scoring), image)
         return image, grid, next(found for found in evidence if found.label == label)

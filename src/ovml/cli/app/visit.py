@@ -70,11 +70,13 @@ class Asked:
         text: The typed labels.
         source: Title of the vocabulary; `TYPED` for the typed labels.
         probabilities: See `Ranker.rank`.
+        scoring: See `Ranker.rank`.
     """
 
     text: str = ""
     source: str = TYPED
     probabilities: bool = False
+    scoring: str = ""
 
 
 class Events:
@@ -133,7 +135,7 @@ class Events:
             if vocabulary is None:
                 return NO_LABELS
             with self._model:
-                ranking = self.ranker.rank(self._path(visit, number), vocabulary, asked.probabilities)
+                ranking = self.ranker.rank(self._path(visit, number), vocabulary, asked.probabilities, asked.scoring)
         except UserError as problem:
             return error(problem) if visit.chosen == number else SKIP
         if visit.chosen != number:
@@ -171,7 +173,7 @@ class Events:
             if vocabulary is None:
                 return
             with self._model:
-                self.ranker.embed(vocabulary, asked.probabilities)
+                self.ranker.embed(vocabulary, asked.probabilities, asked.scoring)
         except UserError:  # the ranking says it
             return
         for count, (number, tile) in enumerate(tiles.items(), start=1):
@@ -179,7 +181,8 @@ class Events:
             if not tile.problem:
                 try:
                     with self._model:
-                        tile.tags = self.ranker.best(self._path(visit, number), vocabulary, asked.probabilities)
+                        path = self._path(visit, number)
+                        tile.tags = self.ranker.best(path, vocabulary, asked.probabilities, asked.scoring)
                 except UserError as problem:
                     tile.problem = str(problem)
             if visit.turn != turn:

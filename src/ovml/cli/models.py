@@ -6,6 +6,7 @@ import argparse
 
 import transformers
 
+from ovml.inference.exported import ExportedModel, is_exported
 from ovml.model import OpenVocabularyModel
 from ovml.saving import load_model
 from ovml.utils.console import notice
@@ -23,6 +24,8 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
     Raises:
         UserError: The model cannot be loaded, or the device cannot be used here.
     """
+    if is_exported(args.model):
+        raise UserError(f"--model {args.model}: an exported file can tag only; give the model that it was made of")
     transformers.utils.logging.disable_progress_bar()
     model = load_model(args.model)
     device = getattr(args, "device", "cpu")
@@ -30,6 +33,19 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: not usable here ({first_line(error)}); try cpu") from error
+
+
+def exported_and_labels(
+    args: argparse.Namespace, labels: LabelVocabulary | None
+) -> tuple[OpenVocabularyModel, LabelVocabulary | None]:
+    """Load the exported file that `--model` names, as `model_and_labels` loads a model.
+
+    Raises:
+        UserError: It cannot be loaded, or another device than the CPU is asked for.
+    """
+    if args.device not in ("auto", "cpu"):
+        raise UserError(f"--device {args.device}: exported files run on the CPU; leave it out")
+    return ExportedModel(args.model), labels
 
 
 def model_and_labels(

@@ -7,6 +7,7 @@ import argparse
 import torch
 import transformers
 
+from ovml.inference.exported import ExportedModel, is_exported
 from ovml.inference.label_cache import cached
 from ovml.model import OpenVocabularyModel
 from ovml.saving import load_model
@@ -26,6 +27,8 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
     Raises:
         UserError: The model cannot be loaded, or the device cannot be used here.
     """
+    if is_exported(args.model):
+        raise UserError(f"--model {args.model}: an exported file can tag only; give the model that it was made of")
     transformers.utils.logging.disable_progress_bar()
     scoring = getattr(args, "scoring", None)
     if not hasattr(args, "device"):
@@ -46,6 +49,23 @@ def _scored(model: OpenVocabularyModel, scoring: str | None) -> OpenVocabularyMo
     if scoring is not None and model.scoring is not None:
         notice(f"scoring {scoring}: {model.scoring.cost}")
     return model
+
+
+def exported_and_labels(
+    args: argparse.Namespace, labels: LabelVocabulary | None
+) -> tuple[OpenVocabularyModel, LabelVocabulary | None]:
+    """Load the exported file that `--model` names, as `model_and_labels` loads a model.
+
+    Raises:
+        UserError: It cannot be loaded, or another device than the CPU is asked for.
+    """
+    if args.device not in ("auto", "cpu"):
+        raise UserError(f"--device {args.device}: exported files run on the CPU; leave it out")
+    if args.precision not in ("auto", "float32"):
+        raise UserError(
+            f"--precision {args.precision}: exported files have the precision they were written in; leave it out"
+        )
+    return ExportedModel(args.model), labels
 
 
 def model_and_labels(

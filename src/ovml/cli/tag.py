@@ -21,6 +21,7 @@ from ovml.cli.command import (
     chosen_labels,
     several_names,
 )
+from ovml.cli.export import SUFFIXES as EXPORTED
 from ovml.cli.parsing import LONGEST
 from ovml.utils.console import notice
 from ovml.utils.errors import UserError
@@ -149,12 +150,17 @@ class Tag(Command):
         if args.format is not None and (args.out is not None or args.out_format is not None):
             raise UserError("--format: is of what is printed; --out or --out-format says what is written")
 
+        is_file = args.model.lower().endswith(tuple(EXPORTED.values()))
+        if is_file and args.prompt is not None:
+            raise UserError(f"--prompt: {args.model} has no text tower; ovml embed-labels embeds labels for it")
+        if is_file and args.scoring is not None:
+            raise UserError(f"--scoring: {args.model} scores as the model that it was made of; leave it out")
         with starting():
-            from ovml.cli.models import EVERYDAY, model_and_labels
+            from ovml.cli.models import EVERYDAY, exported_and_labels, model_and_labels
             from ovml.cli.tagging import print_tags, write_tags, write_xmp
             from ovml.inference.tagger import Tagger
 
-            model, scored = model_and_labels(args, labels)
+            model, scored = exported_and_labels(args, labels) if is_file else model_and_labels(args, labels)
         options = "top_k", "batch_size", "threshold", "floor", "num_workers", "prompt", "probabilities", "allow_urls"
         packaged = args.vocabulary if labels is not None or scored is None else EVERYDAY
         parents = {} if packaged is None else packaged_parents(packaged)

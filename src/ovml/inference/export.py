@@ -11,22 +11,34 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ovml.encoders.execution import Execution
 from ovml.inference.adapt import fitted_part
-from ovml.inference.export_formats import FORMATS, Run, check_packages, load_traced, reason, tracing, write_traced
+from ovml.inference.export_formats import (
+    FORMATS,
+    Run,
+    check_packages,
+    data_path,
+    labels_path,
+    load_traced,
+    reason,
+    tracing,
+    write_traced,
+)
 from ovml.inference.label_embeddings import write_label_embeddings
+from ovml.inference.quantize import RANDOM_IMAGES, Parity, calibration_images, compare, quantize_file
 from ovml.inference.tagger import Tagger
 from ovml.model import OpenVocabularyModel
 from ovml.prompts import PromptLearner
 from ovml.utils.errors import UserError
 from ovml.utils.files import check_output, folder_beside, sync, write_errors
+from ovml.utils.images import ImageLike
 from ovml.utils.version import __version__
 from ovml.vocabulary import LabelVocabulary
 
@@ -44,13 +56,16 @@ class Exported(NamedTuple):
         labels: Label embeddings and names; `None` if there are no labels.
         data: The weights, if they do not fit into the model's file; keep the two files together.
         difference: Maximum difference from the model's own logits, on random images and label embeddings (see
-            `TOLERANCE`). `None`: not checked, since onnxruntime is not installed.
+            `TOLERANCE`). `None`: not checked, since onnxruntime is not installed. Of a quantized file that of the file
+            in float32 that it was made from.
+        parity: How far a quantized file is from the one in float32.
     """
 
     path: Path
     labels: Path | None
     data: Path | None
     difference: float | None
+    parity: Parity | None = None
 
 
 class Scorer(nn.Module):
@@ -89,6 +104,8 @@ def export_model(
     prompt: PromptLearner | str | Sequence[str] | None = None,
     opset: int | None = None,
     overwrite: bool = False,
+    quantize: Literal["int8"] | None = None,
+    calibrate: Iterable[ImageLike] | None = None,
 ) -> Exported:
     """Write a model for use without ovml, in float32. The file appears after its logits were compared with the model's.
 
@@ -101,6 +118,9 @@ def export_model(
         prompt: Replaces the model's own prompt; see `Tagger`.
         opset: ONNX operator set. Default: torch's choice.
         overwrite: Replace the file, its labels and its data.
+        quantize: `int8` for an ONNX file whose image tower multiplies 8-bit integers; see `ovml.inference.quantize`.
+        calibrate: Images like those to be scored, which set the scales of a quantized file. Default: each call
+            measures its own.
 
     Raises:
         UserError: The path cannot be used, a package is missing, the head cannot be exported, or the written file
@@ -118,12 +138,17 @@ def export_model(
     format = check_target(path, format, overwrite)
     if opset is not None and format != "onnx":
         raise UserError("opset: only the format onnx has one; leave it out")
-    check_packages(format)
+    if quantize is not None and (quantize != "int8" or format != "onnx"):
+        raise UserError(f"quantize: must be 'int8', of the format onnx; got {quantize!r} of {format}")
+    if calibrate is not None and quantize is None:
+        raise UserError("calibrate: sets the scales of a quantized file; give quantize too, or leave it out")
+    check_packages(format, quantized=quantize is not None)
     if fitted_part(model.head) is not None:
         raise UserError(
             f"head: a {type(model.head).__name__} scores the labels that it was fitted for, and an exported file takes "
             "any; export a plain CLIP with a scoring that needs no fit, or tag with the model itself"
         )
+    pixel_values = None if calibrate is None else calibration_images(calibrate, model.image_processor)
     vocabulary = model.vocabulary if labels is None else model.vocabulary_of(labels)
     if vocabulary is None and prompt is not None:
         raise UserError("prompt: there are no labels to embed with it; give labels too")
@@ -132,16 +157,20 @@ def export_model(
     metadata = _metadata(model)
     with write_errors(path), folder_beside(path) as folder:
         written = folder / _unused_name(path)  # ONNX files hold the name of their data file
+        traced = written if quantize is None else folder / "float32.onnx"
+        parity = None
         with tracing(model.head, format):
             scorer = Scorer(model)
-            write_traced(scorer, _random_inputs(model, 2, 5, seed=0), written, metadata, opset)
-            run = load_traced(written)
+            write_traced(scorer, _random_inputs(model, 2, 5, seed=0), traced, metadata, opset)
+            run = load_traced(traced)
             difference = None if run is None else _difference(scorer, run, model, path.name)
+            if quantize is not None and run is not None:
+                parity = _quantized(model, traced, written, run, pixel_values, embeds)
         if vocabulary is not None and embeds is not None:
             write_label_embeddings(labels_path(written), vocabulary.names, embeds, metadata)
         sync(folder)
         labels_file, data_file = _put_in_place(written, path)
-    return Exported(path, labels_file, data_file, difference)
+    return Exported(path, labels_file, data_file, difference, parity)
 
 
 def check_target(path: Path, format: str | None, overwrite: bool) -> str:
@@ -157,20 +186,6 @@ def check_target(path: Path, format: str | None, overwrite: bool) -> str:
     for file in (labels_path(path), *map(data_path, _names(path))):
         check_output(file, [file.suffix], overwrite)
     return suffixes[path.suffix.lower()]
-
-
-def labels_path(path: Path) -> Path:
-    """Path of the label embeddings of an exported model.
-
-    >>> labels_path(Path("a/model.onnx")).name
-    'model.labels.safetensors'
-    """
-    return path.with_suffix(".labels.safetensors")
-
-
-def data_path(path: Path) -> Path:
-    """Path of the weights of an exported model if they are too large for its own file."""
-    return path.with_name(path.name + ".data")
 
 
 def _metadata(model: OpenVocabularyModel) -> dict[str, str]:
@@ -222,6 +237,21 @@ def _difference(scorer: Scorer, run: Run, model: OpenVocabularyModel, name: str)
             )
         maximum = max(maximum, difference)
     return maximum
+
+
+def _quantized(
+    model: OpenVocabularyModel, plain: Path, out: Path, run: Run, pixel_values: Tensor | None, embeds: Tensor | None
+) -> Parity:
+    """Write the quantized form of a file that runs, and compare the two."""
+    random_pixels, random_embeds = _random_inputs(model, RANDOM_IMAGES, 500, seed=0)
+    embeds = random_embeds if embeds is None else embeds.float().cpu()
+    quantize_file(plain, out, pixel_values, embeds)
+    for left in (plain, data_path(plain)):
+        left.unlink(missing_ok=True)
+    quantized = load_traced(out)
+    assert quantized is not None
+    compared = random_pixels if pixel_values is None else pixel_values
+    return compare(quantized, run, compared, embeds, random=pixel_values is None)
 
 
 def _names(path: Path) -> tuple[Path, Path]:

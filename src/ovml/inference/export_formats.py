@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,21 @@ from ovml.utils.errors import UserError, all_lines
 FORMATS = {"onnx": ".onnx", "torch.export": ".pt2"}
 """File suffix of each format."""
 
+METADATA = "ovml.json"
+"""Extra file of `torch.export` with the metadata."""
+
 Run = Callable[[Tensor, Tensor], Tensor]
 """`(pixel_values, label_embeds) -> logits`."""
 
 
-def check_packages(format: str) -> None:
+def check_packages(format: str, quantized: bool = False) -> None:
     """Raise a `UserError` if a package that writes the format is missing."""
-    for package in ("onnx", "onnxscript") if format == "onnx" else ():
+    for package in ("onnx", "onnxscript", *(["onnxruntime"] if quantized else [])) if format == "onnx" else ():
         try:
             import_module(package)
         except ImportError as error:
-            raise UserError(f"format onnx: needs the package {package}; pip install 'ovml[export]'") from error
+            what = "quantize" if package == "onnxruntime" else "format onnx"
+            raise UserError(f"{what}: needs the package {package}; pip install 'ovml[export]'") from error
 
 
 def write_traced(
@@ -55,7 +59,7 @@ def write_traced(
         node.meta.pop("stack_trace", None)  # it contains file paths of this machine
     if path.suffix.lower() == FORMATS["torch.export"]:
         buffer = io.BytesIO()  # torch's own writing to a file aborts the process if the disk is full
-        torch.export.save(program, buffer, extra_files={"ovml.json": json.dumps(metadata)})
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
         path.write_bytes(buffer.getbuffer())
         return
     names: dict[str, Any] = {
@@ -72,23 +76,58 @@ def write_traced(
     onnx.save(path, external_data=False)  # torch writes external data anyway if one file cannot hold the weights
 
 
+class Traced(NamedTuple):
+    """A file that was loaded.
+
+    Attributes:
+        run: Scores images.
+        metadata: Text by name.
+    """
+
+    run: Run
+    metadata: Mapping[str, str]
+
+
 def load_traced(path: Path) -> Run | None:
     """Load a file that `write_traced` wrote; `None` if onnxruntime is needed and not installed."""
+    traced = open_traced(path)
+    return None if traced is None else traced.run
+
+
+def open_traced(path: Path) -> Traced | None:
+    """Load a file and its metadata; `None` if onnxruntime is needed and not installed."""
     if path.suffix.lower() == FORMATS["torch.export"]:
-        module: Run = torch.export.load(path).module()
-        return module
+        extra = {METADATA: ""}
+        module = torch.export.load(path, extra_files=extra).module()
+        return Traced(module.__call__, json.loads(extra[METADATA]))
     if find_spec("onnxruntime") is None:
         return None
     runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that read images need the cores
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(pixel_values: Tensor, label_embeds: Tensor) -> Tensor:
         inputs = {"pixel_values": pixel_values.numpy(), "label_embeds": label_embeds.numpy()}
         return torch.from_numpy(session.run(["logits"], inputs)[0])
 
-    return run
+    return Traced(run, session.get_modelmeta().custom_metadata_map)
+
+
+def labels_path(path: Path) -> Path:
+    """Path of the label embeddings of an exported model.
+
+    >>> labels_path(Path("a/model.onnx")).name
+    'model.labels.safetensors'
+    """
+    return path.with_suffix(".labels.safetensors")
+
+
+def data_path(path: Path) -> Path:
+    """Path of the weights of an exported model if they are too large for its own file."""
+    return path.with_name(path.name + ".data")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.prompts.base import PromptLearner
+from ovml.prompts.texts import read_templates
 from ovml.utils.errors import UserError
 from ovml.utils.files import read_text
 from ovml.utils.schema import short
@@ -56,7 +57,8 @@ class EnsemblePrompt(PromptLearner):
     Files are read when the object is created, so a saved model does not need them.
 
     Args:
-        templates: Templates with `{}` in place of the name, or the path of a text file with one template per line.
+        templates: Templates with `{}` in place of the name, or a text file with one template per line: its path, or the
+            bare name of one that ovml ships, `openai.txt` (80) or `tagclip.txt` (85); see `ovml.prompts.texts`.
             Default: the 20 templates of `GENERAL_TEMPLATES`.
         descriptions: Descriptions by name, or the path of a JSON file `{name: [description, ...]}`. Names are matched
             without regard to case and whitespace.
@@ -120,8 +122,7 @@ def _templates(templates: str | Sequence[str]) -> list[str]:
     if isinstance(templates, str):
         if "{}" in templates:
             raise UserError(f"templates: {templates!r} is a template, not a file of them; write [{templates!r}]")
-        lines = enumerate(read_text(templates, "template", "one template per line").splitlines(), start=1)
-        named = [(f"{templates}, line {number}", line.strip()) for number, line in lines if line.strip()]
+        named = read_templates(templates)
     else:
         named = [(f"templates, number {number}", template) for number, template in enumerate(templates, 1)]
     if not named:

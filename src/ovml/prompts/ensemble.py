@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.prompts.base import PromptLearner
-from ovml.prompts.texts import read_templates
+from ovml.prompts.texts import label_texts, read_templates
 from ovml.utils.errors import UserError
-from ovml.utils.files import read_text
-from ovml.utils.schema import short
 from ovml.vocabulary import check_template, label_key
 
 GENERAL_TEMPLATES = (
@@ -54,17 +50,22 @@ class EnsemblePrompt(PromptLearner):
     image with the sentences "{name}, which has {description}". This equals the dot product with the mean embedding,
     which `normalize=False` returns. Names without descriptions use the templates.
 
+    Synonyms are other names of a label, such as "kitten" for "cat". Each is put into the templates, and counts as much
+    as the label's own name.
+
     Files are read when the object is created, so a saved model does not need them.
 
     Args:
         templates: Templates with `{}` in place of the name, or a text file with one template per line: its path, or the
             bare name of one that ovml ships, `openai.txt` (80) or `tagclip.txt` (85); see `ovml.prompts.texts`.
             Default: the 20 templates of `GENERAL_TEMPLATES`.
-        descriptions: Descriptions by name, or the path of a JSON file `{name: [description, ...]}`. Names are matched
-            without regard to case and whitespace.
+        descriptions: Descriptions by name, or the path of a file of them: JSON `{name: [description, ...]}`, or CSV
+            with a name and then its descriptions in each line. Names are matched without regard to case and
+            whitespace.
         sentence: Pattern of the sentence for a description, with `{description}` once and `{name}` at most once. Use
             `"{description}"` if the file contains whole sentences.
         normalize: Whether to divide the mean by its L2 norm.
+        synonyms: Other names by name, or the path of a file as of `descriptions`.
 
     Raises:
         UserError: A file cannot be read, or a template, a description or `sentence` is invalid.
@@ -86,22 +87,27 @@ class EnsemblePrompt(PromptLearner):
         descriptions: str | Mapping[str, Sequence[str]] | None = None,
         sentence: str = "{name}, which has {description}",
         normalize: bool = True,
+        synonyms: str | Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         if sentence.count("{description}") != 1 or sentence.count("{name}") > 1:
             raise UserError(f"sentence {sentence!r} must hold {{description}} once and {{name}} at most once")
         self.templates = _templates(GENERAL_TEMPLATES if templates is None else templates)
-        self.descriptions = None if descriptions is None else _descriptions(descriptions)
+        self.descriptions = None if descriptions is None else label_texts(descriptions, "description")
+        self.synonyms = None if synonyms is None else label_texts(synonyms, "synonym")
         self.sentence = sentence
         self.normalize = normalize
-        self._by_key = {label_key(name): texts for name, texts in (self.descriptions or {}).items()}
+        self._descriptions, self._synonyms = (
+            {label_key(name): texts for name, texts in (found or {}).items()}
+            for found in (self.descriptions, self.synonyms)
+        )
 
     def sentences(self, name: str) -> list[str]:
-        """Return all sentences for a name."""
-        if label_key(name) not in self._by_key:
-            return [template.replace("{}", name) for template in self.templates]
+        """Return all sentences for a name: of its descriptions or else the templates, then of its synonyms."""
         before, after = (part.replace("{name}", name) for part in self.sentence.split("{description}"))
-        return [f"{before}{text}{after}" for text in self._by_key[label_key(name)]]
+        described = [f"{before}{text}{after}" for text in self._descriptions.get(label_key(name), ())]
+        names = [*([] if described else [name]), *self._synonyms.get(label_key(name), ())]
+        return described + [template.replace("{}", other) for other in names for template in self.templates]
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
         """Return the mean over the sentences of each name, `[L, D]`; one call of the text tower embeds all of them."""
@@ -134,37 +140,3 @@ def _templates(templates: str | Sequence[str]) -> list[str]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     return [template for _, template in named]
-
-
-def _descriptions(descriptions: str | Mapping[str, Any]) -> dict[str, list[str]]:
-    where = "descriptions"
-    pairs: Any = descriptions.items() if isinstance(descriptions, Mapping) else None
-    if isinstance(descriptions, str):
-        where = descriptions
-        text = read_text(descriptions, "description", "JSON such as {name: [description, ...]}")
-        try:
-            # As pairs, because a dict drops the first of two equal keys.
-            pairs = json.loads(text, object_pairs_hook=_Pairs)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}, line {error.lineno}: not JSON ({error.msg}); correct it") from error
-        if not isinstance(pairs, _Pairs):
-            raise UserError(f"{where}: expected a JSON object {{name: [description, ...]}}")
-    found: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
-    for name, texts in pairs:
-        if not label_key(name):
-            raise UserError(f"{where}, key {name!r}: the name is empty; give it one or remove it")
-        if label_key(name) in first:
-            raise UserError(f"{where}, key {name!r}: the same name as {first[label_key(name)]!r}; keep one of them")
-        first[label_key(name)] = name
-        whole = isinstance(texts, (list, tuple)) and not isinstance(texts, _Pairs)
-        if not whole or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise UserError(
-                f"{where}, key {name!r}: expected a list of descriptions, none of them empty; got {short(texts)}"
-            )
-        found[name] = [text.strip() for text in texts]
-    return found
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as pairs, in the order of the file."""

@@ -1,14 +1,20 @@
-"""Texts that published codes use and ovml ships: templates, and names of what is no label."""
+"""Texts for label names, from files: templates, descriptions and synonyms, and names of what is no label."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ovml.utils.errors import UserError
 from ovml.utils.files import read_text
 from ovml.utils.resources import RESOURCES
-from ovml.vocabulary import read_names
+from ovml.utils.schema import short
+from ovml.vocabulary import label_key, read_names
 
 
 def packaged_background(name: str = "voc") -> tuple[str, ...]:
@@ -44,6 +50,73 @@ def read_templates(name: str) -> list[tuple[str, str]]:
     path = name if os.path.isfile(name) or Path(name).name != name else _packaged("templates", name, missing=name)
     lines = enumerate(read_text(path, "template", "one template per line").splitlines(), start=1)
     return [(f"{name}, line {number}", line.strip()) for number, line in lines if line.strip()]
+
+
+def label_texts(texts: str | Mapping[str, Any], noun: str) -> dict[str, list[str]]:
+    """Read several texts for each label.
+
+    Args:
+        texts: Texts by label, or the path of a file. JSON: `{label: [text, ...]}`. CSV: a label and then its texts in
+            each line, and perhaps a header whose first cell is `label`; lines of one label add up.
+        noun: What the texts are, such as `description`.
+
+    Returns:
+        Texts by label, stripped.
+
+    Raises:
+        UserError: The file cannot be read, a label is empty or repeated, or it has no text or an empty one.
+
+    >>> label_texts({"cat": ["kitten", " tomcat "]}, "synonym")
+    {'cat': ['kitten', 'tomcat']}
+    """
+    where, pairs = f"{noun}s", texts.items() if isinstance(texts, Mapping) else None
+    if pairs is None:
+        where = str(texts)
+        form = f"JSON such as {{name: [{noun}, ...]}}, or CSV with a name and then its {noun}s in each line"
+        content = read_text(where, noun, form)
+        pairs = _of_csv(content, where) if where.lower().endswith(".csv") else _of_json(content, where, noun)
+    found: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for name, own in pairs:
+        if not label_key(name):
+            raise UserError(f"{where}, key {name!r}: the name is empty; give it one or remove it")
+        if label_key(name) in first:
+            raise UserError(f"{where}, key {name!r}: the same name as {first[label_key(name)]!r}; keep one of them")
+        first[label_key(name)] = name
+        whole = isinstance(own, (list, tuple)) and not isinstance(own, _Pairs)
+        if not whole or not own or not all(isinstance(text, str) and text.strip() for text in own):
+            raise UserError(f"{where}, key {name!r}: expected a list of {noun}s, none of them empty; got {short(own)}")
+        found[name] = [text.strip() for text in own]
+    return found
+
+
+def _of_json(content: str, where: str, noun: str) -> Iterable[tuple[str, Any]]:
+    try:
+        # As pairs, because a dict drops the first of two equal keys.
+        pairs = json.loads(content, object_pairs_hook=_Pairs)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}, line {error.lineno}: not JSON ({error.msg}); correct it") from error
+    if not isinstance(pairs, _Pairs):
+        raise UserError(f"{where}: expected a JSON object {{name: [{noun}, ...]}}")
+    return pairs
+
+
+def _of_csv(content: str, where: str) -> Iterable[tuple[str, Any]]:
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    found: dict[str, tuple[str, list[str]]] = {}
+    try:
+        for number, cells in enumerate(cells for cells in reader if any(cell.strip() for cell in cells)):
+            name, *own = [cell.strip() for cell in cells]
+            if number == 0 and name.lower() in ("label", "name"):
+                continue
+            found.setdefault(label_key(name), (name, []))[1].extend(text for text in own if text)
+    except csv.Error as error:
+        raise UserError(f"{where}, line {reader.line_num}: {error}; check the quotes") from error
+    return found.values()
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as pairs, in the order of the file."""
 
 
 def _packaged(folder: str, name: str, missing: str | None = None) -> str | Path:

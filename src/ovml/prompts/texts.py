@@ -69,9 +69,12 @@ def label_texts(texts: str | Mapping[str, Any], noun: str) -> dict[str, list[str
     >>> label_texts({"cat": ["kitten", " tomcat "]}, "synonym")
     {'cat': ['kitten', 'tomcat']}
     """
-    where, pairs = f"{noun}s", texts.items() if isinstance(texts, Mapping) else None
-    if pairs is None:
-        where = str(texts)
+    where = f"{noun}s"
+    pairs: Iterable[tuple[str, Any]] = ()
+    if isinstance(texts, Mapping):
+        pairs = texts.items()
+    else:
+        where = texts
         form = f"JSON such as {{name: [{noun}, ...]}}, or CSV with a name and then its {noun}s in each line"
         content = read_text(where, noun, form)
         pairs = _of_csv(content, where) if where.lower().endswith(".csv") else _of_json(content, where, noun)

@@ -181,6 +181,7 @@ def test_files_are_read_once_and_kept(tiny, tmp_path):
         "sentence": "a {description}",
         "normalize": False,
         "synonyms": {"zebra": ["horse"]},
+        "pool": "mean",
     }
 
 
@@ -247,6 +248,7 @@ def test_bad_description_files(tmp_path, content, message):
         (lambda: EnsemblePrompt([]), "templates: there is no template"),
         (lambda: EnsemblePrompt(["a {}", "b"]), "templates, number 2: template 'b' must hold {} exactly once"),
         (lambda: EnsemblePrompt(descriptions={"a": []}), "descriptions, key 'a': expected a list of descriptions"),
+        (lambda: EnsemblePrompt(pool="min"), "pool must be 'mean' or 'max'; got 'min'"),
         (lambda: EnsemblePrompt(sentence="{name}"), "sentence '{name}' must hold {description} once"),
         (lambda: EnsemblePrompt(sentence="{name} {name} {description}"), "{name} at most once"),
     ],

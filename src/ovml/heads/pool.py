@@ -49,7 +49,14 @@ class PoolFitted(nn.Module, ABC):
             vocabulary: The labels.
             label_embeds: Their embeddings `[L, D]`.
             embed: Embeds other texts.
+
+        Raises:
+            UserError: Labels have several texts each, `[L, K, D]`.
         """
+        if label_embeds.dim() != 2:
+            raise UserError(
+                f"{type(self).__name__}: is fitted for one text of each label; take a prompt with pool='mean'"
+            )
         self.label_embeds = F.normalize(label_embeds.detach().float(), dim=-1)
 
     @abstractmethod

@@ -15,6 +15,7 @@ from ovml.encoders.sources import MaskCLIP
 from ovml.heads.refinement import from_0_to_1, patch_attention, refined
 from ovml.inference.whole_image import WholeImage, embed_patches
 from ovml.model import Labels, OpenVocabularyModel
+from ovml.prompts.several import distinct_texts
 from ovml.prompts.texts import packaged_background
 from ovml.utils.errors import UserError, check_share, check_whole
 from ovml.utils.tensors import full_precision
@@ -186,7 +187,10 @@ class SecondPass:
 
     @torch.no_grad()
     def score(self, first: FirstPass, label_embeds: Tensor) -> Tensor:
-        """Scores `[B, L]` of labels `[L, D]`, from 0 to 1."""
+        """Scores `[B, L]` of labels `[L, D]`, or of the best of several texts `[L, K, D]`, from 0 to 1."""
+        if label_embeds.dim() == 3:
+            texts, places = distinct_texts(label_embeds)
+            return self.score(first, texts)[:, places].amax(dim=-1)
         background = self._background_embeds(label_embeds)
         return self.score_names(first, torch.cat([label_embeds, background.to(label_embeds)]), len(label_embeds))
 
@@ -281,6 +285,7 @@ class SecondPass:
         if not names:
             return label_embeds[:0]
         embeds = self.model.embed_labels(LabelVocabulary(tuple(names)))
+        embeds = embeds if embeds.dim() == 2 else embeds[:, 0]
         ours, labels = (F.normalize(full_precision(x), dim=-1) for x in (embeds.to(label_embeds), label_embeds))
         twice = torch.stack([(labels - own).norm(dim=-1).amin() < SAME for own in ours])
         if self.background is not None and twice.any():

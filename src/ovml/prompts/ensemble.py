@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.prompts.base import PromptLearner
+from ovml.prompts.several import stack_texts
 from ovml.prompts.texts import label_texts, read_templates
 from ovml.utils.errors import UserError
 from ovml.vocabulary import check_template, label_key
@@ -64,8 +66,11 @@ class EnsemblePrompt(PromptLearner):
             whitespace.
         sentence: Pattern of the sentence for a description, with `{description}` once and `{name}` at most once. Use
             `"{description}"` if the file contains whole sentences.
-        normalize: Whether to divide the mean by its L2 norm.
+        normalize: Whether to divide means by their L2 norm.
         synonyms: Other names by name, or the path of a file as of `descriptions`.
+        pool: `mean` over all sentences; or `max`: a label's score is that of its best text, which is a description, or
+            the name or a synonym in all templates. Heads then score each text as if it were a label. For scoring only:
+            nothing trains, is fitted or exported with it.
 
     Raises:
         UserError: A file cannot be read, or a template, a description or `sentence` is invalid.
@@ -88,6 +93,7 @@ class EnsemblePrompt(PromptLearner):
         sentence: str = "{name}, which has {description}",
         normalize: bool = True,
         synonyms: str | Mapping[str, Sequence[str]] | None = None,
+        pool: Literal["mean", "max"] = "mean",
     ) -> None:
         super().__init__()
         if sentence.count("{description}") != 1 or sentence.count("{name}") > 1:
@@ -97,6 +103,8 @@ class EnsemblePrompt(PromptLearner):
         self.synonyms = None if synonyms is None else label_texts(synonyms, "synonym")
         self.sentence = sentence
         self.normalize = normalize
+        self.pool = pool
+        self.gives_several = pool == "max"
         self._descriptions, self._synonyms = (
             {label_key(name): texts for name, texts in (found or {}).items()}
             for found in (self.descriptions, self.synonyms)
@@ -104,14 +112,27 @@ class EnsemblePrompt(PromptLearner):
 
     def sentences(self, name: str) -> list[str]:
         """Return all sentences for a name: of its descriptions or else the templates, then of its synonyms."""
+        return [sentence for text in self._texts(name) for sentence in text]
+
+    def _texts(self, name: str) -> list[list[str]]:
+        """The sentences of each text of a name: one for a description, one for each template for a name or synonym."""
         before, after = (part.replace("{name}", name) for part in self.sentence.split("{description}"))
-        described = [f"{before}{text}{after}" for text in self._descriptions.get(label_key(name), ())]
+        described = [[f"{before}{text}{after}"] for text in self._descriptions.get(label_key(name), ())]
         names = [*([] if described else [name]), *self._synonyms.get(label_key(name), ())]
-        return described + [template.replace("{}", other) for other in names for template in self.templates]
+        return described + [[template.replace("{}", other) for template in self.templates] for other in names]
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Return the mean over the sentences of each name, `[L, D]`; one call of the text tower embeds all of them."""
-        sentences = [self.sentences(name) for name in names]
+        """Return the mean over the sentences of each name, `[L, D]`, or of each of its texts, `[L, K, D]`.
+
+        One call of the text tower embeds all sentences.
+        """
+        texts = [self._texts(name) for name in names]
+        if not self.gives_several:
+            return self._means([[sentence for text in own for sentence in text] for own in texts])
+        means = self._means([text for own in texts for text in own])
+        return stack_texts(means, [len(own) for own in texts])
+
+    def _means(self, sentences: list[list[str]]) -> Tensor:
         # The tower computes a prefix that a whole batch shares once, so sentences of one template stay together.
         places = sorted(((k, i) for i, own in enumerate(sentences) for k in range(len(own))))
         embeds = self.text_encoder([sentences[i][k] for k, i in places])

@@ -21,6 +21,7 @@ from ovml.heads.scoring import Scoring
 from ovml.metrics.adapted import Adapted
 from ovml.metrics.calibration import Calibration
 from ovml.prompts import ContextPrompt, PromptLearner
+from ovml.prompts.several import distinct_texts
 from ovml.utils.errors import UserError, all_lines
 from ovml.utils.parts import describe, warn_unless_importable
 from ovml.utils.tensors import full_precision
@@ -224,7 +225,13 @@ class OpenVocabularyModel(nn.Module):
         self._label_embeds.clear()
 
     def score(self, features: Features, label_embeds: Tensor) -> Tensor:
-        """The head's logits `[B, L]`, in float32 also where the towers run in half precision."""
+        """The head's logits `[B, L]`, in float32 also where the towers run in half precision.
+
+        Of label embeddings `[L, K, D]`, of several texts, the best text's.
+        """
+        if label_embeds.dim() == 3 and not self.head.takes_pairs:
+            texts, places = distinct_texts(label_embeds)
+            return self.score(features, texts)[:, places].amax(dim=-1)
         features = widened(features.for_labels(label_embeds), self.head.dtype)
         num_labels, label_embeds = (
             len(label_embeds),
@@ -262,6 +269,7 @@ class OpenVocabularyModel(nn.Module):
         if not self.head.background:
             return label_embeds
         background = self._embed_labels(LabelVocabulary(tuple(self.head.background)), self.prompt)
+        background = background if background.dim() == 2 else background[:, 0]
         return torch.cat([label_embeds, background.to(label_embeds)])
 
     def forward(self, pixel_values: Tensor, labels: Labels = None) -> Tensor:

@@ -100,7 +100,58 @@ def test_half_precision(tiny):
     torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0)
 
 
+def test_synonyms_count_as_much_as_the_name(encoder):
+    prompt = EnsemblePrompt(TEMPLATES, synonyms={"Cat": ["kitten", "tomcat"]})
+    assert prompt.sentences("cat") == [t.replace("{}", n) for n in ("cat", "kitten", "tomcat") for t in TEMPLATES]
+    assert prompt.sentences("dog") == [t.replace("{}", "dog") for t in TEMPLATES]
+    plain = EnsemblePrompt(TEMPLATES, normalize=False).bind(encoder)
+    with torch.no_grad():
+        expected = F.normalize(plain(["cat", "kitten", "tomcat"]).mean(dim=0), dim=0)
+        assert torch.allclose(prompt.bind(encoder)(["cat"])[0], expected, atol=1e-6)
+
+
+def test_descriptions_and_synonyms_of_one_label():
+    prompt = EnsemblePrompt(["a {}"], {"cat": ["paws"]}, "{name} with {description}", synonyms={"cat": ["kitten"]})
+    assert prompt.sentences("cat") == ["cat with paws", "a kitten"]
+
+
 # ---------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat,kitten,tomcat\nred car,automobile\n",
+        "label,text\ncat,kitten\nred car,automobile\n\nCat,tomcat\n",
+        "\ufeffname,synonyms\r\ncat,kitten,tomcat,\r\n'red car',automobile\r\n".replace("'", '"'),
+    ],
+)
+def test_texts_of_labels_in_a_table(tmp_path, text):
+    path = write(tmp_path / "synonyms.csv", text)
+    assert EnsemblePrompt(synonyms=path).synonyms == {"cat": ["kitten", "tomcat"], "red car": ["automobile"]}
+    assert EnsemblePrompt(descriptions=path).descriptions == {"cat": ["kitten", "tomcat"], "red car": ["automobile"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\n", ", key 'cat': expected a list of synonyms, none of them empty; got []"),
+        (",kitten\n", ", key '': the name is empty"),
+        ('cat,"kitten\n', ", line 1: unexpected end of data; check the quotes"),
+    ],
+)
+def test_bad_tables(tmp_path, content, message):
+    path = write(tmp_path / "s.csv", content)
+    one_line(lambda: EnsemblePrompt(synonyms=path), path + message)
+
+
+def test_templates_that_ovml_ships_go_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    openai = EnsemblePrompt("openai.txt").templates
+    assert len(set(openai)) == 80
+    assert set(openai) < set(EnsemblePrompt("tagclip.txt").templates)
+    write(tmp_path / "openai.txt", "my {}\n")
+    assert EnsemblePrompt("openai.txt").templates == ["my {}"]
 
 
 def write(path, text):
@@ -111,7 +162,8 @@ def write(path, text):
 def test_files_are_read_once_and_kept(tiny, tmp_path):
     templates = write(tmp_path / "t.txt", "\ufeffa {} x\n\n  {} in b \n")
     descriptions = write(tmp_path / "d.json", json.dumps(DESCRIPTIONS))
-    prompt = EnsemblePrompt(templates, descriptions, "a {description}", normalize=False)
+    synonyms = write(tmp_path / "s.csv", "zebra,horse\n")
+    prompt = EnsemblePrompt(templates, descriptions, "a {description}", normalize=False, synonyms=synonyms)
     assert prompt.templates == ["a {} x", "{} in b"]
     assert prompt.descriptions == DESCRIPTIONS
     model = OVMultiLabelClassifier(tiny, ["cat", "zebra"], prompt=prompt, stages=[]).eval()
@@ -128,6 +180,8 @@ def test_files_are_read_once_and_kept(tiny, tmp_path):
         "descriptions": DESCRIPTIONS,
         "sentence": "a {description}",
         "normalize": False,
+        "synonyms": {"zebra": ["horse"]},
+        "pool": "mean",
     }
 
 
@@ -194,6 +248,7 @@ def test_bad_description_files(tmp_path, content, message):
         (lambda: EnsemblePrompt([]), "templates: there is no template"),
         (lambda: EnsemblePrompt(["a {}", "b"]), "templates, number 2: template 'b' must hold {} exactly once"),
         (lambda: EnsemblePrompt(descriptions={"a": []}), "descriptions, key 'a': expected a list of descriptions"),
+        (lambda: EnsemblePrompt(pool="min"), "pool must be 'mean' or 'max'; got 'min'"),
         (lambda: EnsemblePrompt(sentence="{name}"), "sentence '{name}' must hold {description} once"),
         (lambda: EnsemblePrompt(sentence="{name} {name} {description}"), "{name} at most once"),
     ],

@@ -52,8 +52,12 @@ class PoolFitted(nn.Module, ABC):
             embed: Embeds other texts.
 
         Raises:
-            UserError: There is only one label.
+            UserError: Labels have several texts each, `[L, K, D]`, or there is only one label.
         """
+        if label_embeds.dim() != 2:
+            raise UserError(
+                f"{type(self).__name__}: is fitted for one text of each label; take a prompt with pool='mean'"
+            )
         check_several(label_embeds)
         self.label_embeds = F.normalize(label_embeds.detach().float(), dim=-1)
 

@@ -153,6 +153,8 @@ def export_model(
     if vocabulary is None and prompt is not None:
         raise UserError("prompt: there are no labels to embed with it; give labels too")
     embeds = None if vocabulary is None else Tagger(model, vocabulary, prompt=prompt).label_embeds()
+    if embeds is not None and embeds.dim() == 3 and not model.head.takes_pairs:
+        raise UserError("prompt: several texts of a label cannot be exported; take pool='mean'")
 
     metadata = _metadata(model)
     with write_errors(path), folder_beside(path) as folder:

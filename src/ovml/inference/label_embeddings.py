@@ -50,6 +50,8 @@ def write_label_embeddings(
 
     if embeds.ndim not in (2, 3) or len(embeds) != len(labels):
         raise UserError(f"{path}: {len(labels)} labels need as many rows [L, D]; got {list(embeds.shape)}")
+    if embeds.ndim == 3 and embeds.shape[1] != 2:
+        raise UserError(f"{path}: several texts of a label cannot be written; take a prompt with pool='mean'")
     names = json.dumps(list(labels), ensure_ascii=False)
     tensors = {TENSOR: embeds.detach().float().cpu().contiguous()}
     content = save(tensors, {**(metadata or {}), "format": FORMAT, "labels": names})

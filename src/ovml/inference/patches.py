@@ -176,6 +176,7 @@ def find_evidence(
     default = TwoStreamHead(max(1, round(num_patches * 16 / 196)))
     num_best = int(getattr(head, "top_k", default.top_k))
     shown = label_embeds[:, 1] if head.takes_pairs else label_embeds
+    shown = shown if shown.dim() == 2 else shown[:, 0]  # of several texts the first
     streams = [global_scores(features, shown), local_scores(features, shown, num_best)]
     if getattr(head, "normalize", True):
         streams = [normalize_over_labels(stream) for stream in streams]

@@ -31,6 +31,8 @@ class PromptLearner(Part, nn.Module, ABC):
     text_encoder: TextEncoder
     gives_pairs: bool = False
     """Whether embeddings are pairs `[L, 2, D]`, of an absent and a present label; for heads with `takes_pairs`."""
+    gives_several: bool = False
+    """Whether embeddings are `[L, K, D]`, of several texts of each label, whose best counts; see `EnsemblePrompt`."""
 
     def bind(self, text_encoder: TextEncoder) -> PromptLearner:
         """Attach a text tower; returns the learner itself."""

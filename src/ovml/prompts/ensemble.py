@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ovml.prompts.base import PromptLearner
+from ovml.prompts.several import stack_texts
+from ovml.prompts.texts import label_texts, read_templates
 from ovml.utils.errors import UserError, error_at
-from ovml.utils.files import read_text
-from ovml.utils.schema import short
 from ovml.vocabulary import check_template, label_key
 
 GENERAL_TEMPLATES = (
@@ -53,16 +52,25 @@ class EnsemblePrompt(PromptLearner):
     image with the sentences "{name}, which has {description}". This equals the dot product with the mean embedding,
     which `normalize=False` returns. Names without descriptions use the templates.
 
+    Synonyms are other names of a label, such as "kitten" for "cat". Each is put into the templates, and counts as much
+    as the label's own name.
+
     Files are read when the object is created, so a saved model does not need them.
 
     Args:
-        templates: Templates with `{}` in place of the name, or the path of a text file with one template per line.
+        templates: Templates with `{}` in place of the name, or a text file with one template per line: its path, or the
+            bare name of one that ovml ships, `openai.txt` (80) or `tagclip.txt` (85); see `ovml.prompts.texts`.
             Default: the 20 templates of `GENERAL_TEMPLATES`.
-        descriptions: Descriptions by name, or the path of a JSON file `{name: [description, ...]}`. Names are matched
-            without regard to case and whitespace.
+        descriptions: Descriptions by name, or the path of a file of them: JSON `{name: [description, ...]}`, or CSV
+            with a name and then its descriptions in each line. Names are matched without regard to case and
+            whitespace.
         sentence: Pattern of the sentence for a description, with `{description}` once and `{name}` at most once. Use
             `"{description}"` if the file contains whole sentences.
-        normalize: Whether to divide the mean by its L2 norm.
+        normalize: Whether to divide means by their L2 norm.
+        synonyms: Other names by name, or the path of a file as of `descriptions`.
+        pool: `mean` over all sentences; or `max`: a label's score is that of its best text, which is a description, or
+            the name or a synonym in all templates. Heads then score each text as if it were a label. For scoring only:
+            nothing trains, is fitted or exported with it.
 
     Raises:
         UserError: A file cannot be read, or a template, a description or `sentence` is invalid.
@@ -84,26 +92,47 @@ class EnsemblePrompt(PromptLearner):
         descriptions: str | Mapping[str, Sequence[str]] | None = None,
         sentence: str = "{name}, which has {description}",
         normalize: bool = True,
+        synonyms: str | Mapping[str, Sequence[str]] | None = None,
+        pool: Literal["mean", "max"] = "mean",
     ) -> None:
         super().__init__()
         if sentence.count("{description}") != 1 or sentence.count("{name}") > 1:
             raise UserError(f"sentence {sentence!r} must hold {{description}} once and {{name}} at most once")
         self.templates = _templates(GENERAL_TEMPLATES if templates is None else templates)
-        self.descriptions = None if descriptions is None else _descriptions(descriptions)
+        self.descriptions = None if descriptions is None else label_texts(descriptions, "description")
+        self.synonyms = None if synonyms is None else label_texts(synonyms, "synonym")
         self.sentence = sentence
         self.normalize = normalize
-        self._by_key = {label_key(name): texts for name, texts in (self.descriptions or {}).items()}
+        self.pool = pool
+        self.gives_several = pool == "max"
+        self._descriptions, self._synonyms = (
+            {label_key(name): texts for name, texts in (found or {}).items()}
+            for found in (self.descriptions, self.synonyms)
+        )
 
     def sentences(self, name: str) -> list[str]:
-        """Return all sentences for a name."""
-        if label_key(name) not in self._by_key:
-            return [template.replace("{}", name) for template in self.templates]
+        """Return all sentences for a name: of its descriptions or else the templates, then of its synonyms."""
+        return [sentence for text in self._texts(name) for sentence in text]
+
+    def _texts(self, name: str) -> list[list[str]]:
+        """The sentences of each text of a name: one for a description, one for each template for a name or synonym."""
         before, after = (part.replace("{name}", name) for part in self.sentence.split("{description}"))
-        return [f"{before}{text}{after}" for text in self._by_key[label_key(name)]]
+        described = [[f"{before}{text}{after}"] for text in self._descriptions.get(label_key(name), ())]
+        names = [*([] if described else [name]), *self._synonyms.get(label_key(name), ())]
+        return described + [[template.replace("{}", other) for template in self.templates] for other in names]
 
     def embed(self, names: tuple[str, ...]) -> Tensor:
-        """Return the mean over the sentences of each name, `[L, D]`; one call of the text tower embeds all of them."""
-        sentences = [self.sentences(name) for name in names]
+        """Return the mean over the sentences of each name, `[L, D]`, or of each of its texts, `[L, K, D]`.
+
+        One call of the text tower embeds all sentences.
+        """
+        texts = [self._texts(name) for name in names]
+        if not self.gives_several:
+            return self._means([[sentence for text in own for sentence in text] for own in texts])
+        means = self._means([text for own in texts for text in own])
+        return stack_texts(means, [len(own) for own in texts])
+
+    def _means(self, sentences: list[list[str]]) -> Tensor:
         # The tower computes a prefix that a whole batch shares once, so sentences of one template stay together.
         places = sorted(((k, i) for i, own in enumerate(sentences) for k in range(len(own))))
         embeds = self.text_encoder([sentences[i][k] for k, i in places])
@@ -120,8 +149,7 @@ def _templates(templates: str | Sequence[str]) -> list[str]:
     if isinstance(templates, str):
         if "{}" in templates:
             raise UserError(f"templates: {templates!r} is a template, not a file of them; write [{templates!r}]")
-        lines = enumerate(read_text(templates, "template", "one template per line").splitlines(), start=1)
-        named = [(f"{templates}, line {number}", line.strip()) for number, line in lines if line.strip()]
+        named = read_templates(templates)
     else:
         named = [(f"templates, number {number}", template) for number, template in enumerate(templates, 1)]
     if not named:
@@ -131,37 +159,3 @@ def _templates(templates: str | Sequence[str]) -> list[str]:
         with error_at(where):
             check_template(template)
     return [template for _, template in named]
-
-
-def _descriptions(descriptions: str | Mapping[str, Any]) -> dict[str, list[str]]:
-    where = "descriptions"
-    pairs: Any = descriptions.items() if isinstance(descriptions, Mapping) else None
-    if isinstance(descriptions, str):
-        where = descriptions
-        text = read_text(descriptions, "description", "JSON such as {name: [description, ...]}")
-        try:
-            # As pairs, because a dict drops the first of two equal keys.
-            pairs = json.loads(text, object_pairs_hook=_Pairs)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}, line {error.lineno}: not JSON ({error.msg}); correct it") from error
-        if not isinstance(pairs, _Pairs):
-            raise UserError(f"{where}: expected a JSON object {{name: [description, ...]}}")
-    found: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
-    for name, texts in pairs:
-        if not label_key(name):
-            raise UserError(f"{where}, key {name!r}: the name is empty; give it one or remove it")
-        if label_key(name) in first:
-            raise UserError(f"{where}, key {name!r}: the same name as {first[label_key(name)]!r}; keep one of them")
-        first[label_key(name)] = name
-        whole = isinstance(texts, (list, tuple)) and not isinstance(texts, _Pairs)
-        if not whole or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise UserError(
-                f"{where}, key {name!r}: expected a list of descriptions, none of them empty; got {short(texts)}"
-            )
-        found[name] = [text.strip() for text in texts]
-    return found
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as pairs, in the order of the file."""

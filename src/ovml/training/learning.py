@@ -73,8 +73,10 @@ def check_learns(stage: Stage, parts: LearningParts) -> None:
     """Check that something learns in a stage.
 
     Raises:
-        UserError: The parts that it trains have no parameters.
+        UserError: The parts that it trains have no parameters, or labels have several texts.
     """
+    if parts.prompt.gives_several:
+        raise UserError(f"prompt: {type(parts.prompt).__name__} with pool='max' only scores; train with pool='mean'")
     if not any(group["params"] for group in stage.parameter_groups(parts)):
         names = ", ".join(type(part).__name__ for part in vars(parts).values())
         raise UserError(

@@ -1,0 +1,1 @@
+"""Real photographs with captions: a small CLIP trained on them, labels from captions, and the comparison."""

@@ -9,7 +9,11 @@ from PIL import Image
 CAPTIONS = {
     "dog": ["A brown dog runs through the grass .", "Two dogs run in a field .", "A dog is running on green grass ."],
     "boat": ["A man rows a boat on a lake .", "The boat floats on the water .", "A fisherman in his canoe ."],
-    "snow": ["A skier jumps over the snow .", "A person on skis in the snow .", "Someone skiing down a mountain ."],
+    "snow": [
+        "A skier jumps over the snow .",
+        "A person on skis in the snow of a mountain .",
+        "Someone skiing down a mountain .",
+    ],
 }
 
 

@@ -160,13 +160,12 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        [" ".join(words)] * 2,
-        trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False),
-    )
+    letters = alphabet + [letter + "</w>" for letter in alphabet]  # listed, so that ties end alike in each run
+    options = {"vocab_size": 4000 + len(letters), "special_tokens": letters, "end_of_word_suffix": "</w>"}
+    bpe.train_from_iterator([" ".join(words)] * 2, trainers.BpeTrainer(**options, show_progress=False))
     learnt = bpe.model.__getstate__()
     merges = [tuple(pair) for pair in json.loads(learnt)["merges"]]
-    tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
+    tokens = letters + ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)

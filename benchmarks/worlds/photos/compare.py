@@ -33,8 +33,8 @@ from typing import Any
 from common import machine, markdown, put_table
 from demo import ovml, run, run_folder, spread
 
-from ovml.cli.messages import quiet_libraries
 from ovml.encoders.checkpoints import load_image_processor
+from ovml.training.messages import quiet_libraries
 from ovml.training.precision import multiplies_bfloat16
 from ovml.utils.errors import UserError
 from ovml.utils.files import write_text

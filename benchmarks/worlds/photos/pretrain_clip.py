@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from ovml import UserError
-from ovml.cli.messages import quiet_libraries
+from ovml.training.messages import quiet_libraries
 from ovml.training.optim import decay_groups, warmup_cosine_schedule
 from ovml.training.precision import multiplies_bfloat16
 from ovml.utils.files import atomic_write

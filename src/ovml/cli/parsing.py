@@ -83,14 +83,12 @@ def _joined(text: str) -> str:
 
 def _no_option(text: str, known: list[str]) -> str | None:
     """Of an option or an argument of a class that does not exist."""
-    if text.startswith("unrecognized arguments: "):
-        first = text.split()[2]
-        if not first.startswith("--"):
-            return f"unexpected argument {first!r}"
-        name = first[2:].partition("=")[0]
+    if found := re.match(r"unrecognized arguments: (?!--)(\S+)", text):
+        return f"unexpected argument {found[1]!r}"
+    refused = r"unrecognized arguments: --([^=\s]*)|(?:Subcommand|Group) '[^']*' does not accept option '([^']+)'"
+    if found := re.match(refused, text):
+        name = found[1] or found[2]
         return f"no option --{name}" + nearest(name, known).replace("mean ", "mean --")
-    if found := re.match(r"(?:Subcommand|Group) '[^']*' does not accept option '([^']+)'", text):
-        return f"no option --{found[1]}" + nearest(found[1], known).replace("mean ", "mean --")
     if found := re.match("Option '([^']+)' is not accepted", text):
         name = found[1].partition(".")[0]
         return f"no argument {name}" + nearest(name, [*known, *(["init_args"] if "." in found[1] else [])])

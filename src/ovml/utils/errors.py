@@ -1,11 +1,9 @@
 """The one error that means: the input is at fault, and the message says what to do."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
-
-_Number = TypeVar("_Number", int, float)
+from typing import Any
 
 MOST = 2**63 - 1
 """The largest whole number of an argument."""
@@ -73,23 +71,17 @@ def check_positive(owner: object, **arguments: float | None) -> None:
         owner: The part or the function's name that the error names.
         arguments: Values by name.
     """
-    for name, value in _given(arguments):
-        if not 0 < value < math.inf:
-            raise UserError(f"{_name(owner)}: {name} must be greater than 0; got {value}")
+    _check(owner, arguments, lambda value: 0 < value < math.inf, "greater than 0")
 
 
 def check_not_negative(owner: object, **arguments: float | None) -> None:
     """Raise a `UserError` for arguments that are negative, infinite or NaN; see `check_positive`."""
-    for name, value in _given(arguments):
-        if not 0 <= value < math.inf:
-            raise UserError(f"{_name(owner)}: {name} must be 0 or greater, and finite; got {value}")
+    _check(owner, arguments, lambda value: 0 <= value < math.inf, "0 or greater, and finite")
 
 
 def check_share(owner: object, **arguments: float | None) -> None:
     """Raise a `UserError` for arguments that are not from 0 to 1; see `check_positive`."""
-    for name, value in _given(arguments):
-        if not 0 <= value <= 1:
-            raise UserError(f"{_name(owner)}: {name} must be from 0 to 1; got {value}")
+    _check(owner, arguments, lambda value: 0 <= value <= 1, "from 0 to 1")
 
 
 def check_whole(owner: object, least: int, **arguments: int | None) -> None:
@@ -100,27 +92,22 @@ def check_whole(owner: object, least: int, **arguments: int | None) -> None:
         least: The smallest number allowed.
         arguments: Values by name.
     """
-    for name, value in _given(arguments):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"{_name(owner)}: {name} must be a whole number; got {value!r}")
-        if not least <= value <= MOST:
-            bound = f"least {least}" if value < least else f"most {MOST}"
-            raise UserError(f"{_name(owner)}: {name} must be at {bound}; got {value}")
+    _check(owner, arguments, lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number")
+    _check(owner, arguments, lambda value: value >= least, f"at least {least}")
+    _check(owner, arguments, lambda value: value <= MOST, f"at most {MOST:,}")
 
 
 def check_at_most(owner: object, most: int, **arguments: float | None) -> None:
     """Raise a `UserError` for arguments above a bound, which keeps a wrong number from filling the memory."""
-    for name, value in _given(arguments):
-        if value > most:
-            raise UserError(f"{_name(owner)}: {name} must be at most {most:,}; got {value:,}")
+    _check(owner, arguments, lambda value: not value > most, f"at most {most:,}")
 
 
-def _given(arguments: Mapping[str, _Number | None]) -> Iterator[tuple[str, _Number]]:
-    return ((name, value) for name, value in arguments.items() if value is not None)
-
-
-def _name(owner: object) -> str:
-    return owner if isinstance(owner, str) else type(owner).__name__
+def _check(owner: object, arguments: Mapping[str, Any], fits: Callable[[Any], bool], wanted: str) -> None:
+    name = owner if isinstance(owner, str) else type(owner).__name__
+    for argument, value in arguments.items():
+        if value is not None and not fits(value):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            raise UserError(f"{name}: {argument} must be {wanted}; got {f'{value:,}' if is_number else repr(value)}")
 
 
 def first_line(error: BaseException) -> str:

@@ -79,7 +79,7 @@ def load(folder: Path, pictures: int, rounds: int) -> dict[str, float]:
     torch.set_num_threads(1)
     names = _tiny_nuswide(folder, jpegs(pictures, 500, 375))
     data = NUSWIDEDataModule(
-        root=str(folder), cache_dir=str(folder / "cache"), clip="ovml-demo", rand_augment=RandAugment()
+        root=str(folder), cache_dir=str(folder / "cache"), clip="ovml-demo", rand_augment=RandAugment(), num_workers=0
     )
     own = data.image_processor
     vars(data)["_own_processor"] = replace(own, size=224, resize=256)  # a model of another size

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ovml.data import Augmentation, DemoDataModule, RAMAugmentation
 from ovml.data import ram_augmentation as ram
 from ovml.data.rand_augment import RandAugment
-from ovml.data.rows import seeded
+from ovml.data.rows import kept_generator
 from ovml.data.samplers import TrainSampler
 from ovml.encoders.image_processor import ImageProcessor, Preprocessing
 from ovml.utils.errors import UserError
@@ -153,7 +153,8 @@ def test_padding_and_crop_shift_by_up_to_ten_pixels():
 
 def test_it_depends_on_the_seed_alone(photo):
     def run(seed):
-        with seeded(seed):
+        with kept_generator():
+            torch.manual_seed(seed)
             return RAMAugmentation()(photo, PROCESSOR)
 
     assert torch.equal(run(1), run(1))

@@ -51,15 +51,15 @@ class RowReader:
         self.path_check = PathCheck(allow_outside=True, allow_urls=allow_urls)
 
     def read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
-        """One row as `pixel_values`, `labels` and `image_id`.
+        """One row as `pixel_values`, `labels` and `image_id`; seeds torch's CPU generator (see `kept_generator`).
 
         Raises:
             UserError: The image cannot be read, or is an address on a server.
         """
         self.path_check.check_row(row["image"], f"row {row['image_id']!r}")
         image = read_image(row["image"], str(row["image_id"]))
-        with seeded(row_seed(self.seed, epoch, index)):
-            pixel_values = self.transform(image)
+        torch.default_generator.manual_seed(row_seed(self.seed, epoch, index))
+        pixel_values = self.transform(image)
         labels = self.targets(row["positive"], row["negative"])
         return {"pixel_values": pixel_values, "labels": labels, "image_id": str(row["image_id"])}
 
@@ -72,13 +72,12 @@ class RowReader:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator within a block.
+def kept_generator() -> Iterator[None]:
+    """Leave torch's CPU generator after a block as it was before.
 
-    `torch.manual_seed` would seed every device too and takes half a millisecond.
+    `torch.random.fork_rng` and `torch.manual_seed` would do so for every device, which takes half a millisecond.
     """
     state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -144,7 +143,8 @@ class TensorRows(Dataset[dict[str, Any]]):
         if places == [(0, NO_ROW)]:
             return [{}]
         rows = self.rows.__getitems__([index for _, index in places])
-        return [self._read(row, *place) for row, place in zip(rows, places, strict=True)]
+        with kept_generator():
+            return [self._read(row, *place) for row, place in zip(rows, places, strict=True)]
 
     def _read(self, row: Mapping[str, Any], epoch: int, index: int) -> dict[str, Any]:
         broken: list[str] = []
@@ -229,7 +229,8 @@ class TensorStream(IterableDataset[dict[str, Any]]):
                 try:
                     # A number that no other worker or process uses, so that no two rows draw the same random numbers.
                     place = (index * workers + number) * self.world_size + self.rank
-                    item = {**self.reader.read(row, self.epoch, place), "row": place}
+                    with kept_generator():
+                        item = {**self.reader.read(row, self.epoch, place), "row": place}
                 except UserError as error:
                     if self.on_broken == "raise":
                         raise

@@ -11,6 +11,9 @@ from torch import Tensor
 from ovml.data.rand_augment import RandAugment
 from ovml.encoders.image_processor import ImageProcessor, image_bytes
 
+TRIES = 10
+"""Draws of a random crop, as in torchvision and timm."""
+
 
 class TrainTransform:
     """Random resized crop, horizontal flip and, where asked for, cutout and RandAugment; random numbers are torch's.
@@ -79,13 +82,14 @@ class TrainTransform:
         torchvision and timm.
         """
         smallest, largest = self.scale or (1, 1)
-        for _ in range(10):
-            area = width * height * torch.empty(()).uniform_(smallest, largest).item()
-            ratio = math.exp(torch.empty(()).uniform_(math.log(self.ratio[0]), math.log(self.ratio[1])).item())
+        narrowest, widest = map(math.log, self.ratio)
+        # All numbers at once, in 0..1: between the decoding of two images each call of torch takes long.
+        for share, shape, x, y in torch.rand(TRIES, 4, dtype=torch.float64).tolist():
+            area = width * height * (smallest + share * (largest - smallest))
+            ratio = math.exp(narrowest + shape * (widest - narrowest))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                left = int(torch.randint(width - w + 1, ()))
-                top = int(torch.randint(height - h + 1, ()))
+                left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
                 return left, top, left + w, top + h
         w, h = width, height
         if width / height < self.ratio[0]:

@@ -31,13 +31,13 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
         return load_model(args.model)
     device = choose_device(args.device)
     dtype = choose_precision(args.precision, device)
-    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    model = load_model(args.model, device=device, precision=precision_name(dtype))
+    model.label_cache = None if args.no_cache else cached
     if "auto" in (args.device, args.precision):
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device
         notice(f"runs on {name} in {precision_name(dtype)}")
     if not multiplies(dtype, device):
         warn(f"--precision {args.precision}: slow on this processor, which has no instructions for it; try float32")
-    model = load_model(args.model, device=device, precision=precision_name(dtype))
-    model.label_cache = None if args.no_cache else cached
     return model
 
 

@@ -23,7 +23,7 @@ class App(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add labels, model, address and limits."""
         add_label_options(parser)
-        add_model_options(parser, device=True)
+        add_model_options(parser, device=True, precision=True)
         parser.add_argument(
             "--images",
             type=Path,

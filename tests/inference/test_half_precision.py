@@ -9,6 +9,7 @@ from ovml.data.synthetic.scenes import LABELS, draw_scene
 from ovml.heads import QueryHead
 from ovml.inference.label_embeddings import read_label_embeddings
 from ovml.inference.patches import find_labels
+from ovml.inference.ray_stages import TaggerOptions
 from ovml.saving import save_model
 
 SCENES = [draw_scene(0, "pretrain", number).image for number in range(6)]
@@ -95,3 +96,9 @@ def test_a_saved_model_is_loaded_in_half_precision(tiny, tmp_path):
     save_model(OpenVocabularyModel(tiny, ["cat", "dog"]), tmp_path / "saved")
     assert load_model(tmp_path / "saved", precision="bf16", device="cpu").dtype == torch.bfloat16
     assert load_model(tmp_path / "saved").dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_ray_takes_a_precision_too(tiny, precision):
+    options = TaggerOptions(str(tiny), load_model, ["cat", "dog"], precision=precision)
+    assert options.tagger("cpu").model.dtype == {"bf16": torch.bfloat16, "float32": torch.float32}[precision]

@@ -178,8 +178,14 @@ def several_names(text: str) -> list[str]:
     return names
 
 
-def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> None:
-    """Add `--model` and `--prompt`, and `--device`, `--precision` and `--no-cache` if the command runs a model."""
+def add_model_options(parser: argparse.ArgumentParser, device: bool = False, precision: bool = False) -> None:
+    """Add `--model` and `--prompt`.
+
+    Args:
+        parser: Gets the options.
+        device: Add `--device`, for commands that run the model.
+        precision: Add `--precision` and `--no-cache` too, for those that do not save it.
+    """
     parser.add_argument(
         "--model",
         type=checkpoint,
@@ -198,6 +204,7 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False) -> 
         parser.add_argument(
             "--device", default="auto", metavar="D", help="such as cuda:1 (default: auto, the first of cuda, mps, cpu)"
         )
+    if precision:
         parser.add_argument(
             "--precision",
             choices=PRECISIONS,

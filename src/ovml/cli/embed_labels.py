@@ -17,7 +17,7 @@ class EmbedLabels(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add labels, model and output."""
         add_label_options(parser)
-        add_model_options(parser, device=True)
+        add_model_options(parser, device=True, precision=True)
         parser.add_argument(
             "--out",
             type=Path,

@@ -29,7 +29,7 @@ class Explain(Command):
         """Add the image, labels, model and figure."""
         parser.add_argument("image", type=Path, metavar="IMAGE")
         add_label_options(parser)
-        add_model_options(parser, device=True)
+        add_model_options(parser, device=True, precision=True)
         add_scoring_option(parser)
         parser.add_argument(
             "--top-k", type=at_least(1), default=8, metavar="N", help="labels drawn, best first (default: 8)"

@@ -34,14 +34,15 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
     if not hasattr(args, "device"):
         return _scored(load_model(args.model, scoring), scoring)
     device = choose_device(args.device)
-    dtype = choose_precision(args.precision, device)
-    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-    if "auto" in (args.device, args.precision):
+    precision = getattr(args, "precision", "float32")  # else the command saves the model
+    dtype = choose_precision(precision, device)
+    model = load_model(args.model, scoring, device=device, precision=precision_name(dtype))
+    model.label_cache = None if getattr(args, "no_cache", True) else cached
+    if "auto" in (args.device, precision):
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device
         notice(f"runs on {name} in {precision_name(dtype)}")
     if not multiplies(dtype, device):
-        warn(f"--precision {args.precision}: slow on this processor, which has no instructions for it; try float32")
-    model = load_model(args.model, scoring, device=device, precision=precision_name(dtype))
-    model.label_cache = None if args.no_cache else cached
+        warn(f"--precision {precision}: slow on this processor, which has no instructions for it; try float32")
     return _scored(model, scoring)
 
 

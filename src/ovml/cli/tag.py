@@ -62,7 +62,7 @@ class Tag(Command):
             "--allow-urls", action="store_true", help="download images that are given as http:// or https:// addresses"
         )
         add_label_options(parser)
-        add_model_options(parser, device=True)
+        add_model_options(parser, device=True, precision=True)
         add_scoring_option(parser)
         parser.add_argument("--top-k", type=at_least(1), default=5, metavar="K", help="labels per image (default: 5)")
         parser.add_argument(

@@ -17,6 +17,7 @@ from ovml.inference.tag_files import tag_row, write_parquet
 from ovml.inference.tagger import Tagger, read_image
 from ovml.model import OpenVocabularyModel
 from ovml.utils.console import utf8
+from ovml.utils.devices import choose_precision
 from ovml.utils.errors import UserError
 from ovml.utils.files import atomic_write
 from ovml.utils.images import ImageLike
@@ -36,6 +37,7 @@ class TaggerOptions(NamedTuple):
         load: Loads a model by name, such as `ovml.saving.load_model`.
         labels: Label names or a vocabulary. Default: the model's own.
         prompt: One template or several.
+        precision: What the model computes with; see `ovml.saving.load_model`.
         num_workers: Tasks that read images at once, a core each. Default: as many as the models leave cores.
     """
 
@@ -50,12 +52,14 @@ class TaggerOptions(NamedTuple):
     probabilities: bool = False
     exclusive: Sequence[Sequence[str]] = ()
     floor: Sequence[str] = ()
+    precision: str = "float32"
 
     def tagger(self, device: str) -> Tagger:
         """Load the model to a device and make the tagger."""
         settings = self._asdict()
-        load, name = settings.pop("load"), settings.pop("model")
-        return Tagger(load(name).to(device), **settings)
+        load, name, precision = (settings.pop(key) for key in ("load", "model", "precision"))
+        model = load(name).to(device)
+        return Tagger(model.set_precision(choose_precision(precision, model.device)), **settings)
 
 
 def read_rows(table: Any, processor: ImageProcessor, root: Path, done: Any = None) -> Iterator[Any]:

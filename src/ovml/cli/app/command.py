@@ -33,7 +33,7 @@ class App(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add labels, model, address and limits."""
         add_label_options(parser)
-        add_model_options(parser, device=True)
+        add_model_options(parser, device=True, precision=True)
         add_scoring_option(parser)
         parser.add_argument(
             "--images",

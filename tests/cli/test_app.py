@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ovml import LabelVocabulary, OpenVocabularyModel, Tagger, UserError
+from ovml import LabelVocabulary, Tagger, UserError, load_model
 from ovml.cli.app.gallery import Tile, gallery
 from ovml.cli.app.markup import SHOWN, SIDE, bars, error, head, view, where
 from ovml.cli.app.ranking import Ranker, Ranking, typed_labels, vocabularies
@@ -63,7 +63,7 @@ WAIT = 60_000
 
 @pytest.fixture(scope="module")
 def model():
-    return OpenVocabularyModel("ovml-demo")
+    return load_model("ovml-demo")
 
 
 @pytest.fixture(scope="module")

@@ -38,17 +38,18 @@ def build_page(events: Events, model_name: str = "", typed: str = "", chosen: st
     def picture(visit: Visit) -> str:
         return events.show(visit)[0]
 
-    def asked(text: str, source: str, more: bool | str = False) -> Asked:
-        return Asked(text, source, more is True, more if isinstance(more, str) else "")
+    def asked(text: str, source: str, *more: bool | str) -> Asked:
+        scoring = next((choice for choice in more if isinstance(choice, str)), "")
+        return Asked(text, source, True in more, scoring)
 
-    def rank(visit: Visit, text: str, source: str, more: bool | str = False) -> Any:
-        return events.rank(visit, asked(text, source, more))
+    def rank(visit: Visit, text: str, source: str, *more: bool | str) -> Any:
+        return events.rank(visit, asked(text, source, *more))
 
     def find(visit: Visit, event: gr.EventData) -> Any:
         return events.find(visit, _number(event, "rank"))
 
-    def tag(visit: Visit, text: str, source: str, more: bool | str = False) -> Iterator[str]:
-        yield from events.tag(visit, asked(text, source, more))
+    def tag(visit: Visit, text: str, source: str, *more: bool | str) -> Iterator[str]:
+        yield from events.tag(visit, asked(text, source, *more))
 
     with gr.Blocks(title="ovml", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(head(model_name), elem_id="head")
@@ -90,7 +91,7 @@ def build_page(events: Events, model_name: str = "", typed: str = "", chosen: st
                 )
             with gr.Column(scale=1, min_width=110):
                 button = gr.Button("Rank", variant="primary", elem_id="rank")
-                if events.ranker.calibrated:  # no plain CLIP, which has scorings instead
+                if events.ranker.calibrated:
                     form.append(gr.Checkbox(label="probabilities", elem_id="probabilities"))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300, elem_classes="ovml-side"):

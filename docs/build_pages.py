@@ -15,6 +15,7 @@ ABOVE = {
     "benchmarks.md": "results.md",
     "calibration.md": "evaluation.md",
     "export.md": "sharing.md",
+    "photographs.md": "results.md",
     "towers.md": "heads.md",
     "training_free.md": "tagging.md",
     "zoo.md": "results.md",

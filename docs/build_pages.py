@@ -16,6 +16,7 @@ ABOVE = {
     "calibration.md": "evaluation.md",
     "export.md": "sharing.md",
     "performance.md": "results.md",
+    "photographs.md": "results.md",
     "towers.md": "heads.md",
     "training_free.md": "tagging.md",
     "zoo.md": "results.md",

@@ -161,7 +161,11 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = alphabet + [letter + "</w>" for letter in alphabet]  # listed, so that ties end alike in each run
-    options = {"vocab_size": 4000 + len(letters), "special_tokens": letters, "end_of_word_suffix": "</w>"}
+    options: dict[str, Any] = {
+        "vocab_size": 4000 + len(letters),
+        "special_tokens": letters,
+        "end_of_word_suffix": "</w>",
+    }
     bpe.train_from_iterator([" ".join(words)] * 2, trainers.BpeTrainer(**options, show_progress=False))
     learnt = bpe.model.__getstate__()
     merges = [tuple(pair) for pair in json.loads(learnt)["merges"]]

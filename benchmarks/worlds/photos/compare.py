@@ -218,12 +218,12 @@ def evaluate(
     from ovml import OVMultiLabelClassifier
     from ovml.heads.pool import PoolFitted
     from ovml.inference.adapt import adapt
-    from ovml.metrics import NamedLabels
+    from ovml.metrics import EvaluationProtocol, NamedLabels
     from ovml.prompts import TemplatePrompt
     from ovml.training.fit import split_metrics
 
     prompt = TemplatePrompt("There is a {} in the scene")
-    named = [NamedLabels(**protocol["init_args"]) for protocol in protocols or ()]
+    named: list[EvaluationProtocol] = [NamedLabels(**protocol["init_args"]) for protocol in protocols or ()]
     model = OVMultiLabelClassifier(clip, data.vocabulary, head, prompt, stages=[], protocols=named, patch_source=source)
     if isinstance(model.model.head, PoolFitted):
         images = pool.dataset("train").select(range(min(POOL, len(pool.dataset("train")))))

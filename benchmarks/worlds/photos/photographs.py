@@ -45,7 +45,7 @@ def image_column(rows: datasets.Dataset, where: str) -> str:
     """The column of images, which may be plain structs of bytes and path."""
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} <= set(feature)):
-            return name
+            return str(name)
     raise UserError(f"{where}: has no column of images, only {', '.join(rows.features)}; take another data set")
 
 

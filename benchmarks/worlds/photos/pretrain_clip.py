@@ -305,7 +305,7 @@ def retrieval(training: Training, photographs: Photographs) -> dict[str, float]:
         size = (demo.SIDE, demo.SIDE)
         images.append(embed_images(model, normalised(F.interpolate(part, size, mode="bicubic", antialias=True))))
     similar = torch.cat(images) @ texts.T
-    found = {}
+    found: dict[str, float] = {}
     for name, scores in (("captions", similar), ("photographs", similar.T)):
         rank = (scores > scores.diagonal()[:, None]).sum(1)
         found |= {f"{name} R@{k}": float((rank < k).float().mean()) for k in (1, 5)}

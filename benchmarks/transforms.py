@@ -107,7 +107,7 @@ def plain_loop(files: list[bytes], normalize: bool) -> torch.Tensor:
     for file in files:
         opened = Image.open(io.BytesIO(file))
         opened.load()
-        image = opened.crop(plain_box(*image.size, draw)).resize((224, 224), Image.Resampling.BICUBIC)
+        image = opened.crop(plain_box(*opened.size, draw)).resize((224, 224), Image.Resampling.BICUBIC)
         if draw.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         arrays.append(np.asarray(image))

@@ -231,11 +231,10 @@ class OwnDataModule(MultiLabelDataModule):
         where = f"{self.where}: {split} split"
         if not len(indices):
             raise UserError(f"{where} has no image; give more images, or another held_out")
-        listed = () if self.exhaustive else self.vocabulary.names
-        name_of = {label_key(name): name for name in listed}
-        made: list[dict[str, Any]] = [
-            {"image_id": str(i), "positive": rows.labels[i], "negative": rows.absent(i, name_of)} for i in indices
-        ]
+        name_of = {label_key(name): name for name in self.vocabulary.names}
+        made: list[dict[str, Any]] = [{"image_id": str(i), "positive": rows.labels[i], "negative": []} for i in indices]
+        if not self.exhaustive:
+            made = [{**row, "negative": rows.absent(i, name_of)} for i, row in zip(indices, made, strict=True)]
         if isinstance(rows.images, datasets.Dataset):
             reader = LabelReader(self.vocabulary)
             for row in made:

@@ -178,7 +178,7 @@ class OpenVocabularyModel(nn.Module):
         other._modules = dict(self._modules)  # a copy of a module shares its modules' names too
         source = scoring.patch_source if self.image_encoder.model_type == "clip" else None
         other.image_encoder = self.image_encoder.with_source(source)
-        other.head = scoring.head.bind(self.embed_dim).to(self.device)
+        other.head = copy.deepcopy(scoring.head).bind(self.embed_dim).to(self.device)
         other.head.set_logit_scale(float(self.logit_scale.exp()))
         other.scoring, other.calibration, other.adapted = scoring, None, None
         check_pairs(other.head, other.prompt)
@@ -199,11 +199,15 @@ class OpenVocabularyModel(nn.Module):
         Args:
             labels: Default: the vocabulary.
             prompt: Replaces the model's own; it is bound to the text tower.
+
+        Raises:
+            UserError: A label is a background name of the head.
         """
         vocabulary = self.vocabulary_of(labels)
-        background = set(map(label_key, self.head.background))
-        if both := [name for name in vocabulary.names if label_key(name) in background]:
-            raise UserError(f"labels: {both[0]!r} is a background name of the head too; leave out one of both")
+        if background := set(map(label_key, self.head.background)):
+            both = next((name for name in vocabulary.names if label_key(name) in background), None)
+            if both is not None:
+                raise UserError(f"labels: {both!r} is a background name of the head too; leave out one of both")
         return self._embed_labels(vocabulary, self.prompt if prompt is None else prompt)
 
     def _embed_labels(self, vocabulary: LabelVocabulary, prompt: PromptLearner) -> Tensor:

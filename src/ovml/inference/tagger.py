@@ -113,8 +113,8 @@ class Tagger:
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
         on_cuda = model.device.type == "cuda"
         self.batch_size = default_batch_size(model.device) if batch_size is None else batch_size
-        of_scores = threshold == "auto" and not probabilities and model.adapted is not None
-        self.score_threshold = model.adapted.threshold if of_scores and model.adapted else None
+        adapted = model.adapted if threshold == "auto" and not probabilities else None
+        self.score_threshold = None if adapted is None else adapted.threshold
         if threshold == "auto" and self.score_threshold is None:
             if model.calibration is None:
                 raise UserError(

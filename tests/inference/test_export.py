@@ -133,7 +133,7 @@ def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, shallow, tm
             with torch.inference_mode():
                 expected = model.head(model.image_encoder(pixel_values), label_embeds)
             found = run(path, pixel_values, label_embeds)
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)  # logits of up to 50
 
 
 @pytest.mark.parametrize(("suffix", "run"), [(".onnx", run_onnx), (".pt2", run_torch)])

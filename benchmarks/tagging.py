@@ -116,7 +116,7 @@ def write_labels(path: Path, count: int) -> None:
     names += [" ".join(words) for words in product(SHAPES, PATTERNS, COLOURS)]
     names += [f"{colour} {one} and {other}" for colour, one, other in product(COLOURS, SHAPES, SHAPES)]
     names += [f"{one} beside {colour} {other}" for one, colour, other in product(SHAPES, COLOURS, SHAPES)]
-    names += [" ".join(words) for words in product(PATTERNS, COLOURS, SHAPES, ("near", "far"), SHAPES)]
+    names += [" ".join(words) for words in product(PATTERNS, COLOURS, SHAPES, COLOURS, SHAPES)]
     names = list(dict.fromkeys(names))
     if count > len(names):
         raise SystemExit(f"--labels: {len(names)} at most")

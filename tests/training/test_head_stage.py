@@ -57,7 +57,7 @@ def make(tiny, **parts):
 
 def features_of(model):
     """Features of the adapted and of the original tower, as a training step has them."""
-    kept = torch.ones(4, dtype=torch.bool)
+    kept = StepRows(torch.ones(4, len(VOCABULARY.seen)), model.stage)
     return model.objective._features(model.model, model.teacher, batch(), kept, model.stage)
 
 

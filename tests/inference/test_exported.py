@@ -132,7 +132,11 @@ def of_others(folder):
         (damaged_labels, [], "model.labels.safetensors: no label embeddings"),
         (wider_labels, [], "model.onnx: does not take the label embeddings of model.labels.safetensors"),
         (of_others, [], "model.onnx: its metadata do not say how images are prepared"),
-        (None, ["--labels", "cat,tree"], "--labels: 'tree' is not in .*model.labels.safetensors; write it anew"),
+        (
+            None,
+            ["--labels", "cat,tree"],
+            "--labels: 'tree' is not in .*.labels.safetensors; 'ovml embed-labels",
+        ),
         (None, ["--labels", "tree,sea,cat"], "--labels: 'tree' and 1 others are not in"),
         (None, ["--prompt", "a {{}}"], "--prompt: .*model.onnx has no text tower"),
         (None, ["--device", "cuda"], "--device cuda: exported files run on the CPU"),
@@ -158,8 +162,10 @@ def test_other_commands_ask_for_the_model_itself(name, files, images, tmp_path):
 
 
 def test_a_prompt_of_ones_own_needs_the_model(files):
-    with pytest.raises(UserError, match="prompt: model.onnx has no text tower; write it anew by 'ovml embed-labels"):
+    with pytest.raises(UserError, match="prompt: model.onnx has no text tower; 'ovml embed-labels --model"):
         Tagger(ExportedModel(files[1] / "model.onnx"), prompt="a {}")
+    with pytest.raises(UserError, match="prompt: model.onnx has no text tower"):
+        Tagger(ExportedModel(files[1] / "model.onnx"), prompt=files[0].prompt).label_embeds()
 
 
 def test_a_file_that_is_not_there_is_one_line():

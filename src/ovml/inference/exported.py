@@ -65,8 +65,8 @@ class ExportedModel(OpenVocabularyModel):
         self.register_buffer("label_embeds", found.embeds)
         self.image_encoder = _Content(self.path)  # type: ignore[assignment]
         self.head = nn.Identity()  # type: ignore[assignment]
-        advice = f"{self._advice()} and the template"
-        self.prompt = _NoText(f"prompt: {self.path.name} has no text tower; {advice}")  # type: ignore[assignment]
+        advice = self._advice("--prompt TEMPLATE")
+        self.prompt: Any = _NoText(f"prompt: {self.path.name} has no text tower; {advice}")
         _check_fit(self, found.embeds)
 
     label_embeds: Tensor
@@ -91,13 +91,16 @@ class ExportedModel(OpenVocabularyModel):
         """Label embeddings `[L, D]` of the file beside the model.
 
         Raises:
-            UserError: A label is not in it.
+            UserError: A label is not in it, or a prompt is given, which needs a text tower.
         """
+        if prompt is not None:
+            raise UserError(self.prompt.reason)
         rows = {name: row for row, name in enumerate(self._own.names)}
         names = self.vocabulary_of(labels).names
         if missing := [name for name in names if name not in rows]:
             others = f" and {len(missing) - 1:,} others are" if len(missing) > 1 else " is"
-            raise UserError(f"labels: {beginning(missing[0])!r}{others} not in {self.labels_file}; {self._advice()}")
+            advice = self._advice("--labels-file FILE")
+            raise UserError(f"labels: {beginning(missing[0])!r}{others} not in {self.labels_file}; {advice}")
         return self.label_embeds[[rows[name] for name in names]]
 
     def score(self, features: Any, label_embeds: Tensor) -> Tensor:
@@ -109,8 +112,9 @@ class ExportedModel(OpenVocabularyModel):
         assert self.vocabulary is not None
         return self.vocabulary
 
-    def _advice(self) -> str:
-        return f"write it anew by 'ovml embed-labels --out {self.labels_file} --overwrite' with the model, the labels"
+    def _advice(self, options: str) -> str:
+        """The command that writes other label embeddings beside the file."""
+        return f"'ovml embed-labels --model MODEL {options} --out {self.labels_file} --overwrite' embeds them anew"
 
 
 class _Content(nn.Module):

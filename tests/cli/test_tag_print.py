@@ -170,7 +170,7 @@ def test_bytes_that_are_no_text_are_no_label(picture, capsys):
 def test_what_an_images_file_holds_is_said(picture, tiny, tmp_path, capsys):
     (tmp_path / "list.csv").write_text(f"id,path\n1,{picture}\n")
     command = ["tag", "--images-file", str(tmp_path / "list.csv"), "--labels", "cat", "--model", tiny]
-    command += ["--device", "cpu", "--precision", "float32"]  # else a line says what is taken
+    command += ["--device", "cpu", "--precision", "float32"]
     assert main(command) == 0
     done = capsys.readouterr()
     assert done.out.split("\t")[:2] == [str(picture), "cat"]

@@ -15,6 +15,7 @@ from ovml.cli.main import main
 from ovml.distillation import Distillation
 from ovml.heads import CosineHead, OptimalTransportHead, QueryHead, TwoStreamHead
 from ovml.losses import RankingLoss, ZLPRLoss
+from ovml.training.step_rows import StepRows
 from ovml.utils.parts import describe
 
 VOCABULARY = LabelVocabulary(("cat", "dog", "red car", "sky"), ("black cat", "sea", "sun", "tree", "house"))

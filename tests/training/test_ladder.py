@@ -165,7 +165,7 @@ def test_the_teacher_is_the_untrained_path(tiny, stage):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_the_ladder_and_the_head_learn(tiny, stage, checkpointing):
     model = make(tiny, stage, gradient_checkpointing=checkpointing).train()
-    model._trainer = type("One", (), {"world_size": 1, "global_step": 0})()
+    model._trainer = type("One", (), {"world_size": 1, "global_step": 0, "progress_bar_callback": None})()
     model.log = lambda *_, **__: None
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     added = {name for name in learning if ".local_adapter." in name or name.endswith(".adapt_tokens")}

@@ -38,7 +38,7 @@ def chosen_model(args: argparse.Namespace) -> OpenVocabularyModel:
     dtype = choose_precision(precision, device)
     model = load_model(args.model, scoring, device=device, precision=precision_name(dtype))
     model.label_cache = None if getattr(args, "no_cache", True) else cached
-    if "auto" in (args.device, precision):
+    if "auto" in (args.device, precision) and (device.type, dtype) != ("cpu", torch.float32):
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device
         notice(f"runs on {name} in {precision_name(dtype)}")
     if not multiplies(dtype, device):

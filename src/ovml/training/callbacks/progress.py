@@ -16,7 +16,7 @@ LOSS = "train/loss"
 
 def reads_each_step(trainer: pl.Trainer) -> bool:
     """Whether a trainer has a progress bar that shows only what is logged for it, and waits for it at each step."""
-    return not isinstance(trainer.progress_bar_callback, SlowProgressBar | None)
+    return not isinstance(getattr(trainer, "progress_bar_callback", None), SlowProgressBar | None)
 
 
 class SlowProgressBar(RichProgressBar):

@@ -85,9 +85,10 @@ def bare_loop(quick: bool) -> dict[str, float]:
     train_size, eval_size, epochs = (1024, 200, [2, 2]) if quick else (3000, 1000, [8, 2])
     data = DemoDataModule(train_size, eval_size, batch_size=64, eval_batch_size=250, crop_scale=(0.5, 1.0))
     stages = [VisionStage(epochs=8, warmup_epochs=1, num_layers=4), PromptStage(epochs=2)]
-    parts = {"head": TwoStreamHead(top_k=3), "prompt": ContextPrompt("There is a {} in the scene")}
-    model = OVMultiLabelClassifier("ovml-demo", data.vocabulary, stages=stages, distillation_weight=0.1, **parts)
-    evaluation, loader, batches = list(data.val_dataloader()), data.train_dataloader(), []
+    head, prompt = TwoStreamHead(top_k=3), ContextPrompt("There is a {} in the scene")
+    model = OVMultiLabelClassifier("ovml-demo", data.vocabulary, head, prompt, stages=stages, distillation_weight=0.1)
+    evaluation, batches = list(data.val_dataloader()), []
+    loader: Any = data.train_dataloader()
     for epoch in range(max(epochs)):
         loader.sampler.set_epoch(epoch)
         batches.append(list(loader))

@@ -105,9 +105,9 @@ def plain_loop(files: list[bytes], normalize: bool) -> torch.Tensor:
     """Files to a batch by Pillow and NumPy alone."""
     draw, arrays = random.Random(torch.initial_seed()), []
     for file in files:
-        image = Image.open(io.BytesIO(file))
-        image.load()
-        image = image.crop(plain_box(*image.size, draw)).resize((224, 224), Image.Resampling.BICUBIC)
+        decoded = Image.open(io.BytesIO(file))
+        decoded.load()
+        image = decoded.crop(plain_box(*decoded.size, draw)).resize((224, 224), Image.Resampling.BICUBIC)
         if draw.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         arrays.append(np.asarray(image))
@@ -149,11 +149,11 @@ def reading_ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Te
             [crop_and_flip(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]
         )
     try:
-        import albumentations as album
+        import albumentations as album  # type: ignore[import-not-found]
     except Exception as error:
         notes.append(f"albumentations left out: {str(error).splitlines()[0]}")
     else:
-        import cv2
+        import cv2  # type: ignore[import-not-found]
 
         cv2.setNumThreads(1)
         compose = album.Compose([album.RandomResizedCrop((224, 224), interpolation=2), album.HorizontalFlip()])
@@ -168,7 +168,7 @@ def reading_ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Te
 
 def ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Tensor]]:
     """From JPEGs to a batch."""
-    transforms = {
+    transforms: dict[str, Callable[[Image.Image], torch.Tensor]] = {
         "evaluation (resize 256, centre crop)": replace(SPEC, resize=256).pixels,
         "crop + flip": CROP,
         "+ RandAugment (the recipe)": TrainTransform(SPEC, rand_augment=RandAugment()),

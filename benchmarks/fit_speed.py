@@ -86,9 +86,7 @@ def bare_loop(quick: bool) -> dict[str, float]:
     data = DemoDataModule(train_size, eval_size, batch_size=64, eval_batch_size=250, crop_scale=(0.5, 1.0))
     stages = [VisionStage(epochs=8, warmup_epochs=1, num_layers=4), PromptStage(epochs=2)]
     head, prompt = TwoStreamHead(top_k=3), ContextPrompt("There is a {} in the scene")
-    model = OVMultiLabelClassifier(
-        "ovml-demo", data.vocabulary, head=head, prompt=prompt, stages=stages, distillation_weight=0.1
-    )
+    model = OVMultiLabelClassifier("ovml-demo", data.vocabulary, head, prompt, stages=stages, distillation_weight=0.1)
     evaluation, batches = list(data.val_dataloader()), []
     loader: Any = data.train_dataloader()
     for epoch in range(max(epochs)):

@@ -105,9 +105,9 @@ def plain_loop(files: list[bytes], normalize: bool) -> torch.Tensor:
     """Files to a batch by Pillow and NumPy alone."""
     draw, arrays = random.Random(torch.initial_seed()), []
     for file in files:
-        opened = Image.open(io.BytesIO(file))
-        opened.load()
-        image = opened.crop(plain_box(*opened.size, draw)).resize((224, 224), Image.Resampling.BICUBIC)
+        decoded = Image.open(io.BytesIO(file))
+        decoded.load()
+        image = decoded.crop(plain_box(*decoded.size, draw)).resize((224, 224), Image.Resampling.BICUBIC)
         if draw.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         arrays.append(np.asarray(image))
@@ -149,11 +149,11 @@ def reading_ways(notes: list[str]) -> dict[str, Callable[[list[bytes]], torch.Te
             [crop_and_flip(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]
         )
     try:
-        import albumentations as album
+        import albumentations as album  # type: ignore[import-not-found]
     except Exception as error:
         notes.append(f"albumentations left out: {str(error).splitlines()[0]}")
     else:
-        import cv2
+        import cv2  # type: ignore[import-not-found]
 
         cv2.setNumThreads(1)
         compose = album.Compose([album.RandomResizedCrop((224, 224), interpolation=2), album.HorizontalFlip()])

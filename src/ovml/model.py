@@ -208,9 +208,11 @@ class OpenVocabularyModel(nn.Module):
             both = next((name for name in vocabulary.names if label_key(name) in background), None)
             if both is not None:
                 raise UserError(f"labels: {both!r} is a background name of the head too; leave out one of both")
-        return self._embed_labels(vocabulary, self.prompt if prompt is None else prompt)
+        return self.embed_names(vocabulary, prompt)
 
-    def _embed_labels(self, vocabulary: LabelVocabulary, prompt: PromptLearner) -> Tensor:
+    def embed_names(self, vocabulary: LabelVocabulary, prompt: PromptLearner | None = None) -> Tensor:
+        """Embeddings of names that need not be labels, such as those of a background; see `embed_labels`."""
+        prompt = self.prompt if prompt is None else prompt
         check_pairs(self.head, prompt)
         # The version of a parameter grows with every change in place (an optimizer step, a loaded state).
         weight = next(prompt.text_encoder.parameters())
@@ -272,7 +274,7 @@ class OpenVocabularyModel(nn.Module):
         """Label embeddings `[L, D]`, and behind them those of the head's background names."""
         if not self.head.background:
             return label_embeds
-        background = self._embed_labels(LabelVocabulary(tuple(self.head.background)), self.prompt)
+        background = self.embed_names(LabelVocabulary(tuple(self.head.background)))
         background = background if background.dim() == 2 else background[:, 0]
         return torch.cat([label_embeds, background.to(label_embeds)])
 

@@ -237,7 +237,7 @@ def test_tags_are_the_same_by_the_command_in_python_and_after_saving(checkpoint,
     assert main([*command, "--model", folder]) == 0
     printed = capsys.readouterr().out
     assert sorted(line.split("\t")[1] for line in printed.splitlines()) == ["cat", "dog", "zebra"]
-    model = OVMultiLabelClassifier(folder, ["cat", "dog", "zebra"])
+    model = OVMultiLabelClassifier(folder, ["cat", "dog", "zebra"], head=CosineHead())
     model.save_pretrained(tmp_path / "saved")
     assert main([*command, "--model", str(tmp_path / "saved")]) == 0
     assert capsys.readouterr().out == printed

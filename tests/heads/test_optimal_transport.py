@@ -16,6 +16,7 @@ from ovml.cli.main import main
 from ovml.encoders import ImageFeatures
 from ovml.heads import OptimalTransportHead, TeacherFeatures
 from ovml.heads.sinkhorn import sinkhorn
+from ovml.training.step_rows import StepRows
 
 
 def problem(batch=3, rows=5, columns=7, seed=0, dtype=torch.float64):
@@ -367,8 +368,8 @@ def test_without_a_teacher_the_losses_are_of_the_two_streams_of_the_score():
 
 def features_of(model, batch):
     """Features of the adapted and of the original tower, as a training step has them."""
-    kept = torch.tensor([True, True])
-    return model.objective._features(model.model, model.teacher, batch, kept, model.stage)
+    rows = StepRows(batch["labels"], model.stage)
+    return model.objective._features(model.model, model.teacher, batch, rows, model.stage)
 
 
 def test_the_classifier_hands_the_teacher_over_also_without_distillation():

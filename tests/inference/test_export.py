@@ -481,7 +481,7 @@ def test_overwriting_takes_the_old_labels_away(tiny, tmp_path, capsys):
         (["--out", "{folder}/a.onnx", "--labels", "a,a"], "is repeated"),
         (["--out", "{folder}/a.onnx", "--labels", "a", "--prompt", "a"], "{{}}"),
         (["--out", "{folder}/a.onnx", "--model", "{folder}/none.ckpt"], "no such checkpoint"),
-        (["--nothing"], "no option --nothing; there are format, "),
+        (["--nothing"], "no option --nothing; there are calibrate, format, "),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tiny, tmp_path):

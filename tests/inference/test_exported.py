@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovml import OpenVocabularyModel, Tagger, UserError
+from ovml import OpenVocabularyModel, Tagger, UserError, load_model
 from ovml.cli.main import command, main
 from ovml.inference.export import export_model, labels_path
 from ovml.inference.exported import ExportedModel
@@ -23,7 +23,7 @@ LABELS = ["cat", "dog", "sky", "photo"]
 @pytest.fixture(scope="module")
 def files(tiny, tmp_path_factory):
     """A model, and the folder of its files in both formats."""
-    model, folder = OpenVocabularyModel(tiny, labels=LABELS), tmp_path_factory.mktemp("files")
+    model, folder = load_model(tiny, labels=LABELS), tmp_path_factory.mktemp("files")
     for suffix in (".onnx", ".pt2"):
         export_model(model, folder / f"model{suffix}", overwrite=True)
     return model, folder

@@ -270,7 +270,7 @@ def test_a_trained_model_prepares_pictures_as_its_training_did(tiny, tmp_path):
     assert data.image_processor == published.of(load_image_processor(tiny))
     for found in (model, load(tmp_path / "last.ckpt"), load(tmp_path / "saved")):
         assert found.model.image_processor == data.image_processor
-        assert torch.equal(Tagger(found.model).transform(picture), data.image_processor(picture))
+        assert torch.equal(Tagger(found.model).transform(picture), data.image_processor.pixels(picture))
 
 
 @pytest.mark.parametrize("preprocessing", [Preprocessing(squash=True), Preprocessing(resize=60, std=IMAGENET_STD)])

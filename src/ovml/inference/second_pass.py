@@ -284,7 +284,7 @@ class SecondPass:
         names = packaged_background() if self.background is None else self.background
         if not names:
             return label_embeds[:0]
-        embeds = self.model.embed_labels(LabelVocabulary(tuple(names)))
+        embeds = self.model.embed_names(LabelVocabulary(tuple(names)))
         embeds = embeds if embeds.dim() == 2 else embeds[:, 0]
         ours, labels = (F.normalize(full_precision(x), dim=-1) for x in (embeds.to(label_embeds), label_embeds))
         twice = torch.stack([(labels - own).norm(dim=-1).amin() < SAME for own in ours])

@@ -187,7 +187,7 @@ def test_tag_names_a_scoring_and_what_it_costs(folder, tiny, tmp_path, capsys):
 def test_visitors_of_the_page_choose_the_scoring_of_a_plain_clip(folder, tiny):
     model = load_model(tiny, labels=LABELS.split(","))
     ranker, vocabulary, image = Ranker(model), LabelVocabulary(tuple(LABELS.split(","))), str(folder / "0.png")
-    assert ranker.scorings == ["cosine", "standardized", "surgery", "patches"]
+    assert ranker.scorings == ["cosine", "standardized", "surgery", "patches", "tagclip"]
     for name in ranker.scorings:
         expected = Tagger(load_model(tiny, scoring=name), vocabulary, num_workers=0).predict(image)
         ranking = ranker.rank(image, vocabulary, scoring=name)

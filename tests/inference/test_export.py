@@ -133,7 +133,8 @@ def test_logits_are_the_models_whatever_the_sizes(head, suffix, run, shallow, tm
             with torch.inference_mode():
                 expected = model.head(model.image_encoder(pixel_values), label_embeds)
             found = run(path, pixel_values, label_embeds)
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)  # logits of up to 50
+            exact = max(1e-4, 5e-6 * float(expected.abs().max()))  # logits of DualCoOp are differences of larger ones
+            torch.testing.assert_close(found, expected, atol=exact, rtol=0)
 
 
 @pytest.mark.parametrize(("suffix", "run"), [(".onnx", run_onnx), (".pt2", run_torch)])

@@ -13,6 +13,7 @@ from transformers import SiglipConfig, SiglipModel
 from ovml import OpenVocabularyModel, Tagger, UserError, load_model
 from ovml.cli.command import FITTED
 from ovml.cli.command import SCORINGS as NAMES
+from ovml.data.synthetic.scenes import draw_scene
 from ovml.encoders import ImageFeatures, make_encoders
 from ovml.encoders.sources import SCLIP, CLIPSurgery, MaskCLIP
 from ovml.heads import CosineHead, GaussianHead, PatchSoftmaxHead, StandardizedHead, SurgeryHead, TwoStreamHead
@@ -21,6 +22,7 @@ from ovml.inference.adapt import Sample, adapt, fitted_part
 from ovml.inference.compound_prompts import compound_prompts
 from ovml.inference.explain import explain
 from ovml.inference.export import export_model
+from ovml.inference.second_pass import SecondPass
 from ovml.metrics.adapted import ScoreThreshold
 from ovml.metrics.calibration import Calibration
 from ovml.saving import save_model
@@ -79,13 +81,31 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", UNFITTED)
+@pytest.mark.parametrize("name", PARTS)
 def test_a_name_is_a_head_and_a_source(name, tiny):
     head, source = PARTS[name]
     expected = OpenVocabularyModel(tiny, LABELS, head=head(), patch_source=source and source()).eval()
     model = load_model(tiny, labels=LABELS, scoring=name)
     assert torch.equal(scores(model), scores(expected))
     assert explain(model, pictures(1)[0], top_k=2).size == explain(expected, pictures(1)[0], top_k=2).size
+
+
+def test_tagclip_is_the_second_pass_and_is_neither_saved_nor_exported(tmp_path):
+    drawn, labels = [draw_scene(0, "test", i).image for i in range(3)], ["heart", "moon", "yellow circle", "red bolt"]
+    model, plain, coarse = (load_model("ovml-demo", s, labels=labels) for s in ("tagclip", "cosine", "patches"))
+    second = SecondPass(plain)
+    found = Tagger(model, num_workers=0).score(drawn)
+    torch.testing.assert_close(found, second(torch.stack(list(map(model.image_processor, drawn)))))
+    assert second.regions
+    assert Tagger(model).settings() != Tagger(coarse).settings()
+    with pytest.raises(UserError, match="second look") as info:
+        adapt(model, drawn, expected=1)
+    one_line(info)
+    for keep, name in ((save_model, "saved"), (export_model, "model.pt2")):
+        with pytest.raises(UserError, match="second look") as info:
+            keep(model, tmp_path / name)
+        one_line(info)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -247,7 +267,7 @@ def test_each_image_has_the_same_chance_of_being_in_a_sample():
 # ---------------------------------------------------------------------- fitted on images without labels
 
 
-@pytest.fixture(scope="module", params=SCORINGS)
+@pytest.fixture(scope="module", params=[name for name in SCORINGS if name != "tagclip"])
 def adapted(request, tiny):
     """A model that is fitted on twelve images, of which one cannot be read."""
     model = load_model(tiny, labels=LABELS, scoring=request.param)

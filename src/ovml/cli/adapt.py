@@ -92,6 +92,8 @@ class Adapt(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Check all input, load the model, fit it, save it."""
+        if args.scoring == "tagclip":
+            raise UserError("--scoring tagclip: a second look is neither fitted nor saved; take piaa or sparc")
         if args.scoring in SCORINGS and args.scoring not in FITTED and args.expected is None:
             raise UserError(
                 f"--scoring {args.scoring}: has nothing to fit; give --expected N for a threshold, or --scoring "

@@ -217,7 +217,7 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = False, pre
         )
 
 
-SCORINGS = ("cosine", "standardized", "surgery", "patches", "piaa", "sparc")
+SCORINGS = ("cosine", "standardized", "surgery", "patches", "tagclip", "piaa", "sparc")
 """Names of scorings, as in `ovml.heads.scoring`, which imports torch."""
 FITTED = ("piaa", "sparc")
 """Those that `ovml adapt` fits before they score."""

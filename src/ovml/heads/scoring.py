@@ -25,6 +25,8 @@ class Scoring(NamedTuple):
         cost: What it needs for an image, in a few words.
         patch_source: Makes the patches of a CLIP's tower. Default: the output of its last block. A SigLIP's tower has
             no class token and keeps its own patches, which are MaskCLIP's.
+        second_pass: A `Tagger` looks again at the labels that stand out, by `ovml.inference.second_pass.SecondPass`.
+            The model itself does not, and such a scoring is neither saved nor exported.
 
     Example:
         >>> Scoring(PatchSoftmaxHead(background=["sky"]), "one pass", SCLIP()).patch_source
@@ -34,6 +36,7 @@ class Scoring(NamedTuple):
     head: Head
     cost: str
     patch_source: PatchSource | None = None
+    second_pass: bool = False
 
 
 def cosine() -> Scoring:
@@ -61,6 +64,12 @@ def patches(background: Sequence[str] = ()) -> Scoring:
     return Scoring(head, "one pass an image, and a part of a block", MaskCLIP())
 
 
+def tagclip() -> Scoring:
+    """TagCLIP: the best patch of each label after refinement, and a second look at the regions of the best labels."""
+    cost = "one pass an image, and one for each label that stands out in it"
+    return patches()._replace(cost=cost, second_pass=True)
+
+
 def sparc(prompts: Sequence[str] = ()) -> Scoring:
     """Cosines standardised over the labels of an image, then over the images of a pool, as in SPARC.
 
@@ -77,7 +86,7 @@ def piaa() -> Scoring:
 
 
 SCORINGS: dict[str, Callable[[], Scoring]] = {
-    make.__name__: make for make in (cosine, standardized, surgery, patches, piaa, sparc)
+    make.__name__: make for make in (cosine, standardized, surgery, patches, tagclip, piaa, sparc)
 }
 """What may be given by its name; the first is the default of a plain CLIP."""
 

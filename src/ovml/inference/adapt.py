@@ -64,6 +64,8 @@ def adapt(
         >>> adapt(model, pool, pool="noise").summary()
         '4 images of noise, without labels'
     """
+    if model.scoring is not None and model.scoring.second_pass:
+        raise UserError("scoring: a second look is neither fitted nor saved with a model; take piaa or sparc")
     head = fitted_part(model.head)
     if head is None and expected is None:
         raise UserError(

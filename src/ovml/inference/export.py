@@ -143,6 +143,8 @@ def export_model(
     if calibrate is not None and quantize is None:
         raise UserError("calibrate: sets the scales of a quantized file; give quantize too, or leave it out")
     check_packages(format, quantized=quantize is not None)
+    if model.scoring is not None and model.scoring.second_pass:
+        raise UserError("scoring: a second look depends on what an image shows, and is not exported; take patches")
     if fitted_part(model.head) is not None:
         raise UserError(
             f"head: a {type(model.head).__name__} scores the labels that it was fitted for, and an exported file takes "

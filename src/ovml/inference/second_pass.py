@@ -173,7 +173,8 @@ class SecondPass:
 
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> FirstPass:
-        """Run normalised images `[B, 3, H, W]` through the tower, and keep what the second pass needs."""
+        """Run images `[B, 3, H, W]`, bytes or normalised, through the tower; keep what the second pass needs."""
+        pixel_values = self.model.normalized(pixel_values).to(self.model.dtype)
         encoder = self.model.image_encoder
         layers = list(encoder.vision_model.encoder.layers)
         hidden_states, grid = embed_patches(encoder, pixel_values)

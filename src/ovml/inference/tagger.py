@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ovml.inference.batches import OnItsWay, one_ahead, read_ahead, to_device
+from ovml.inference.second_pass import SecondPass
 from ovml.inference.selection import above_floor, best_of_groups
 from ovml.inference.tag_output import Written, write_tags
 from ovml.model import OpenVocabularyModel
@@ -108,6 +109,8 @@ class Tagger:
         if isinstance(threshold, (int, float)) and not math.isfinite(threshold):
             raise UserError(f"threshold must be a finite number; got {threshold}")
         self.model = model
+        again = model.scoring is not None and model.scoring.second_pass
+        self._scorer: Any = SecondPass(model) if again else model
         self.vocabulary = model.vocabulary_of(labels)
         self.labels = self.vocabulary.names
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
@@ -250,6 +253,7 @@ class Tagger:
         source = self.model.image_encoder.patch_source
         model = f"{self.model.image_processor} {_describe(self.model.head)} {source}"
         return {
+            **({} if self._scorer is self.model else {"scorer": repr(self._scorer)}),
             "model": digest(model, self.model.image_encoder.state_dict(), self.model.head.state_dict()),
             "prompt": digest(_describe(text), text.state_dict()),
             "labels": digest("\n".join([*self.labels, *self.vocabulary.texts])),
@@ -307,7 +311,7 @@ class Tagger:
 
     def _score(self, pixels: Tensor, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L + F]`, or probabilities, of images on the model's device."""
-        scores = self.model.score(self.model.encode_images(pixels), label_embeds)[:, : self._with_floor]
+        scores = self._scorer.score(self._scorer.encode_images(pixels), label_embeds)[:, : self._with_floor]
         return scores if self.calibration is None else self.calibration.probabilities(scores)
 
     def _best(self, scores: Tensor) -> _Best:

@@ -42,6 +42,8 @@ def save_model(
     Raises:
         UserError: A part cannot be described, the folder holds other files, or cannot be written.
     """
+    if model.scoring is not None and model.scoring.second_pass:
+        raise UserError("scoring: a second look is not saved with a model; name it when the plain CLIP is loaded")
     target = Path(folder).resolve()  # a link to a folder stays a link
     training = training or {}
     config = saved_config(model, training)

@@ -135,9 +135,9 @@ def find_labels(tagger: Tagger, image: Image.Image, top_k: int | None = None) ->
     patch_size = int(model.image_encoder.vision_model.config.patch_size)
     grid = PatchGrid.of(image.size, model.image_processor, patch_size)
     with inference(model):
-        features = model.encode_images(model.image_processor(image)[None].to(model.device))
-        label_embeds = tagger.label_embeds()
-        scores = model.score(features, label_embeds)
+        pixels = model.image_processor(image)[None].to(model.device)
+        features, label_embeds, scorer = model.encode_images(pixels), tagger.label_embeds(), tagger.scorer
+        scores = scorer.score(features if scorer is model else scorer.encode_images(pixels), label_embeds)
         return grid, find_evidence(features, label_embeds, tagger.labels, model.head, top_k, scores)
 
 

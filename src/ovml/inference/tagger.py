@@ -110,7 +110,7 @@ class Tagger:
             raise UserError(f"threshold must be a finite number; got {threshold}")
         self.model = model
         again = model.scoring is not None and model.scoring.second_pass
-        self._scorer: Any = SecondPass(model) if again else model
+        self.scorer: Any = SecondPass(model) if again else model
         self.vocabulary = model.vocabulary_of(labels)
         self.labels = self.vocabulary.names
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))
@@ -253,7 +253,7 @@ class Tagger:
         source = self.model.image_encoder.patch_source
         model = f"{self.model.image_processor} {_describe(self.model.head)} {source}"
         return {
-            **({} if self._scorer is self.model else {"scorer": repr(self._scorer)}),
+            **({} if self.scorer is self.model else {"scorer": repr(self.scorer)}),
             "model": digest(model, self.model.image_encoder.state_dict(), self.model.head.state_dict()),
             "prompt": digest(_describe(text), text.state_dict()),
             "labels": digest("\n".join([*self.labels, *self.vocabulary.texts])),
@@ -311,7 +311,7 @@ class Tagger:
 
     def _score(self, pixels: Tensor, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L + F]`, or probabilities, of images on the model's device."""
-        scores = self._scorer.score(self._scorer.encode_images(pixels), label_embeds)[:, : self._with_floor]
+        scores = self.scorer.score(self.scorer.encode_images(pixels), label_embeds)[:, : self._with_floor]
         return scores if self.calibration is None else self.calibration.probabilities(scores)
 
     def _best(self, scores: Tensor) -> _Best:

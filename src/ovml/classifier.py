@@ -42,7 +42,7 @@ from ovml.training.pretrained import PretrainedClassifier
 from ovml.training.recipe import training_recipe
 from ovml.training.report import learned_summary, stage_lines
 from ovml.training.stages import LearningParts, PromptStage, Stage, VisionStage, find_stage
-from ovml.training.step_rows import StepRows
+from ovml.training.step_rows import StepRows, changes_batches
 from ovml.utils.console import notice
 from ovml.utils.images import ImageLike
 from ovml.utils.parts import warn_unless_importable
@@ -199,7 +199,7 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
         Lightning calls the public hook of the data module alone where both have one.
         """
         batch = super()._on_before_batch_transfer(batch, dataloader_idx)
-        if not self.trainer.training:
+        if not self.trainer.training or changes_batches(self, getattr(self.trainer, "datamodule", None)):
             return batch
         targets = batch["labels"][:, self.model.vocabulary_of(None).seen_slice]
         return {**batch, ROWS: StepRows(targets, self.stage)}
@@ -298,6 +298,7 @@ class OVMultiLabelClassifier(PretrainedClassifier, library_name="ovml"):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the weights that learned and the recipe; the frozen CLIP is loaded by its name."""
+        self._watch.look()
         state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: value for name, value in state if name in self._learned_names}
         checkpoint["ovml"] = {**model_recipe(self.model), "training": self.recipe}

@@ -258,7 +258,8 @@ class OpenVocabularyModel(nn.Module):
         Returns:
             A function of the columns of a set, which returns its logits `[B, L']`.
         """
-        if not (self.head.is_divided and isinstance(features, ImageFeatures) and not self.head.background):
+        several = label_embeds.dim() == 3 and not self.head.takes_pairs
+        if several or not (self.head.is_divided and isinstance(features, ImageFeatures) and not self.head.background):
             return lambda columns: self.score(features, label_embeds[columns])
         features, label_embeds = widened(features, self.head.dtype), full_precision(label_embeds, self.head.dtype)
         with torch.autocast(label_embeds.device.type, enabled=False):

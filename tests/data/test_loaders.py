@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -71,10 +72,12 @@ def fit(tiny, workers, epochs=3, streamed=False, checkpoint=None, **options):
 def on(monkeypatch):
     """Pretend to run on a machine with some cores that starts processes in some way."""
 
-    def pretend(cores=8, method="fork", script="train.py"):
+    def pretend(cores=8, method="fork", script="train.py", memory=2**40):
         monkeypatch.setattr(machine, "cores", lambda: cores)
-        monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+        monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
+        monkeypatch.setattr(machine, "shared_memory", lambda: memory)
         monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
 
     return pretend
 
@@ -99,9 +102,34 @@ def test_few_rows_and_streams_start_no_process(on, tiny):
     assert data.workers_for(data.dataset("train")) == 8
 
 
+def test_a_container_has_fewer_by_its_quota_and_its_shared_memory(on, tmp_path, monkeypatch):
+    on(8, memory=64 * 2**20)
+    assert [machine.choose_workers(range(10_000), 1, size) for size in (0, 2**20, 5 * 2**20, 2**26)] == [8, 8, 2, 0]
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+    of_all = machine.cores()
+    for text, expected in (
+        ("max 100000", of_all),
+        ("50000 100000", 1),
+        ("100000 100000", 1),
+        ("9900000 100000", of_all),
+    ):
+        (tmp_path / "cpu.max").write_text(text)
+        assert machine.cores() == expected
+
+
+def test_the_start_method_is_left_to_be_chosen(on):
+    code = "import multiprocessing as m; from ovml.data.workers import choose_workers as c; c(range(999)); "
+    subprocess.run([sys.executable, "-c", code + "m.set_start_method('spawn')"], check=True)
+
+
+def test_a_number_of_workers_is_a_number(tiny):
+    assert [Greys(clip=tiny, num_workers=n).num_workers for n in (None, 0, 3)] == [0, 0, 3]
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_no_script_of_a_user_is_run_again_by_processes_it_did_not_ask_for(on, method):
-    for script, workers in (("train.py", 0), ("/bin/ovml", 8), (r"/lib/ovml/__main__.py", 8)):
+    for script, workers in (("train.py", 0), ("/bin/ovml", 8), ("/work/ovml/train.py", 0)):
         on(8, method, script)
         assert machine.choose_workers(range(10_000)) == workers
 

@@ -412,3 +412,47 @@ def test_what_scores_its_own_labels_alone_is_not_exported(tiny, tmp_path):
         export_model(model, tmp_path / "model.pt2")
     assert "a GaussianHead scores the labels that it was fitted for" in one_line(info)
     assert not any(tmp_path.iterdir())
+
+
+def test_some_of_the_fitted_labels_have_the_scores_that_they_have_among_all(tiny):
+    model = load_model(tiny, labels=LABELS, scoring="sparc")
+    adapt(model, pictures(12), num_workers=0)
+    torch.testing.assert_close(scores(model, LABELS[1:3]), scores(model)[:, 1:3])
+
+
+def test_embeddings_in_half_precision_are_of_the_labels_that_were_fitted(tiny, tmp_path):
+    model = load_model(tiny, labels=LABELS, scoring="piaa")
+    adapt(model, pictures(12), num_workers=0)
+    fitted = model.head.label_embeds
+    nudged = torch.nn.functional.normalize(
+        fitted + 0.02 * torch.nn.functional.normalize(torch.randn_like(fitted)), dim=-1
+    )
+    assert model.head.places(nudged).tolist() == list(range(len(LABELS)))
+
+
+def test_a_threshold_is_of_the_prompt_that_it_was_found_with(tiny):
+    model = load_model(tiny, labels=LABELS)
+    adapt(model, pictures(12), num_workers=0, expected=2)
+    with pytest.raises(UserError, match="threshold: auto is of the model's own prompt") as info:
+        Tagger(model, threshold="auto", prompt="{}")
+    one_line(info)
+    with pytest.raises(UserError, match="probabilities: this model was never calibrated"):
+        Tagger(model, threshold="auto", probabilities=True)
+
+
+def test_prompts_that_name_no_label_are_refused(tiny):
+    model = load_model(tiny, labels=LABELS, scoring=sparc(["a car next to a house"]))
+    with pytest.raises(UserError, match="no prompt names one of the labels") as info:
+        adapt(model, pictures(12), num_workers=0)
+    one_line(info)
+
+
+def test_the_card_of_a_fitted_model_says_what_it_scores(tiny, tmp_path):
+    model = load_model(tiny, labels=LABELS, scoring="piaa")
+    adapt(model, pictures(12), num_workers=0)
+    save_model(model, tmp_path / "fitted")
+    save_model(load_model(tiny, labels=LABELS), tmp_path / "plain")
+    fitted, plain = ((tmp_path / name / "README.md").read_text() for name in ("fitted", "plain"))
+    for text in ("any list of label names", "--labels"):
+        assert text in plain
+        assert text not in fitted

@@ -84,3 +84,12 @@ def test_models_without_patches_of_their_own_are_refused(tiny):
         AveragedViews(model).encode_images(
             torch.zeros(1, 3, model.image_encoder.image_size, model.image_encoder.image_size)
         )
+
+
+def test_bytes_are_normalized_first():
+    model = OpenVocabularyModel("ovml-demo", ["cat", "dog"]).eval()
+    side = model.image_processor.size
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    assert torch.equal(AveragedViews(model)(pixels), AveragedViews(model)(model.normalized(pixels)))
+    with pytest.raises(UserError, match="pixel_values: are bytes; normalize them"):
+        model.image_encoder(pixels)

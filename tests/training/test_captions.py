@@ -11,6 +11,7 @@ from ovml import OpenVocabularyModel, UserError, load_model
 from ovml.data.synthetic.scenes import LABELS
 from ovml.encoders import ImageFeatures
 from ovml.heads import DualCoOpHead, SpatialSoftmaxHead
+from ovml.metrics.adapted import Adapted
 from ovml.prompts import ContextPrompt, CoOpPrompt, DualCoOpPrompt, EnsemblePrompt, TemplatePrompt
 from ovml.saving import save_model
 from ovml.training import CoOpStage
@@ -46,9 +47,11 @@ def test_a_prompt_learns_from_made_captions(grain, tmp_path):
     model = OpenVocabularyModel("ovml-demo", list(NAMES), prompt=CoOpPrompt(16, None))
     others = made_captions(60, seed=1)
     before = ranked(model, others, grain)
+    model.adapted = Adapted(2, 0, "photos", None)
     frozen = {name: value.clone() for name, value in model.state_dict().items() if name != "prompt.context"}
     learned = learn_from_captions(model, made_captions(64, 0), grain=grain, stage=PromptStage(epochs=12, batch_size=16))
     assert learned.captions == 64
+    assert (model.calibration, model.adapted) == (None, None)
     assert learned.losses[-1] < learned.losses[0] / 2
     assert ranked(model, others, grain) > before + 0.3
     assert all(value.equal(model.state_dict()[name]) for name, value in frozen.items())

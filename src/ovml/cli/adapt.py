@@ -26,7 +26,7 @@ from ovml.utils.files import MOST_BYTES, check_folder
 from ovml.utils.find_images import find_images
 from ovml.utils.lists import ListKind, read_list
 from ovml.utils.progress import track
-from ovml.vocabulary import LabelVocabulary
+from ovml.vocabulary import LabelVocabulary, label_key
 
 TEXTS = ListKind(
     noun="text",
@@ -105,7 +105,7 @@ class Adapt(Command):
         _check_out(args.out, args.overwrite)
         check_file("--compound-prompts", args.compound_prompts)
         check_file("--captions", args.captions)
-        texts = [] if text_file is None else list(dict.fromkeys(read_list(text_file, TEXTS).names))
+        texts = [] if text_file is None else list({label_key(t): t for t in read_list(text_file, TEXTS).names}.values())
         labels = chosen_labels(args)
         skipped: Counter[str] = Counter()
         images = find_images(args.images, skipped)
@@ -129,6 +129,7 @@ class Adapt(Command):
             notice(f"scoring {'piaa' if text_file is None else 'sparc'}: {model.scoring.cost}")
         if args.prompt is not None:
             model.prompt = TemplatePrompt(args.prompt).bind(model.prompt.text_encoder).eval()
+            model.calibration = None  # of another prompt
         pool = ", ".join(Path(image).resolve().name for image in args.images)
         options = {"expected": args.expected, "batch_size": args.batch_size, "num_workers": args.num_workers}
         adapted = adapt(model, track(images, "images", None), vocabulary, pool=pool, **options)

@@ -129,7 +129,7 @@ class MultiLabelDataModule(pl.LightningDataModule):
             raise UserError("data.augmentation: data.augment false does not go with it; remove one")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
+        self._asked_workers = num_workers
         self.skip_broken = skip_broken
         self.broken: set[str] = set()
         self.feature_stores: dict[Split, FeatureStore] = {}
@@ -215,11 +215,22 @@ class MultiLabelDataModule(pl.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
+    @property
+    def num_workers(self) -> int:
+        """Number of processes that was asked for, 0 if none was; `workers_for` chooses then."""
+        return self._asked_workers or 0
+
     def workers_for(self, rows: Any, quick: bool = False) -> int:
         """Number of processes that read the rows of a split; by default none where rows are `quick` to read."""
-        if self.num_workers is not None:
-            return self.num_workers
-        return 0 if quick or self.quick_rows else choose_workers(rows, getattr(self.trainer, "num_devices", 1))
+        if self._asked_workers is not None:
+            return self._asked_workers
+        return (
+            0
+            if quick or self.quick_rows
+            else choose_workers(
+                rows, getattr(self.trainer, "num_devices", 1), 3 * self.batch_size * self.image_processor.size**2
+            )
+        )
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Log every broken image once."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders.execution import Execution, bidirectional_block
+from ovml.encoders.image_processor import check_normalized
 from ovml.encoders.sources.base import PatchSource
 from ovml.utils.errors import UserError
 from ovml.utils.tensors import full_precision
@@ -234,6 +235,7 @@ class ImageEncoder(nn.Module):
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
         """Return the hidden states `[B, 1+P, W]` that enter the first block."""
+        check_normalized(pixel_values)
         hidden_states: Tensor = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixel_values))
         return hidden_states
 

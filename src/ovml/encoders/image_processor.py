@@ -193,6 +193,12 @@ class ImageProcessor:
         return pixels.float().mul_(scale).add_(shift)
 
 
+def check_normalized(pixel_values: Tensor) -> None:
+    """Raise a `UserError` for bytes, which a tower would take for numbers of up to 255."""
+    if pixel_values.dtype == torch.uint8:
+        raise UserError("pixel_values: are bytes; normalize them by OpenVocabularyModel.normalized")
+
+
 def image_bytes(image: Image.Image) -> Tensor:
     """An RGB image as bytes `[3, H, W]`, contiguous.
 

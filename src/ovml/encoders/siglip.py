@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ovml.encoders.clip import ImageEncoder, ImageFeatures, ImageTail
 from ovml.encoders.clip_text import TextEncoder
 from ovml.encoders.execution import bidirectional_block
+from ovml.encoders.image_processor import check_normalized
 from ovml.utils.errors import UserError
 
 SPACE = "▁"
@@ -89,6 +90,7 @@ class SiglipImageEncoder(ImageEncoder):
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
         """Return the hidden states `[B, P, W]` that enter the first block."""
+        check_normalized(pixel_values)
         hidden_states: Tensor = self.vision_model.embeddings(pixel_values)
         return hidden_states
 

@@ -17,8 +17,8 @@ from ovml.vocabulary import LabelVocabulary
 
 EmbedTexts = Callable[[Sequence[str]], Tensor]
 """Embeds texts as they are, `[N, D]`."""
-SAME = 1e-2
-"""Largest distance between length-one embeddings of one label, in any precision."""
+SAME = 5e-2
+"""Largest distance between length-one embeddings of one label, in any precision: bfloat16 moves them by up to 0.02."""
 
 
 class PoolFitted(nn.Module, ABC):

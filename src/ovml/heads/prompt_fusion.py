@@ -73,6 +73,8 @@ class PromptFusionHead(PoolFitted, Head):
         self.bare_embeds = F.normalize(embed(vocabulary.texts).float(), dim=-1)
         self.prompt_embeds = F.normalize(embed(self.prompts).float(), dim=-1)
         found = prompts_of_labels(self.prompts, vocabulary.texts)
+        if not any(found):
+            raise UserError("PromptFusionHead: no prompt names one of the labels; take prompts of them, or none")
         self.belongs = torch.tensor([[i in own for i in range(len(self.prompts))] for own in found])
         self._rows = []
 
@@ -137,6 +139,17 @@ def principal_direction(scores: Tensor) -> Tensor:
     return unit
 
 
+def _of_y(name: str) -> list[str]:
+    """The plural of a name that ends in -y, or the singular of one in -ies.
+
+    >>> _of_y("puppy"), _of_y("berries"), _of_y("boy"), _of_y("dog")
+    (['puppies'], ['berry'], [], [])
+    """
+    if name.endswith("ies"):
+        return [f"{name[:-3]}y"]
+    return [f"{name[:-1]}ies"] if re.search("[^aeiou]y$", name) else []
+
+
 def prompts_of_labels(prompts: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
     """The prompts that name each label, in singular or plural; names inside longer names do not count.
 
@@ -153,7 +166,7 @@ def prompts_of_labels(prompts: Sequence[str], labels: Sequence[str]) -> list[lis
                 continue
             first, _, last = name.rpartition(" ")
             plural = f"{first} {IRREGULAR[last]}".strip() if last in IRREGULAR else name
-            forms = dict.fromkeys([name, name.removesuffix("s"), f"{name}s", f"{name}es", plural])
+            forms = dict.fromkeys([name, name.removesuffix("s"), f"{name}s", f"{name}es", plural, *_of_y(name)])
             hit = next((form for form in forms if f" {form} " in text), None)
             if hit is not None:
                 found[place].append(number)

@@ -91,10 +91,10 @@ class StandardizedHead(PoolFitted, Head):
 
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Standardised scores `[B, L]`."""
-        rows = standardized(self.head(features, label_embeds))
         if not self.columns:
-            return rows
+            return standardized(self.head(features, label_embeds))
         own = self.places(label_embeds)
+        rows = standardized(self.head(features, self.label_embeds.float()))[:, own]  # over all labels, as in the fit
         return (rows - self.mean[own].float()) / self.deviation[own].float()
 
 

@@ -36,20 +36,11 @@ class ExportedModel(OpenVocabularyModel):
     It knows the labels whose embeddings are in the file beside it, and no others, since the text tower is not exported.
 
     Args:
-        path: `model.onnx` or `model.pt2`; `model.labels.safetensors` must be beside it.
+        path: `model.onnx`; `model.labels.safetensors` must be beside it. Files of torch.export are not loaded, since
+            they may hold code.
 
     Raises:
         UserError: A file is missing or damaged, the two do not fit together, or onnxruntime is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> from ovml.inference.export import export_model
-        >>> from ovml.inference.tagger import Tagger
-        >>> model = OpenVocabularyModel("ovml-demo", labels=["red circle", "blue star"])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     exported = ExportedModel(export_model(model, f"{folder}/model.pt2").path)
-        >>> Tagger(exported).labels
-        ('red circle', 'blue star')
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -63,7 +54,7 @@ class ExportedModel(OpenVocabularyModel):
         self.vocabulary = LabelVocabulary(found.labels)
         self.calibration = self.adapted = self.scoring = self.label_cache = None
         self.register_buffer("label_embeds", found.embeds)
-        self.image_encoder = _Content(self.path)  # type: ignore[assignment]
+        self.image_encoder = _Content(self.path, labels_path(self.path))  # type: ignore[assignment]
         self.head = nn.Identity()  # type: ignore[assignment]
         advice = self._advice("--prompt TEMPLATE")
         self.prompt: Any = _NoText(f"prompt: {self.path.name} has no text tower; {advice}")
@@ -118,14 +109,14 @@ class ExportedModel(OpenVocabularyModel):
 
 
 class _Content(nn.Module):
-    """The digest of a file, where a model has its weights: an interrupted run continues with the same file only."""
+    """The digest of files, where a model has its weights: an interrupted run continues with the same files only."""
 
     patch_source = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, labels: Path) -> None:
         super().__init__()
         digest = hashlib.sha256()
-        for part in filter(Path.is_file, (path, data_path(path))):
+        for part in filter(Path.is_file, (path, data_path(path), labels)):
             with part.open("rb") as file:
                 while block := file.read(2**20):
                     digest.update(block)
@@ -145,6 +136,10 @@ class _NoText(nn.Module):
 
 
 def _open(path: Path) -> Traced:
+    if path.suffix.lower() != FORMATS["onnx"]:
+        raise UserError(
+            f"model {path}: is not loaded, since torch runs what such a file may hold; take an ONNX file, or the model"
+        )
     if not path.is_file():
         raise UserError(f"model {path}: no such file; check the path, or write one with 'ovml export --out {path}'")
     try:

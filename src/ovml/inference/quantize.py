@@ -92,8 +92,11 @@ def quantize_file(plain: Path, out: Path, pixel_values: Tensor | None, label_emb
         UserError: onnxruntime cannot quantize the model.
     """
     onnx, quantization = import_module("onnx"), import_module("onnxruntime.quantization")
+    matrices = tower_matrices(onnx.load(plain, load_external_data=False))
+    if not matrices:  # onnxruntime would take all products then, those of the head too
+        raise UserError("quantize: no matrix products of the image tower were found in the file; leave quantize out")
     options: dict[str, Any] = {
-        "nodes_to_quantize": tower_matrices(onnx.load(plain, load_external_data=False)),
+        "nodes_to_quantize": matrices,
         "per_channel": True,
         "weight_type": quantization.QuantType.QInt8,
         "use_external_data_format": data_path(plain).exists(),

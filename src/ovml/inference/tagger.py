@@ -118,8 +118,12 @@ class Tagger:
         self.batch_size = default_batch_size(model.device) if batch_size is None else batch_size
         adapted = model.adapted if threshold == "auto" and not probabilities else None
         self.score_threshold = None if adapted is None else adapted.threshold
+        if self.score_threshold is not None and prompt is not None:
+            raise UserError(
+                "threshold: auto is of the model's own prompt; leave out prompt, or run 'ovml adapt' with it"
+            )
         if threshold == "auto" and self.score_threshold is None:
-            if model.calibration is None:
+            if model.calibration is None and not probabilities:
                 raise UserError(
                     "threshold: auto needs a threshold of the model's own; run 'ovml adapt' with an expected number of "
                     "labels, which needs no labelled image, or validate the model on labelled images"

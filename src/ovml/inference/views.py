@@ -61,7 +61,8 @@ class AveragedViews:
 
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
-        """Features of normalised images `[B, 3, H, W]` whose patches are averaged over the views."""
+        """Features of images `[B, 3, H, W]`, bytes or normalised ones, whose patches are averaged over the views."""
+        pixel_values = self.model.normalized(pixel_values).to(self.model.dtype)
         views = (pixel_values, grey(pixel_values), blurred(pixel_values))
         whole, patches = zip(*map(self._features, views), strict=True)
         side = self._side(patches[0].shape[1])

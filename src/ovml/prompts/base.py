@@ -34,6 +34,9 @@ class PromptLearner(Part, nn.Module, ABC):
     gives_several: bool = False
     """Whether embeddings are `[L, K, D]`, of several texts of each label, whose best counts; see `EnsemblePrompt`."""
 
+    embeds_apart: bool = False
+    """Whether the embedding of a label depends on its own text alone, so that processes may embed a share each."""
+
     def bind(self, text_encoder: TextEncoder) -> PromptLearner:
         """Attach a text tower; returns the learner itself."""
         self.text_encoder = text_encoder

@@ -32,6 +32,8 @@ class ContextPrompt(PromptLearner):
         8
     """
 
+    embeds_apart = True
+
     context: nn.Parameter
     context_ids: Tensor
 

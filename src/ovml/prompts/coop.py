@@ -46,6 +46,8 @@ class CoOpPrompt(PromptLearner):
         (8, 2)
     """
 
+    embeds_apart = True
+
     context: nn.Parameter
 
     def __init__(

@@ -41,6 +41,8 @@ class DeepPrompt(PromptLearner):
         (torch.Size([2, 4]), 2)
     """
 
+    embeds_apart = True
+
     tokens: nn.Parameter
 
     def __init__(

@@ -36,6 +36,8 @@ class DualCoOpPrompt(PromptLearner):
         True
     """
 
+    embeds_apart = True
+
     gives_pairs = True
     present_context: nn.Parameter
     absent_context: nn.Parameter

@@ -86,6 +86,8 @@ class EnsemblePrompt(PromptLearner):
         True
     """
 
+    embeds_apart = True
+
     def __init__(
         self,
         templates: str | Sequence[str] | None = None,

@@ -26,6 +26,8 @@ class TemplatePrompt(PromptLearner):
         'a drawing of a {}'
     """
 
+    embeds_apart = True
+
     def __init__(self, templates: str | Sequence[str] = MKT_TEMPLATE) -> None:
         super().__init__()
         self.templates = [templates] if isinstance(templates, str) else list(templates)

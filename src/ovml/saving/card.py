@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovml.heads.pool import PoolFitted
 from ovml.metrics.adapted import Adapted
 from ovml.metrics.results import FILES
 from ovml.metrics.tables import ROW_TITLES, Rows, markdown_table, metric_order, percent, protocol_titles
@@ -131,8 +132,20 @@ def model_card(
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     title = _escaped(source.rstrip("/").rpartition("/")[2])
     code, argument = json.dumps(source, ensure_ascii=False), on_one_line(shlex.quote(source))
+    scope = "It scores any list of label names, including\nnames that were not seen in training."
+    chosen, given = 'labels=["cat", "black cat", "harbour"], ', '--labels "cat,black cat,harbour" '
+    if isinstance(model.head, PoolFitted) and model.head.needs_pool:
+        scope, chosen, given = "It scores the labels\nthat it was fitted for, or some of them.", "", ""
     body = TEMPLATE.read_text(encoding="utf-8").format(
-        title=title, version=__version__, source=code, argument=argument, facts=table, evaluation=evaluation
+        scope=scope,
+        chosen=chosen,
+        given=given,
+        title=title,
+        version=__version__,
+        source=code,
+        argument=argument,
+        facts=table,
+        evaluation=evaluation,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 

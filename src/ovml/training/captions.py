@@ -106,6 +106,7 @@ def learn_from_captions(
     features = caption_features(prompt.text_encoder, kept, grain)
     losses = _learn(prompt, vocabulary, features, targets, stage, loss, seed)
     model.forget_labels()
+    model.calibration = model.adapted = None  # of other label embeddings
     unnamed = [name for name, has in zip(vocabulary.names, targets.any(dim=0).tolist(), strict=True) if not has]
     return Learned(len(kept), len(captions) - len(kept), tuple(unnamed), tuple(losses))
 

@@ -61,29 +61,28 @@ def embed_over_processes(embed: Callable[[tuple[str, ...]], Tensor], names: tupl
     size = world_size()
     if size == 1 or len(names) < size:
         return embed(names)
-    own = full_precision(embed(names[distributed.get_rank() :: size]))
-    gathered: Tensor = _Gathered.apply(own, -(-len(names) // size))  # type: ignore[no-untyped-call]
+    own, length = names[distributed.get_rank() :: size], -(-len(names) // size)
+    own += own[-1:] * (length - len(own))  # shares of one length: all processes call their towers as often
+    gathered: Tensor = _Gathered.apply(full_precision(embed(own)))  # type: ignore[no-untyped-call]
     return gathered.transpose(0, 1).flatten(0, 1)[: len(names)]
 
 
 class _Gathered(torch.autograd.Function):
-    """Rows `[l, ...]` of all processes, padded to one length: `[size, length, ...]`."""
+    """Rows `[l, ...]` of all processes, which have equally many: `[size, l, ...]`."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, length: int) -> Tensor:
-        ctx.rows, ctx.device = len(own), own.device
-        padded = torch.zeros(length, *own.shape[1:], dtype=own.dtype, device=own.device)
-        padded[: len(own)] = own
-        found = [torch.empty_like(padded) for _ in range(world_size())]
-        distributed.all_gather(found, padded)
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        ctx.device, own = own.device, own.contiguous()
+        found = [torch.empty_like(own) for _ in range(world_size())]
+        distributed.all_gather(found, own)
         return torch.stack(found)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         total = torch.empty(gradient.shape, dtype=gradient.dtype, device=ctx.device).copy_(gradient)
         distributed.all_reduce(total)
-        return total[distributed.get_rank(), : ctx.rows], None
+        return total[distributed.get_rank()]
 
 
 def ignore_constant_buffers(model: nn.Module) -> None:

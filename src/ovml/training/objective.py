@@ -216,8 +216,10 @@ def scored_labels(
         drawn = drawn_labels((targets == 1).cpu(), stage.labels_per_step, stage.keeps_present)
     if drawn is None:
         places: Tensor | slice = vocabulary.seen_slice
-        embeds = model.embed_labels()[places] if stage.fixed_prompt else embed_over_processes(model.prompt.embed, texts)
-        return embeds, targets, places
+        if stage.fixed_prompt:
+            return model.embed_labels()[places], targets, places
+        embed = model.prompt.embed
+        return embed_over_processes(embed, texts) if model.prompt.embeds_apart else embed(texts), targets, places
     columns = drawn.to(targets.device, non_blocking=True)
     embeds = model.embed_labels()[columns] if stage.fixed_prompt else model.prompt.embed_some(texts, drawn)
     return embeds, targets[:, columns], columns

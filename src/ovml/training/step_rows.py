@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from ovml.training.stages import Stage
@@ -42,6 +44,15 @@ class StepRows:
     def select(self, values: Tensor) -> Tensor:
         """The rows `[images, ...]` of a tensor `[B, ...]` that take part."""
         return values if self.kept is None else values[self.kept.to(values.device, non_blocking=True)]
+
+
+def changes_batches(module: LightningModule, datamodule: LightningDataModule | None) -> bool:
+    """Whether hooks of the user's may change a batch on the device, so that nothing can be counted before."""
+    return any(
+        owner is not None and is_overridden(hook, owner, parent)
+        for owner, parent in ((module, LightningModule), (datamodule, LightningDataModule))
+        for hook in ("on_after_batch_transfer", "transfer_batch_to_device")
+    )
 
 
 def drawn_labels(present: Tensor, number: int, keeps_present: bool) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -88,8 +89,12 @@ def fit(
         # A fast_dev_run writes neither checkpoints nor results.
         return RunFolder(root / "fast_dev_run") if options.get("fast_dev_run") else RunFolder.new(root)
 
-    with quiet_libraries():
-        run = fit_stages(model, datamodule, make_trainer, RunFolder.find(ckpt_path, root) if ckpt_path else new_run)
+    products = torch.get_float32_matmul_precision()
+    try:
+        with quiet_libraries():
+            run = fit_stages(model, datamodule, make_trainer, RunFolder.find(ckpt_path, root) if ckpt_path else new_run)
+    finally:
+        torch.set_float32_matmul_precision(products)
     if not is_quiet():
         show_run(run, model.evaluation.titles, not options.get("fast_dev_run"))
     return run

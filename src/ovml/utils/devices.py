@@ -79,7 +79,8 @@ def multiplies(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
     """
     kind = torch.device(device).type
     if dtype == torch.bfloat16 and kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if dtype in (torch.bfloat16, torch.float16) and kind == "cpu":
         check = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
         built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -63,7 +63,6 @@ class World:
         columns: Metrics of its table, with their titles.
         clip: Its CLIP, `{seed}` where each seed has one; of the configuration if it is empty.
         style: Folder of pictures in another style, in which runs are tested too.
-        without: Groups of variants that are not run on it.
     """
 
     name: str
@@ -71,7 +70,6 @@ class World:
     columns: dict[str, str]
     clip: str = ""
     style: Path | None = None
-    without: tuple[str, ...] = ()
 
     def options(self, seed: int) -> list[str]:
         """Options that all runs of a seed have."""
@@ -84,8 +82,7 @@ class World:
 
     def variants(self, groups: list[str]) -> dict[str, list[str]]:
         """Options by name; MKT first."""
-        chosen = [GROUPS[group] for group in groups if group not in self.without]
-        return {name: options for group in chosen for name, options in group.items()}
+        return {name: options for group in groups for name, options in GROUPS[group].items()}
 
 
 def measure(world: World, root: Path, variant: str, seed: int, options: list[str], threads: int) -> None:
@@ -220,7 +217,6 @@ def worlds(args: argparse.Namespace) -> list[World]:
             {**METRICS, **style, **VALIDATION},
             args.emoji_clip,
             args.style,
-            without=("rates",),
         ),
     ]
     return [world for world in found if world.name in args.worlds]

@@ -55,16 +55,16 @@ def variants(settings: Settings, num_seen: int) -> dict[str, list[str]]:
         settings: Of the CLIP.
         num_seen: Number of seen labels, by which QKS's loss is scaled.
     """
-    prompt = ("training.PromptStage", {"epochs": settings.prompt_epochs, "warmup_epochs": settings.prompt_epochs / 4})
+    prompt = ("PromptStage", {"epochs": settings.prompt_epochs, "warmup_epochs": settings.prompt_epochs / 4})
     ladder = {"epochs": settings.epochs, "warmup_epochs": 1, "lr": 1e-2, "num_layers": settings.blocks}
-    best = [*MATCHING, *UNDISTILLED, *stages(("training.LadderStage", {**ladder, "num_adapters": 3}), prompt)]
+    best = [*MATCHING, *UNDISTILLED, *stages(("LadderStage", {**ladder, "num_adapters": 3}), prompt)]
     return {
         "MKT": [],
         "no distillation": UNDISTILLED,
         "distillation weight 0.1": ["--model.distillation_weight", "0.1"],
         "distillation weight 1": ["--model.distillation_weight", "1"],
-        "global stream only": part("head", "heads.GlobalHead"),
-        "local stream only": part("head", "heads.LocalHead", top_k=settings.local),
+        "global stream only": part("head", "GlobalHead"),
+        "local stream only": part("head", "LocalHead", top_k=settings.local),
         "template 'a photo of a {}'": ["--model.prompt.template", "a photo of a {}"],
         "ranking, temperature 0.1": ["--model.loss.temperature", "0.1"],
         "ranking, temperature 0.03": ["--model.loss.temperature", "0.03"],
@@ -83,11 +83,11 @@ def ram(**rates: float) -> list[str]:
     average = {"decay": 0.9997, "each_epoch": True, "copied": ["model.head.tau_global"]}
     callbacks = [{"class_path": "ovml.training.callbacks.LearnedEMA", "init_args": average}]
     return [
-        *part("head", "heads.RAMHead", local_temperature=2e-3, epsilon=0.1, knowledge=0.05),
-        *part("prompt", "prompts.DeepPrompt", template="A photo of a {}.", num_layers=3, num_tokens=4),
-        *part("loss", "losses.MultiMatchingLoss"),
+        *part("head", "RAMHead", local_temperature=2e-3, epsilon=0.1, knowledge=0.05),
+        *part("prompt", "DeepPrompt", template="A photo of a {}.", num_layers=3, num_tokens=4),
+        *part("loss", "MultiMatchingLoss"),
         *UNDISTILLED,
-        *stages(("training.RAMStage", {"num_layers": 3, "num_tokens": 8, **rates})),
+        *stages(("RAMStage", {"num_layers": 3, "num_tokens": 8, **rates})),
         *["--data.augmentation", "ovml.data.RAMAugmentation", "--data.batch_size", "32"],
         *["--data.eval_batch_size", "512", "--data.reshuffle", "false", "--data.drop_last", "true"],
         *["--trainer.callbacks", json.dumps(callbacks)],
@@ -100,11 +100,11 @@ def qks(settings: Settings, num_seen: int) -> list[str]:
     loss = {"gamma_absent": 4.0, "gamma_present": 0.0, "clip": 0.0, "detach_focus": True, "eps": 1e-5}
     stage = {"epochs": settings.epochs + settings.prompt_epochs, "lr": settings.qks_lr, "min_lr": 0.0}
     return [
-        *part("head", "heads.QKSHead", **settings.qks),
-        *part("prompt", "prompts.TemplatePrompt", templates=templates),
-        *part("loss", "losses.AsymmetricLoss", **loss, factor=1000 / num_seen),
+        *part("head", "QKSHead", **settings.qks),
+        *part("prompt", "TemplatePrompt", templates=templates),
+        *part("loss", "AsymmetricLoss", **loss, factor=1000 / num_seen),
         *UNDISTILLED,
-        *stages(("training.HeadStage", {**stage, "warmup_epochs": 0, "weight_decay": 1e-4})),
+        *stages(("HeadStage", {**stage, "warmup_epochs": 0, "weight_decay": 1e-4})),
         *CUTOUT,
     ]
 
@@ -113,10 +113,10 @@ def dualcoop(settings: Settings) -> list[str]:
     """DualCoOp with the loss, rate and augmentation of dualcoop_coco.yaml; fewer epochs."""
     loss = {"gamma_absent": 2.0, "gamma_present": 1.0, "clip": 0.05, "detach_focus": True, "eps": 1e-6}
     return [
-        *part("head", "heads.DualCoOpHead", temperature=0.05, scale=100.0),
-        *part("prompt", "prompts.DualCoOpPrompt", num_context=settings.context),
-        *part("loss", "losses.AsymmetricLoss", **loss, reduction="sum", factor=0.01),
-        *stages(("training.CoOpStage", {"epochs": settings.epochs + settings.prompt_epochs})),
+        *part("head", "DualCoOpHead", temperature=0.05, scale=100.0),
+        *part("prompt", "DualCoOpPrompt", num_context=settings.context),
+        *part("loss", "AsymmetricLoss", **loss, reduction="sum", factor=0.01),
+        *stages(("CoOpStage", {"epochs": settings.epochs + settings.prompt_epochs})),
         *["--data.batch_size", "32", "--data.flip", "0", *CUTOUT],
     ]
 

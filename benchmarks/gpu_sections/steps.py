@@ -44,6 +44,10 @@ def _vision_step(
     bench: Bench, batch: int, matmul: str = "high", mixed: bool = False, compiled: bool = False, fused: bool = False
 ) -> Run:
     from ovml import OVMultiLabelClassifier, VisionStage
+    from ovml.encoders.held import hold_frozen
+    from ovml.training.objective import ROWS
+    from ovml.training.optim import fuse
+    from ovml.training.step_rows import StepRows
 
     _check_compiler(bench, compiled)
     torch.set_float32_matmul_precision(matmul)
@@ -52,11 +56,17 @@ def _vision_step(
     classifier = OVMultiLabelClassifier(bench.clip(), labels, **options).to(bench.device).train()
     classifier.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer
     groups = stage.parameter_groups(classifier.learning_parts)
-    optimizer = torch.optim.AdamW(groups, fused=True) if fused else stage.optimizer(groups)
+    classifier.start_stage(stage)
+    optimizer = stage.optimizer(groups)
+    if fused:
+        fuse(optimizer, bench.device.type)
+    hold_frozen(classifier._blocks, torch.bfloat16 if mixed else None)
+    targets = bench.targets(batch, len(labels))
     data = {
         "pixel_values": bench.randn(batch, 3, bench.side, bench.side),
-        "labels": bench.targets(batch, len(labels)),
+        "labels": targets,
         "image_id": [str(i) for i in range(batch)],
+        ROWS: StepRows(targets.cpu(), stage),  # counted before a batch goes to the device
     }
 
     def step() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from my_parts import MaxPatchHead
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import SiglipConfig, SiglipModel
 
 from ovml import OpenVocabularyModel, Tagger, UserError, load_model
@@ -456,3 +457,20 @@ def test_the_card_of_a_fitted_model_says_what_it_scores(tiny, tmp_path):
     for text in ("any list of label names", "--labels"):
         assert text in plain
         assert text not in fitted
+
+
+@pytest.mark.parametrize("scoring", ["piaa", "sparc", sparc(["a cat next to a dog", "an owl and a bee"])], ids=str)
+def test_a_damaged_fit_is_one_line(scoring, tiny, tmp_path):
+    model = load_model(tiny, labels=LABELS, scoring=scoring)
+    adapt(model, pictures(12), num_workers=0)
+    save_model(model, tmp_path / "saved")
+    file = tmp_path / "saved" / "model.safetensors"
+    whole = load_file(file)
+    fitted = [name for name, value in whole.items() if name.startswith("head.") and value.dim()]
+    assert {"head.label_embeds", *(f"head.{name}" for name in model.head.fitted_shapes(5, 16))} <= set(fitted)
+    for name in fitted:
+        for shape in ((7, 3), (5, 7), (2,), (1, 1, 1)):
+            save_file({**whole, name: torch.zeros(shape, dtype=whole[name].dtype)}, file, {"format": "pt"})
+            with pytest.raises(UserError) as info:
+                Tagger(load_model(tmp_path / "saved"), num_workers=0).predict(pictures(1))
+            one_line(info)

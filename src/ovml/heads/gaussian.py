@@ -114,6 +114,10 @@ class GaussianHead(PoolFitted, Head):
         self._not_found = (labels[sure].bincount(minlength=len(sizes)) == 0).nonzero().flatten().tolist()
         self._kept = []
 
+    def fitted_shapes(self, num_labels: int, width: int) -> dict[str, tuple[int, ...]]:
+        """A weight for each label, and its bias."""
+        return {"weight": (width, num_labels), "bias": (num_labels,)}
+
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L]`, which sum to 1 for each image."""
         check_several(label_embeds)

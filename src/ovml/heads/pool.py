@@ -42,6 +42,17 @@ class PoolFitted(nn.Module, ABC):
             if (saved := state_dict.get(f"{prefix}{name}")) is not None:
                 setattr(self, name, buffer.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        errors: list[str] = args[-1]
+        if self.label_embeds.dim() != 2:
+            errors.append(f"{prefix}label_embeds has {self.label_embeds.dim()} dimensions")
+        elif len(self.label_embeds):
+            for name, shape in self.fitted_shapes(*self.label_embeds.shape).items():
+                if (found := tuple(getattr(self, name).shape)) != shape:
+                    errors.append(f"{prefix}{name} is of shape {list(found)} where {list(shape)} is expected")
+
+    def fitted_shapes(self, num_labels: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of what was fitted, by the names of the buffers."""
+        return {}
 
     def begin(self, vocabulary: LabelVocabulary, label_embeds: Tensor, embed: EmbedTexts) -> None:
         """Start to fit.
@@ -92,6 +103,11 @@ class PoolFitted(nn.Module, ABC):
         name = type(self).__name__
         if not len(self.label_embeds):
             raise UserError(f"{name}: not fitted yet; run 'ovml adapt' on a folder of images without labels first")
+        if label_embeds.shape[-1] != self.label_embeds.shape[-1]:
+            raise UserError(
+                f"{name}: was fitted for embeddings of {self.label_embeds.shape[-1]} numbers, the model has "
+                f"{label_embeds.shape[-1]}; fit it again"
+            )
         asked, fitted = F.normalize(label_embeds.float(), dim=-1), self.label_embeds.float()
         best = (asked @ fitted.T).argmax(dim=-1)
         # Not by the product, which may be rounded as much as half precision.

@@ -107,6 +107,16 @@ class PromptFusionHead(PoolFitted, Head):
         self.directions = directions
         self._rows = []
 
+    def fitted_shapes(self, num_labels: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Embeddings, which prompt is of which label, statistics of both, and a direction for each label."""
+        number = len(self.prompts)
+        most = int(self.belongs.sum(dim=-1).max()) if self.belongs.dim() else 0
+        return {
+            **{"bare_embeds": (num_labels, width), "prompt_embeds": (number, width), "belongs": (num_labels, number)},
+            **dict.fromkeys(("mean", "deviation"), (num_labels + number,)),
+            "directions": (num_labels, most + 1),
+        }
+
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Scores `[B, L]`."""
         own = self.places(label_embeds)

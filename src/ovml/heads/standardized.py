@@ -89,6 +89,10 @@ class StandardizedHead(PoolFitted, Head):
         self.mean, self.deviation = (values.squeeze(0) for values in mean_and_deviation(rows, dim=0))
         self._rows = []
 
+    def fitted_shapes(self, num_labels: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Mean and deviation of each label."""
+        return dict.fromkeys(("mean", "deviation"), (num_labels,))
+
     def forward(self, features: ImageFeatures, label_embeds: Tensor) -> Tensor:
         """Standardised scores `[B, L]`."""
         if not self.columns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from ovml.utils.errors import UserError, first_line
@@ -79,7 +81,8 @@ def multiplies(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
     """
     kind = torch.device(device).type
     if dtype == torch.bfloat16 and kind == "cuda":
-        with torch.cuda.device(device):
+        index = torch.device(device).index
+        with nullcontext() if index is None else torch.cuda.device(index):  # the question is of the current device
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if dtype in (torch.bfloat16, torch.float16) and kind == "cpu":
         check = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"

@@ -70,7 +70,7 @@ def test_training_evaluation_and_prediction_give_the_tower_the_same_pixels(tiny,
             lambda module, args, seen=seen: seen.append(args[0].to(module.patch_embedding.weight.dtype))
         )
         normalize = model.model.image_processor.normalize_pixels if is_normalized else (lambda pixels: pixels)
-        loader = DataLoader(rows(normalize(images())), 3)
+        loader = DataLoader(rows(normalize(images())), batch_size=3)
         trainer = Trainer(max_epochs=1, accelerator="cpu", precision=precision, num_sanity_val_steps=0, **QUIET)
         trainer.fit(model, loader, loader)
         results.append(float(trainer.callback_metrics["train/loss"]))

@@ -60,9 +60,9 @@ def adapt(
         >>> from PIL import Image
         >>> from ovml.heads import GaussianHead
         >>> model = OpenVocabularyModel("ovml-demo", ["red circle", "blue star"], head=GaussianHead(per_label=8))
-        >>> pool = [Image.effect_noise((80, 80), 50).convert("RGB") for _ in range(4)]
-        >>> adapt(model, pool, pool="noise").summary()
-        '4 images of noise, without labels'
+        >>> pool = [Image.effect_mandelbrot((80, 80), (-2, -1.5, i, 1.5), 40).convert("RGB") for i in range(1, 5)]
+        >>> adapt(model, pool, pool="fractals").summary()
+        '4 images of fractals, without labels'
     """
     if model.scoring is not None and model.scoring.second_pass:
         raise UserError("scoring: a second look is neither fitted nor saved with a model; take piaa or sparc")

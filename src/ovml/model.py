@@ -168,6 +168,11 @@ class OpenVocabularyModel(nn.Module):
             return self.image_processor.normalize_pixels(pixel_values)
         return pixel_values
 
+    @property
+    def looks_again(self) -> bool:
+        """Whether a `Tagger` looks a second time at the labels that stand out; see `Scoring.second_pass`."""
+        return self.scoring is not None and self.scoring.second_pass
+
     def scored_by(self, scoring: Scoring) -> OpenVocabularyModel:
         """This model with another head and source of patches; towers and prompt are shared.
 

@@ -18,8 +18,9 @@ from ovml.data.synthetic.scenes import draw_scene
 from ovml.encoders import ImageFeatures, make_encoders
 from ovml.encoders.sources import SCLIP, CLIPSurgery, MaskCLIP
 from ovml.heads import CosineHead, GaussianHead, PatchSoftmaxHead, StandardizedHead, SurgeryHead, TwoStreamHead
+from ovml.heads.pool import fitted_part
 from ovml.heads.scoring import SCORINGS, Scoring, patches, scoring_of, sparc
-from ovml.inference.adapt import Sample, adapt, fitted_part
+from ovml.inference.adapt import Sample, adapt
 from ovml.inference.compound_prompts import compound_prompts
 from ovml.inference.explain import explain
 from ovml.inference.export import export_model

@@ -111,8 +111,9 @@ class Adapt(Command):
         images = find_images(args.images, skipped)
 
         from ovml.cli.models import model_and_labels
+        from ovml.heads.pool import fitted_part
         from ovml.heads.scoring import piaa, sparc
-        from ovml.inference.adapt import adapt, fitted_part
+        from ovml.inference.adapt import adapt
         from ovml.prompts import TemplatePrompt
         from ovml.saving import save_model
 

@@ -224,13 +224,10 @@ class MultiLabelDataModule(pl.LightningDataModule):
         """Number of processes that read the rows of a split; by default none where rows are `quick` to read."""
         if self._asked_workers is not None:
             return self._asked_workers
-        return (
-            0
-            if quick or self.quick_rows
-            else choose_workers(
-                rows, getattr(self.trainer, "num_devices", 1), 3 * self.batch_size * self.image_processor.size**2
-            )
-        )
+        if quick or self.quick_rows:
+            return 0
+        batch_bytes = 3 * self.batch_size * self.image_processor.size**2
+        return choose_workers(rows, getattr(self.trainer, "num_devices", 1), batch_bytes)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Log every broken image once."""

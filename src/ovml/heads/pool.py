@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovml.encoders import ImageFeatures
-from ovml.heads.base import check_several
+from ovml.heads.base import Head, check_several
 from ovml.utils.errors import UserError
 from ovml.vocabulary import LabelVocabulary
 
@@ -117,3 +117,8 @@ class PoolFitted(nn.Module, ABC):
                 "it again with all labels, or score fewer"
             )
         return best
+
+
+def fitted_part(head: Head) -> PoolFitted | None:
+    """The head, if it is fitted on images without labels."""
+    return head if isinstance(head, PoolFitted) and head.needs_pool else None

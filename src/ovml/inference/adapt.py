@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ovml.encoders import ImageFeatures, widened
-from ovml.heads import Head
-from ovml.heads.pool import PoolFitted
+from ovml.heads.pool import fitted_part
 from ovml.inference.tagger import Tagger, inference
 from ovml.metrics.adapted import Adapted, ScoreThreshold, check_expected
 from ovml.model import OpenVocabularyModel
@@ -64,7 +63,7 @@ def adapt(
         >>> adapt(model, pool, pool="fractals").summary()
         '4 images of fractals, without labels'
     """
-    if model.scoring is not None and model.scoring.second_pass:
+    if model.looks_again:
         raise UserError("scoring: a second look is neither fitted nor saved with a model; take piaa or sparc")
     head = fitted_part(model.head)
     if head is None and expected is None:
@@ -107,11 +106,6 @@ def adapt(
     model.vocabulary = tagger.vocabulary
     model.adapted = Adapted(sample.seen, unreadable, pool, threshold)
     return model.adapted
-
-
-def fitted_part(head: Head) -> PoolFitted | None:
-    """The head, if it is fitted on images without labels."""
-    return head if isinstance(head, PoolFitted) and head.needs_pool else None
 
 
 def _check_several(sample: Sample, unreadable: int) -> None:

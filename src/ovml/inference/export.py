@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ovml.encoders.execution import Execution
-from ovml.inference.adapt import fitted_part
+from ovml.heads.pool import fitted_part
 from ovml.inference.export_formats import (
     FORMATS,
     Run,
@@ -143,7 +143,7 @@ def export_model(
     if calibrate is not None and quantize is None:
         raise UserError("calibrate: sets the scales of a quantized file; give quantize too, or leave it out")
     check_packages(format, quantized=quantize is not None)
-    if model.scoring is not None and model.scoring.second_pass:
+    if model.looks_again:
         raise UserError("scoring: a second look depends on what an image shows, and is not exported; take patches")
     if fitted_part(model.head) is not None:
         raise UserError(

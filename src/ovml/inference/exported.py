@@ -74,9 +74,7 @@ class ExportedModel(OpenVocabularyModel):
 
     def encode_images(self, pixel_values: Tensor) -> Any:
         """Normalized images `[B, 3, H, W]`, of bytes or normalized ones: the file encodes and scores them in one."""
-        if pixel_values.dtype == torch.uint8:
-            pixel_values = self.image_processor.normalize_pixels(pixel_values)
-        return pixel_values
+        return self.normalized(pixel_values)
 
     def embed_labels(self, labels: Labels = None, prompt: PromptLearner | None = None) -> Tensor:
         """Label embeddings `[L, D]` of the file beside the model.

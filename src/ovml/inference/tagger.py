@@ -109,8 +109,7 @@ class Tagger:
         if isinstance(threshold, (int, float)) and not math.isfinite(threshold):
             raise UserError(f"threshold must be a finite number; got {threshold}")
         self.model = model
-        again = model.scoring is not None and model.scoring.second_pass
-        self.scorer: Any = SecondPass(model) if again else model
+        self.scorer: Any = SecondPass(model) if model.looks_again else model
         self.vocabulary = model.vocabulary_of(labels)
         self.labels = self.vocabulary.names
         self.top_k = len(self.labels) if top_k is None else min(top_k, len(self.labels))

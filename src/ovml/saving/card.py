@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovml.heads.pool import PoolFitted
+from ovml.heads.pool import fitted_part
 from ovml.metrics.adapted import Adapted
 from ovml.metrics.results import FILES
 from ovml.metrics.tables import ROW_TITLES, Rows, markdown_table, metric_order, percent, protocol_titles
@@ -134,7 +134,7 @@ def model_card(
     code, argument = json.dumps(source, ensure_ascii=False), on_one_line(shlex.quote(source))
     scope = "It scores any list of label names, including\nnames that were not seen in training."
     chosen, given = 'labels=["cat", "black cat", "harbour"], ', '--labels "cat,black cat,harbour" '
-    if isinstance(model.head, PoolFitted) and model.head.needs_pool:
+    if fitted_part(model.head) is not None:
         scope, chosen, given = "It scores the labels\nthat it was fitted for, or some of them.", "", ""
     body = TEMPLATE.read_text(encoding="utf-8").format(
         scope=scope,

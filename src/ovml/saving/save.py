@@ -42,7 +42,7 @@ def save_model(
     Raises:
         UserError: A part cannot be described, the folder holds other files, or cannot be written.
     """
-    if model.scoring is not None and model.scoring.second_pass:
+    if model.looks_again:
         raise UserError("scoring: a second look is not saved with a model; name it when the plain CLIP is loaded")
     target = Path(folder).resolve()  # a link to a folder stays a link
     training = training or {}

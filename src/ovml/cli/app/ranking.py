@@ -11,8 +11,8 @@ from PIL import Image
 
 from ovml.cli.app.pictures import open_picture, stamp
 from ovml.data.synthetic.scenes import LABELS as DEMO_LABELS
+from ovml.heads.pool import fitted_part
 from ovml.heads.scoring import SCORINGS
-from ovml.inference.adapt import fitted_part
 from ovml.inference.patches import LabelEvidence, PatchGrid, find_labels
 from ovml.inference.tagger import LabelScore, Tagger
 from ovml.model import OpenVocabularyModel
